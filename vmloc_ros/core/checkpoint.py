@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One safetensors file: weights and, in its metadata, all that is needed to use them. No pickle."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import vmloc_ros
+from vmloc_ros.core.config import from_mapping, to_mapping
+from vmloc_ros.core.errors import CheckpointError, ConfigError
+from vmloc_ros.core.files import write_aside
+from vmloc_ros.core.models import ModelConfig, VMLoc, build_model
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+
+FORMAT = "vmloc_ros-checkpoint"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """What the covariance rests on beside the posterior's samples: residuals on held-out training data.
+
+    Attributes:
+        residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
+            the body.
+        samples: posterior samples drawn for each estimate.
+    """
+
+    residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
+    samples: int = 32
+
+    def __post_init__(self) -> None:
+        if min(self.residual_std) <= 0 or self.samples < 2:
+            raise ValueError(f"residuals must be positive and samples at least 2, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointHeader:
+    """Everything in a checkpoint but the weights.
+
+    Attributes:
+        map_frame: frame of the poses.
+        body_frame: the frame whose pose is predicted.
+        training: free-form record: data, configuration, library versions.
+        metrics: validation figures by name.
+    """
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    pose_codec: PoseCodec
+    map_frame: str
+    body_frame: str
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, header: CheckpointHeader, weights: Mapping[str, Tensor]) -> None:
+    """Write atomically: a reader sees the old file or the whole new one.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full; an existing file stays as it was.
+    """
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "vmloc_ros": vmloc_ros.__version__,
+        "header": json.dumps(to_mapping(header)),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with write_aside(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def read_header(path: Path) -> CheckpointHeader:
+    """The header alone: fast, reads no weights.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or of another version.
+    """
+    with _open(path) as file:
+        return _parse_header(path, file.metadata() or {})
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[CheckpointHeader, VMLoc]:
+    """Rebuild the model in evaluation mode; never touches the network.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign, of another version, or its weights do not fit.
+    """
+    with _open(path) as file:
+        header = _parse_header(path, file.metadata() or {})
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    model = build_model(header.model, Preprocessor(header.preprocess).channels)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: weights do not fit model {header.model.name!r}: {reason}") from error
+    return header, model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; train one with `vmloc train` or correct the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a vmloc_ros checkpoint: {error}") from error
+
+
+def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is a safetensors file but not a vmloc_ros checkpoint; make one with `vmloc train`")
+    if metadata.get("version") != str(VERSION):
+        raise CheckpointError(
+            f"{path} has checkpoint version {metadata.get('version')}, this is vmloc_ros {vmloc_ros.__version__} which "
+            f"reads version {VERSION}; install the vmloc_ros that wrote it ({metadata.get('vmloc_ros')}) or train again"
+        )
+    try:
+        return from_mapping(CheckpointHeader, json.loads(metadata["header"]), "header")
+    except (KeyError, json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path} has a damaged header: {error}") from error
+

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flows through the package: a sensor frame in, an estimate out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.core.geometry import Pose
+
+IMAGE, DEPTH, LIDAR = "image", "depth", "lidar"
+MODALITIES = (IMAGE, DEPTH, LIDAR)
+
+
+@dataclass(frozen=True, slots=True)
+class PinholeCamera:
+    """Intrinsics of an undistorted camera, in pixels; the optical frame is x right, y down, z forward (REP-103)."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PointCloud:
+    """A lidar scan in the lidar's own frame.
+
+    Attributes:
+        xyz_m: ``(N, 3)`` float32; NaN, infinite and all-zero rows are "no return".
+        intensity: ``(N,)`` float32 in the sensor's unit, or None.
+        time_s: ``(N,)`` float32 seconds relative to the frame's stamp, or None.
+    """
+
+    xyz_m: NDArray[np.float32]
+    intensity: NDArray[np.float32] | None = None
+    time_s: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.xyz_m)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One synchronized observation; a modality that is absent is None.
+
+    Attributes:
+        stamp_ns: the image's stamp (the lidar's or depth's without an image), nanoseconds.
+        image: ``(H, W, 3)`` uint8 RGB.
+        depth_m: ``(H, W)`` float32 metres; 0 is "no measurement" (never NaN).
+        cloud: the lidar scan nearest to ``stamp_ns``.
+        camera: intrinsics of ``image`` at its own size.
+        camera_from_lidar: extrinsics, optical frame from lidar frame; needed by pinhole projection only.
+    """
+
+    stamp_ns: int
+    image: NDArray[np.uint8] | None = None
+    depth_m: NDArray[np.float32] | None = None
+    cloud: PointCloud | None = None
+    camera: PinholeCamera | None = None
+    camera_from_lidar: Pose | None = None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities present, in the order of :data:`MODALITIES`."""
+        present = (self.image is not None, self.depth_m is not None, self.cloud is not None)
+        return tuple(name for name, here in zip(MODALITIES, present, strict=True) if here)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """A frame with its true pose: what a training source yields."""
+
+    frame: Frame
+    map_from_body: Pose
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """Where the robot is.
+
+    Attributes:
+        stamp_ns: stamp of the frame it was made from.
+        map_from_body: pose of the checkpoint's body frame in its map frame.
+        covariance: ``(6, 6)`` float64, order (x, y, z, rot_x, rot_y, rot_z), metres and radians, rotation about
+            the fixed map axes (geometry_msgs/PoseWithCovariance); positive definite.
+        modalities: the modalities that it rests on.
+    """
+
+    stamp_ns: int
+    map_from_body: Pose
+    covariance: NDArray[np.float64]
+    modalities: tuple[str, ...]

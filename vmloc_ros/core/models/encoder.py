@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modality encoders ``q(z | x_m)``: a torchvision trunk, global average pooling and two linear heads."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from vmloc_ros.core.errors import ModelError
+
+# Log-variances lie in (-LOG_VARIANCE_BOUND, +LOG_VARIANCE_BOUND): exp() of them neither overflows nor vanishes,
+# and tanh keeps a gradient where clamp() would have none.
+LOG_VARIANCE_BOUND = 8.0
+
+
+class Encoder(nn.Module):
+    """Diagonal Gaussian posterior of one modality (VMLoc, "Feature Encoders").
+
+    Args:
+        trunk: maps ``(B, C, H, W)`` to features ``(B, F, h, w)``; see :func:`make_trunk`.
+        latent_dim: D.
+    """
+
+    def __init__(self, trunk: nn.Module, feature_channels: int, latent_dim: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.mean = nn.Linear(feature_channels, latent_dim)
+        self.log_variance = nn.Linear(feature_channels, latent_dim)
+        # Start at unit variance for every input; the data term then shrinks it.
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.zeros_(self.log_variance.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, C, H, W)`` to mean and log-variance, each ``(B, D)``."""
+        features = self.trunk(x).mean(dim=(2, 3))
+        raw = self.log_variance(features)
+        return self.mean(features), LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+
+def make_trunk(backbone: str, in_channels: int, pretrained: bool | str = False) -> tuple[nn.Module, int]:
+    """The convolutional part of a torchvision classifier, its first convolution fitted to ``in_channels``.
+
+    Args:
+        backbone: a name of ``torchvision.models.list_models(module=torchvision.models)`` such as ``resnet34``.
+        in_channels: channels of the modality.
+        pretrained: False (random), True (torchvision's ImageNet weights, from its cache or by download) or the
+            path of a state-dict file of that classifier.
+
+    Returns:
+        The trunk and the channels of its feature map.
+
+    Raises:
+        ModelError: the name is unknown, it has no convolutional trunk, or its weights are not to be had.
+    """
+    if backbone not in torchvision.models.list_models(module=torchvision.models):
+        raise ModelError(f"backbone {backbone!r} is not a torchvision classification model; try 'resnet34'")
+    # GoogLeNet and Inception would otherwise warn about, and build, auxiliary classifiers that the trunk drops.
+    options = {"init_weights": True, "aux_logits": True} if backbone in ("googlenet", "inception_v3") else {}
+    classifier = torchvision.models.get_model(backbone, weights=None, **options)
+    if pretrained:
+        classifier.load_state_dict(_backbone_weights(backbone, pretrained))
+    trunk = _strip_classifier(backbone, classifier)
+    _adapt_first_convolution(trunk, in_channels)
+    return trunk, _feature_channels(backbone, trunk, in_channels)
+
+
+def _strip_classifier(backbone: str, classifier: nn.Module) -> nn.Module:
+    """Everything before global pooling, of the three layouts that torchvision uses for its CNNs."""
+    for attribute in ("features", "layers"):
+        if isinstance(getattr(classifier, attribute, None), nn.Sequential):
+            features = getattr(classifier, attribute)
+            # DenseNet applies this ReLU in forward(), outside of `features`.
+            return nn.Sequential(features, nn.ReLU()) if backbone.startswith("densenet") else features
+    if hasattr(classifier, "fc"):
+        heads = ("avgpool", "dropout", "fc", "AuxLogits", "aux1", "aux2")
+        return nn.Sequential(*(child for name, child in classifier.named_children() if name not in heads))
+    raise ModelError(f"backbone {backbone!r} has no convolutional feature map; use a CNN such as 'resnet34'")
+
+
+def _adapt_first_convolution(trunk: nn.Module, in_channels: int) -> None:
+    name, first = next((name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d))
+    if first.in_channels == in_channels:
+        return
+    adapted = copy.deepcopy(first)
+    adapted.in_channels = in_channels
+    # The mean over RGB repeated, scaled so that activations keep their size: keeps ImageNet's edge filters.
+    mean = first.weight.detach().mean(dim=1, keepdim=True)
+    weight = mean.repeat(1, in_channels, 1, 1) * (first.in_channels / in_channels)
+    adapted.weight = nn.Parameter(weight)
+    trunk.set_submodule(name, adapted)
+
+
+def _feature_channels(backbone: str, trunk: nn.Module, in_channels: int) -> int:
+    trunk.eval()
+    try:
+        with torch.no_grad():
+            features = trunk(torch.zeros(1, in_channels, 224, 224))
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"backbone {backbone!r} cannot serve as a trunk: {error}") from error
+    trunk.train()
+    if features.dim() != 4 or features.shape[1] < features.shape[3]:
+        raise ModelError(f"backbone {backbone!r} gives no (B, C, h, w) feature map; use a CNN such as 'resnet34'")
+    return int(features.shape[1])
+
+
+def _backbone_weights(backbone: str, pretrained: bool | str) -> dict[str, Tensor]:
+    if isinstance(pretrained, str):
+        return _weights_from_file(backbone, Path(pretrained).expanduser())
+    weights = torchvision.models.get_model_weights(backbone).DEFAULT
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True))
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a bad hash is a RuntimeError
+        name = weights.url.rsplit("/", 1)[-1]
+        raise ModelError(
+            f"ImageNet weights of {backbone} could not be downloaded ({error}); fetch {weights.url} elsewhere, put "
+            f"{name} into {torch.hub.get_dir()}/checkpoints or give its path, or set pretrained: false"
+        ) from error
+
+
+def _weights_from_file(backbone: str, path: Path) -> dict[str, Tensor]:
+    wanted = torchvision.models.get_model_weights(backbone).DEFAULT.url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        raise ModelError(f"weights file {path} does not exist; {backbone} wants torchvision's {wanted}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        torchvision.models.get_model(backbone, weights=None).load_state_dict(state)
+    except Exception as error:  # torch.load raises many types for a foreign file
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path} does not hold weights of {backbone} (wanted {wanted}): {reason}") from error
+    return dict(state)

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frame to tensors: one object, kept in the checkpoint, used by training, evaluation and the robot alike.
+
+Two steps, so that training can cache the first and augment between them:
+
+1. :meth:`Preprocessor.prepare` per frame: resize, project; values keep their units (uint8, metres).
+2. :meth:`Preprocessor.normalise` per batch, on the model's device: crop, clip, scale to [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmloc_ros.core.errors import DataError, ModelError
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
+from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessConfig:
+    """Constants of preprocessing.
+
+    Attributes:
+        modalities: what the model gets, of ``image``, ``depth``, ``lidar``.
+        shortest_side: image and depth are scaled to this shortest side, keeping the aspect ratio (VMLoc: 256).
+        crop: ``(height, width)`` cut from image and depth after scaling, the same window for both: random in
+            training, central otherwise; None keeps everything.
+        depth_range_m: depth (and pinhole-projected lidar) is clipped to it and scaled to [-1, 1].
+        lidar_projection: ``cylindrical`` (MV3D) or ``pinhole`` (into the camera).
+        cylinder: the cylindrical range image.
+        lidar_range_m: ranges are clipped to it and scaled to [-1, 1].
+        lidar_height_m: likewise for heights in the lidar's frame.
+        lidar_intensity: likewise for intensities in the sensor's unit.
+    """
+
+    modalities: tuple[str, ...] = (IMAGE, LIDAR)
+    shortest_side: int = 256
+    crop: tuple[int, int] | None = None
+    depth_range_m: tuple[float, float] = (0.0, 10.0)
+    lidar_projection: Literal["cylindrical", "pinhole"] = "cylindrical"
+    cylinder: CylindricalConfig = CylindricalConfig(
+        rows=32, columns=512, elevation_min_deg=-25.0, elevation_max_deg=15.0
+    )
+    lidar_range_m: tuple[float, float] = (0.0, 80.0)
+    lidar_height_m: tuple[float, float] = (-3.0, 12.0)
+    lidar_intensity: tuple[float, float] = (0.0, 255.0)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.modalities if name not in MODALITIES]
+        if not self.modalities or unknown or len(set(self.modalities)) != len(self.modalities):
+            raise ValueError(f"modalities must be distinct names of {', '.join(MODALITIES)}, got {self.modalities}")
+        if self.shortest_side < 32:
+            raise ValueError(f"shortest_side must be at least 32 pixels, got {self.shortest_side}")
+        if self.crop is not None and not 32 <= min(self.crop) <= self.shortest_side:
+            raise ValueError(f"crop must be at least 32 and fit shortest_side {self.shortest_side}, got {self.crop}")
+        for name in ("depth_range_m", "lidar_range_m", "lidar_height_m", "lidar_intensity"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name} must increase, got {low} .. {high}")
+
+
+class Preprocessor:
+    """Turns frames into normalised tensors.
+
+    Channels: image RGB; depth (depth, validity); lidar cylindrical (range, height, intensity, validity) or pinhole
+    (depth, validity). Measurements are 0 where validity is 0.
+    """
+
+    def __init__(self, config: PreprocessConfig) -> None:
+        self.config = config
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """Channels per modality, in the order of ``config.modalities``."""
+        lidar = 4 if self.config.lidar_projection == "cylindrical" else 2
+        return {name: {IMAGE: 3, DEPTH: 2, LIDAR: lidar}[name] for name in self.config.modalities}
+
+    def prepare(self, frame: Frame) -> dict[str, Tensor]:
+        """Resized and projected tensors ``(C, H, W)`` of the modalities that the frame has.
+
+        Image is uint8 0-255, everything else float32 in metres and the sensor's intensity unit.
+
+        Raises:
+            ModelError: the frame has none of the wanted modalities, or lacks the camera or extrinsics that
+                pinhole projection needs.
+        """
+        prepared: dict[str, Tensor] = {}
+        for name in self.config.modalities:
+            if name == IMAGE and frame.image is not None:
+                prepared[name] = self._prepare_image(frame.image)
+            elif name == DEPTH and frame.depth_m is not None:
+                prepared[name] = self._prepare_depth(frame.depth_m)
+            elif name == LIDAR and frame.cloud is not None:
+                prepared[name] = self._prepare_cloud(frame.cloud, frame)
+        if not prepared:
+            raise ModelError(
+                f"the frame has {', '.join(frame.modalities) or 'nothing'}; the model needs at least one of "
+                f"{', '.join(self.config.modalities)}"
+            )
+        return prepared
+
+    def normalise(
+        self, batch: Mapping[str, Tensor], crop_offset: tuple[float, float] = (0.5, 0.5)
+    ) -> dict[str, Tensor]:
+        """Prepared ``(B, C, H, W)`` tensors to float32 network input in [-1, 1].
+
+        Args:
+            crop_offset: where the crop lies, ``(vertical, horizontal)`` from 0 (top, left) to 1; 0.5 is central.
+        """
+        return {name: self._normalise(name, self._crop(name, x, crop_offset)) for name, x in batch.items()}
+
+    def __call__(self, frames: Sequence[Frame], device: torch.device | str = "cpu") -> list[dict[str, Tensor]]:
+        """Network input of single frames, each with batch size 1."""
+        prepared = [{name: x.unsqueeze(0).to(device) for name, x in self.prepare(frame).items()} for frame in frames]
+        return [self.normalise(batch) for batch in prepared]
+
+    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.config.shortest_side / min(height, width)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _prepare_image(self, image: NDArray[np.uint8]) -> Tensor:
+        height, width = self._scaled_size(*image.shape[:2])
+        if (height, width) != image.shape[:2]:
+            shrinks = height < image.shape[0]
+            # INTER_AREA averages what it shrinks: no aliasing of fine texture.
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+    def _prepare_depth(self, depth_m: NDArray[np.float32]) -> Tensor:
+        height, width = self._scaled_size(*depth_m.shape)
+        # Nearest: averaging across an edge, or with "no measurement", would invent surfaces.
+        scaled = cv2.resize(depth_m, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+        return torch.from_numpy(np.stack([scaled, (scaled > 0).astype(np.float32)]))
+
+    def _prepare_cloud(self, cloud: PointCloud, frame: Frame) -> Tensor:
+        xyz = torch.from_numpy(np.ascontiguousarray(cloud.xyz_m, np.float32)).unsqueeze(0)
+        if self.config.lidar_projection == "cylindrical":
+            intensity = cloud.intensity
+            values = None if intensity is None else torch.from_numpy(np.ascontiguousarray(intensity, np.float32))[None]
+            return cylindrical_projection(xyz, values, self.config.cylinder)[0]
+        if frame.camera is None or frame.camera_from_lidar is None:
+            raise ModelError("pinhole projection of the cloud needs camera intrinsics and the lidar's extrinsics")
+        height, width = self._scaled_size(frame.camera.height, frame.camera.width)
+        camera_from_lidar = torch.from_numpy(frame.camera_from_lidar.matrix).float().unsqueeze(0)
+        intrinsics = _scaled_intrinsics(frame.camera, height, width).unsqueeze(0)
+        return pinhole_projection(xyz, camera_from_lidar, intrinsics, height, width)[0]
+
+    def _crop(self, name: str, x: Tensor, offset: tuple[float, float]) -> Tensor:
+        in_camera = name != LIDAR or self.config.lidar_projection == "pinhole"
+        if self.config.crop is None or not in_camera:
+            return x
+        (height, width), (rows, columns) = x.shape[-2:], self.config.crop
+        if height < rows or width < columns:
+            raise DataError(f"crop {rows}x{columns} does not fit the scaled {name} of {height}x{width}; reduce `crop`")
+        top, left = round(offset[0] * (height - rows)), round(offset[1] * (width - columns))
+        return x[..., top : top + rows, left : left + columns]
+
+    def _normalise(self, name: str, x: Tensor) -> Tensor:
+        config = self.config
+        if name == IMAGE:
+            return x.float().div_(127.5).sub_(1.0)
+        if name == LIDAR and config.lidar_projection == "cylindrical":
+            ranges = [config.lidar_range_m, config.lidar_height_m, config.lidar_intensity]
+        else:
+            ranges = [config.depth_range_m]
+        low, high = x.new_tensor(ranges).T[..., None, None]
+        validity = x[:, -1:].float()
+        measured = ((x[:, :-1].float() - low) * (2 / (high - low)) - 1).clamp_(-1, 1)
+        return torch.cat([measured * validity, validity], dim=1)
+
+
+def _scaled_intrinsics(camera: PinholeCamera, height: int, width: int) -> Tensor:
+    """``(3, 3)`` intrinsics after scaling; pixel centres are integers, so the image's corner is at -0.5."""
+    sx, sy = width / camera.width, height / camera.height
+    return torch.tensor(
+        [
+            [camera.fx * sx, 0.0, (camera.cx + 0.5) * sx - 0.5],
+            [0.0, camera.fy * sy, (camera.cy + 0.5) * sy - 0.5],
+            [0.0, 0.0, 1.0],
+        ]
+    )
