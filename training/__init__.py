@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Offline side: data sources, simulation, training, evaluation and the ``vmloc`` command line."""

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a training run; YAML files hold only what differs from the defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from training.augment import AugmentConfig
+from training.sources.options import SourceOptions
+from vmloc_ros.core.config import from_mapping
+from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.models import ModelConfig
+from vmloc_ros.core.preprocessing import PreprocessConfig
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConfig:
+    """Defaults are the paper's ("Training Details").
+
+    Attributes:
+        schedule: of the learning rate: ``constant``, or ``cosine`` down to zero at the last step.
+        warmup_steps: the learning rate rises linearly over them.
+        gradient_norm: gradients are clipped to it.
+    """
+
+    epochs: int = 300
+    batch_size: int = 64
+    learning_rate: float = 5e-5
+    weight_decay: float = 5e-5
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = 0
+    gradient_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.gradient_norm <= 0:
+            raise ValueError(f"epochs >= 1, batch_size >= 2, learning_rate and gradient_norm > 0, got {self}")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError(f"weight_decay and warmup_steps must not be negative, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """VMLoc's objective (Eq. 11, 15).
+
+    Attributes:
+        samples: k.
+        kl_weight: lambda.
+        beta: start of the position weight.
+        gamma: start of the rotation weight.
+    """
+
+    samples: int = 10
+    kl_weight: float = 1e-3
+    beta: float = -3.0
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.kl_weight < 0:
+            raise ValueError(f"samples >= 1 and kl_weight >= 0, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationConfig:
+    """Held-out part of the training data: every ``every``-th block of ``block`` successive frames.
+
+    Blocks, not single frames: a neighbour 30 ms away in the training set would make the figure meaningless.
+
+    Attributes:
+        every: 0 takes no validation data (the covariance is then fitted on training errors, too small).
+        interval: validate after so many epochs.
+    """
+
+    every: int = 10
+    block: int = 20
+    interval: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.every == 1 or self.block < 1 or self.interval < 1:
+            raise ValueError(f"every is 0 or >= 2, block and interval >= 1, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides the outcome of a training run, beside the data.
+
+    Attributes:
+        pretrained: start of the encoders: true (ImageNet weights from torchvision's cache or download), false, or
+            the path of a torchvision state-dict file.
+        seed: of initialisation, order, augmentation and sampling.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    source: SourceOptions = field(default_factory=SourceOptions)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    pretrained: bool | str = True
+    seed: int = 0
+
+
+def load_config(path: Path | None, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file and apply ``a.b=value`` overrides (values are YAML).
+
+    Raises:
+        ConfigError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
+    """
+    values: dict[str, Any] = {}
+    where = "config"
+    if path is not None:
+        where = str(path)
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    return parse_config(values, overrides, where)
+
+
+def parse_config(values: dict[str, Any], overrides: list[str] | None, where: str) -> TrainConfig:
+    """Apply ``a.b=value`` overrides to a mapping and check it. Raises ConfigError as :func:`load_config`."""
+    for override in overrides or []:
+        _apply_override(values, override)
+    return from_mapping(TrainConfig, values, where)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value, such as optimizer.epochs=20")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section} is not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from error

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: one objective, one optimizer, best and last checkpoints, resumable."""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+from training.augment import augment, drop_modalities
+from training.config import TrainConfig
+from training.dataset import PreparedDataset, split_blocks
+from training.losses import PoseLoss, importance_weighted_loss
+from training.metrics import pose_errors
+from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
+from vmloc_ros.core.config import to_mapping
+from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
+from vmloc_ros.core.files import write_aside
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.models import ModelInput, build_model
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std, sample_covariance
+
+# A covariance never gets smaller than 1 cm and 0.1 deg: no ground truth used here is better.
+_RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
+_EVALUATION_BATCH = 64
+_LOGGED_METRICS = ("median_position_m", "mean_position_m", "median_rotation_deg", "mean_rotation_deg")
+
+
+class Trainer:
+    """Fits one model to one dataset.
+
+    Files, ``OUT.safetensors`` being the path given: itself (best weights), ``OUT.last.safetensors`` (newest weights),
+    ``OUT.state.pt`` (what resuming needs) and ``OUT.csv`` (one line per epoch).
+
+    Args:
+        config: what to train and how.
+        data: all frames; validation blocks are taken from it unless ``validation`` is given.
+        out: path of the best checkpoint.
+        record: what the checkpoint shall say of its training data.
+
+    Raises:
+        DataError: too few frames.
+        ModelError: the model cannot be built, or pretrained weights are missing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: PreparedDataset,
+        out: Path,
+        *,
+        map_frame: str,
+        body_frame: str,
+        device: torch.device,
+        validation: PreparedDataset | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        self._config, self._device, self._out = config, device, out
+        self._data, self._validation_data = data, validation or data
+        every = 0 if validation is not None else config.validation.every
+        self._train_rows, held_out = split_blocks(len(data), config.validation.block, every)
+        self._held_out = held_out if validation is None else torch.arange(len(validation))
+        if len(self._train_rows) < config.optimizer.batch_size:
+            raise DataError(
+                f"{len(self._train_rows)} training frames are fewer than a batch of {config.optimizer.batch_size}; "
+                "give more data or reduce optimizer.batch_size"
+            )
+        torch.manual_seed(config.seed)
+        self._preprocessor = Preprocessor(config.preprocess)
+        codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
+        self._targets = torch.from_numpy(codec.encode(data.poses)).to(device)
+        self._header = CheckpointHeader(
+            config.model, config.preprocess, codec, map_frame, body_frame, training=self._record(record or {})
+        )
+        # Channels-last is what fast convolutions want, on the CPU by a factor of about two.
+        model = build_model(config.model, self._preprocessor.channels, config.pretrained)
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self._pose_loss = PoseLoss(config.objective.beta, config.objective.gamma).to(device)
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": self.model.parameters(), "weight_decay": config.optimizer.weight_decay},
+                # Decay would pull the balance weights to an arbitrary zero.
+                {"params": self._pose_loss.parameters(), "weight_decay": 0.0},
+            ],
+            lr=config.optimizer.learning_rate,
+        )
+        self._epoch, self._best = 0, math.inf
+
+    def run(self, progress: bool = True) -> dict[str, float]:
+        """Train to the last epoch and finish the best checkpoint; return its validation metrics.
+
+        Raises:
+            OutputError: a file cannot be written.
+            DataError: the loss became NaN or infinite.
+        """
+        epochs = self._config.optimizer.epochs
+        bar = tqdm(
+            total=epochs * self._steps_per_epoch,
+            initial=self._epoch * self._steps_per_epoch,
+            desc="training",
+            unit="step",
+            disable=not progress,
+        )
+        with bar:
+            while self._epoch < epochs:
+                started = time.monotonic()
+                loss = self._train_epoch(bar)
+                self._epoch += 1
+                due = self._epoch % self._config.validation.interval == 0 or self._epoch == epochs
+                metrics = self._validate() if due else None
+                self._save(metrics)
+                self._log(loss, metrics, time.monotonic() - started)
+                bar.set_postfix(_postfix(self._epoch, loss, metrics))
+        return self._finish()
+
+    def resume(self) -> None:
+        """Continue from ``OUT.state.pt``.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+            ConfigError: it belongs to another configuration.
+        """
+        path = self._path(".state.pt")
+        if not path.is_file():
+            raise CheckpointError(f"nothing to resume: {path} does not exist; train without --resume")
+        try:
+            state = torch.load(path, map_location=self._device, weights_only=True)
+            if state["config"] != self._comparable_config():
+                raise ConfigError(f"{path} was written with another configuration; use that one, or train to another OUT")
+            self.model.load_state_dict(state["model"])
+            self._pose_loss.load_state_dict(state["pose_loss"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._epoch, self._best = int(state["epoch"]), float(state["best"])
+            torch.set_rng_state(state["rng"].cpu())
+        except (OSError, RuntimeError, KeyError, EOFError) as error:
+            raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}); train from the start") from error
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        # The incomplete last batch is dropped: batch norm on one or two frames does harm.
+        return len(self._train_rows) // self._config.optimizer.batch_size
+
+    def _train_epoch(self, bar: Any) -> float:
+        """One pass over the data; the mean loss."""
+        config = self._config
+        self.model.train()
+        # One generator per epoch: an epoch is the same after a resume as without a break.
+        generator = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
+        order = self._train_rows[torch.randperm(len(self._train_rows), generator=generator)]
+        total = torch.zeros((), device=self._device)
+        for step in range(self._steps_per_epoch):
+            rows = order[step * config.optimizer.batch_size : (step + 1) * config.optimizer.batch_size]
+            self._set_learning_rate(self._epoch * self._steps_per_epoch + step)
+            total += self._step(rows, generator)
+            bar.update()
+        mean = float(total) / self._steps_per_epoch
+        if not math.isfinite(mean):
+            raise DataError(f"the loss became {mean} in epoch {self._epoch + 1}; reduce optimizer.learning_rate")
+        return mean
+
+    def _step(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        objective = self._config.objective
+        posterior = self.model.encode(self._training_input(rows, generator))
+        target = self._targets[rows.to(self._device)]
+        loss = importance_weighted_loss(
+            self.model, posterior, target, self._pose_loss, objective.samples, objective.kl_weight
+        )
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.gradient_norm)
+        self._optimizer.step()
+        return loss.detach()
+
+    def _training_input(self, rows: Tensor, generator: torch.Generator) -> ModelInput:
+        tensors, present = self._data.batch(rows, self._device)
+        tensors = augment(tensors, self._config.augment, generator)
+        offset = torch.rand(2, generator=generator).tolist()
+        present = drop_modalities(present, self._config.augment.modality_dropout, generator)
+        return self._model_input(self._preprocessor.normalise(tensors, (offset[0], offset[1])), present)
+
+    def _model_input(self, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> ModelInput:
+        return ModelInput(
+            {name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}, present
+        )
+
+    def _set_learning_rate(self, step: int) -> None:
+        optimizer = self._config.optimizer
+        rate = optimizer.learning_rate * min(1.0, (step + 1) / max(1, optimizer.warmup_steps))
+        if optimizer.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * step / (optimizer.epochs * self._steps_per_epoch)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def _validate(self) -> dict[str, float] | None:
+        if not len(self._held_out):
+            return None
+        vectors, _ = self._predict(self._validation_data, self._held_out, samples=0)
+        truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
+        return pose_errors(truth, self._decode(vectors)).summary()
+
+    @torch.no_grad()
+    def _predict(self, data: PreparedDataset, rows: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Pose vectors at the posterior mean ``(N, 6)`` and of samples ``(samples, N, 6)``, in evaluation mode."""
+        self.model.eval()
+        means, drawn = [], []
+        for chunk in rows.split(_EVALUATION_BATCH):
+            tensors, present = data.batch(chunk, self._device)
+            posterior = self.model.encode(self._model_input(self._preprocessor.normalise(tensors), present)).joint
+            means.append(self.model.decode(posterior.mean).cpu())
+            if samples:
+                drawn.append(self.model.decode(posterior.sample(samples)).cpu())
+        return torch.cat(means), torch.cat(drawn, dim=1) if drawn else torch.empty(0, len(rows), 6)
+
+    def _decode(self, vectors: Tensor) -> list[Pose]:
+        positions, quaternions = self._header.pose_codec.decode(vectors.double().numpy())
+        return [Pose(p, q) for p, q in zip(positions, quaternions, strict=True)]
+
+    def _finish(self) -> dict[str, float]:
+        """Reload the best weights and give their checkpoint the covariance's residuals and the metrics."""
+        best = load_checkpoint(self._out)[1]
+        self.model.load_state_dict(best.state_dict())
+        on_held_out = len(self._held_out) > 0
+        rows = self._held_out if on_held_out else self._train_rows
+        data = self._validation_data if on_held_out else self._data
+        truth = [data.poses[i] for i in rows.tolist()]
+        uncertainty = Uncertainty()
+        vectors, drawn = self._predict(data, rows, uncertainty.samples)
+        estimates = self._decode(vectors)
+        residual_std = fit_residual_std(
+            [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
+            self._sample_variances(estimates, drawn),
+            _RESIDUAL_FLOOR,
+        )
+        metrics = {**pose_errors(truth, estimates).summary(), "held_out": float(on_held_out)}
+        uncertainty = replace(uncertainty, residual_std=tuple(residual_std.tolist()))
+        save_checkpoint(
+            self._out, replace(self._header, uncertainty=uncertainty, metrics=metrics), self.model.state_dict()
+        )
+        return metrics
+
+    def _sample_variances(self, estimates: list[Pose], drawn: Tensor) -> list[Any]:
+        positions, quaternions = self._header.pose_codec.decode(drawn.double().numpy())
+        return [
+            body_variances(estimate, sample_covariance(estimate, positions[:, i], quaternions[:, i]))
+            for i, estimate in enumerate(estimates)
+        ]
+
+    def _save(self, metrics: dict[str, float] | None) -> None:
+        header, weights = replace(self._header, metrics=metrics or {}), self.model.state_dict()
+        score = self._score(metrics)
+        if score <= self._best:
+            self._best = score
+            save_checkpoint(self._out, header, weights)
+        save_checkpoint(self._path(f".last{self._out.suffix}"), header, weights)
+        state = {
+            "config": self._comparable_config(),
+            "model": weights,
+            "pose_loss": self._pose_loss.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "epoch": self._epoch,
+            "best": self._best,
+            "rng": torch.get_rng_state(),
+        }
+        with write_aside(self._path(".state.pt")) as path:
+            torch.save(state, path)
+
+    def _score(self, metrics: dict[str, float] | None) -> float:
+        """Smaller is better: scale-free sum of median errors; without validation the newest weights win."""
+        if metrics is None:
+            return -math.inf if not len(self._held_out) else math.inf
+        return metrics["median_position_m"] / self._header.pose_codec.scale_m + math.radians(
+            metrics["median_rotation_deg"]
+        )
+
+    def _log(self, loss: float, metrics: dict[str, float] | None, seconds: float) -> None:
+        row = {"epoch": self._epoch, "loss": loss, "seconds": round(seconds, 3)}
+        row |= {name: (metrics or {}).get(name, "") for name in _LOGGED_METRICS}
+        new = self._epoch == 1 or not self._path(".csv").exists()
+        with self._path(".csv").open("w" if new else "a", newline="") as file:
+            writer = csv.DictWriter(file, row.keys())
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {
+            **record,
+            "frames": len(self._train_rows),
+            "validation_frames": len(self._held_out),
+            "config": to_mapping(self._config),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
+
+    def _comparable_config(self) -> dict[str, Any]:
+        return to_mapping(self._config)
+
+    def _path(self, suffix: str) -> Path:
+        return self._out.with_name(self._out.stem + suffix)
+
+
+def _postfix(epoch: int, loss: float, metrics: dict[str, float] | None) -> dict[str, str]:
+    shown = {"epoch": str(epoch), "loss": f"{loss:.2f}"}
+    if metrics:
+        shown["val"] = f"{metrics['median_position_m']:.2f} m {metrics['median_rotation_deg']:.1f} deg"
+    return shown
+
+
+def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
+    """Count, bounds and mean of positions, metres."""
+    positions = np.stack([pose.position_m for pose in poses])
+    return {
+        "poses": len(poses),
+        "min_m": positions.min(axis=0).round(3).tolist(),
+        "max_m": positions.max(axis=0).round(3).tolist(),
+        "mean_m": positions.mean(axis=0).round(3).tolist(),
+    }
