@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vmloc_ros
 from vmloc_ros.core.config import from_mapping, to_mapping
-from vmloc_ros.core.errors import CheckpointError, ConfigError
+from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.models import ModelConfig, VMLoc, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
@@ -102,9 +102,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
     with _open(path) as file:
         header = _parse_header(path, file.metadata() or {})
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    model = build_model(header.model, Preprocessor(header.preprocess).channels)
     try:
+        model = build_model(header.model, Preprocessor(header.preprocess).channels)
         model.load_state_dict(weights)
+    except ModelError as error:
+        raise CheckpointError(f"{path} needs a model that this vmloc_ros {vmloc_ros.__version__} lacks: {error}") from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: weights do not fit model {header.model.name!r}: {reason}") from error

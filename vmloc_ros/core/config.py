@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -70,9 +71,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     # YAML reads 1e-4 as a string and 1 as an int; bool is an int in Python but never meant as a number.
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise ConfigError(f"{where}: expected a number, got {value!r}") from None
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if math.isnan(number):  # NaN passes every check of a range
+            raise ConfigError(f"{where}: expected a number, got {value!r}")
+        return number
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value

@@ -61,7 +61,7 @@ def depth_from_raw(msg: Any) -> NDArray[np.float32]:
     if encoding not in _DEPTH_ENCODINGS:
         supported = ", ".join(_DEPTH_ENCODINGS)
         raise MessageError(f"depth encoding {encoding!r} is not supported; supported: {supported}")
-    return _metres(_raw_pixels(msg, _DEPTH_ENCODINGS[encoding], 1)[..., 0])
+    return depth_metres(_raw_pixels(msg, _DEPTH_ENCODINGS[encoding], 1)[..., 0])
 
 
 def rgb_from_compressed(data: Any, format_text: str) -> NDArray[np.uint8]:
@@ -104,12 +104,13 @@ def depth_from_compressed(data: Any, format_text: str) -> NDArray[np.float32]:
     if pixels.dtype != np.uint16 or pixels.ndim != 2:
         raise MessageError(f"{what} must be a 16-bit single-channel PNG, got {pixels.dtype} {pixels.shape}")
     if not format_text.startswith("32FC1"):
-        return _metres(pixels)
+        return depth_metres(pixels)
     if start == 0:
         raise MessageError(f"{what} lacks compressedDepth's {_DEPTH_HEADER_BYTES}-byte quantisation header")
     quant_a, quant_b = np.frombuffer(raw, "<f4", count=2, offset=4)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _metres(np.where(pixels > 0, quant_a / (pixels.astype(np.float32) - quant_b), np.float32(0)))
+        depth_m = quant_a / (pixels.astype(np.float32) - quant_b)
+    return depth_metres(np.where(pixels > 0, depth_m, np.float32(0)))
 
 
 def unpack_image(data: Any, what: str) -> NDArray[Any]:
@@ -140,6 +141,13 @@ def unpack_image(data: Any, what: str) -> NDArray[Any]:
     if pixels is None:
         raise MessageError(f"{what} is corrupt: OpenCV cannot decode its {len(raw)} bytes")
     return pixels
+
+
+def depth_metres(depth: NDArray[Any]) -> NDArray[np.float32]:
+    """Float32 metres, 0 = none, of unsigned millimetres, or float metres where NaN and infinity are none."""
+    if depth.dtype.kind == "u":
+        return np.asarray(np.divide(depth, 1000, dtype=np.float32))
+    return np.where((depth > 0) & (depth < np.inf), depth, 0).astype(np.float32)
 
 
 def _raw_pixels(msg: Any, dtype: str, channels: int) -> NDArray[Any]:
@@ -176,13 +184,6 @@ def _convert(pixels: NDArray[np.uint8], conversion: int | None, what: str) -> ND
     except cv2.error as error:  # such as yuv422 of odd width
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
         raise MessageError(f"{what} image of {size} pixels cannot be converted: {error.err}") from error
-
-
-def _metres(depth: NDArray[Any]) -> NDArray[np.float32]:
-    if depth.dtype.kind == "u":
-        return np.asarray(np.divide(depth, 1000, dtype=np.float32))
-    metres: NDArray[np.float32] = np.where((depth > 0) & (depth < np.inf), depth, 0).astype(np.float32)
-    return metres
 
 
 def _rgb_by_cv_bridge(msg: Any) -> NDArray[np.uint8]:

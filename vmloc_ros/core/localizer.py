@@ -73,9 +73,9 @@ class Localizer:
         present = tuple(name for name in self.modalities if bool(batch.present[name]))
         return Estimate(frame.stamp_ns, pose, covariance, present)
 
-    def warm_up(self, image_size: tuple[int, int] = (480, 640)) -> None:
+    def warm_up(self) -> None:
         """Answer one synthetic frame, so that the first real one does not pay for lazy initialisation."""
-        height, width = image_size
+        height, width = self.header.preprocess.crop or (480, 640)  # the crop's own shape surely contains it
         cloud = PointCloud(np.full((1000, 3), 5.0, np.float32), np.ones(1000, np.float32))
         camera = PinholeCamera(width, height, float(width), float(width), width / 2, height / 2)
         frame = Frame(

@@ -40,6 +40,7 @@ class PoseCodec:
     def __post_init__(self) -> None:
         if not (np.isfinite([*self.origin_m, *self.reference_wxyz]).all() and 0 < self.scale_m < np.inf):
             raise ValueError(f"pose origin, scale and reference must be finite and the scale positive: {self}")
+        canonical_quaternion(self.reference_wxyz)  # raises for one of zero norm
 
     @staticmethod
     def fit(poses: Sequence[Pose]) -> PoseCodec:
@@ -48,8 +49,9 @@ class PoseCodec:
             raise ValueError("cannot fit a pose codec to no poses")
         positions = np.stack([pose.position_m for pose in poses])
         origin = positions.mean(axis=0)
-        # A robot that never moved still needs a finite scale: 1 m.
-        scale = float(np.sqrt(((positions - origin) ** 2).sum(axis=1).mean() / 3)) or 1.0
+        spread = float(np.sqrt(((positions - origin) ** 2).sum(axis=1).mean() / 3))
+        # A robot that never moved still needs a scale: 1 m. (Its spread is not 0 but the rounding of UTM coordinates.)
+        scale = spread if spread > 1e-6 else 1.0
         reference = _reference(np.stack([pose.quaternion_wxyz for pose in poses]))
         return PoseCodec(tuple(origin.tolist()), scale, tuple(reference.tolist()))
 

@@ -131,7 +131,8 @@ class Preprocessor:
         if (height, width) != image.shape[:2]:
             shrinks = height < image.shape[0]
             # INTER_AREA averages what it shrinks: no aliasing of fine texture.
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
     def _prepare_depth(self, depth_m: NDArray[np.float32]) -> Tensor:
@@ -166,7 +167,7 @@ class Preprocessor:
     def _normalise(self, name: str, x: Tensor) -> Tensor:
         config = self.config
         if name == IMAGE:
-            return x.float().div_(127.5).sub_(1.0)
+            return x.float().div(127.5).sub_(1.0)  # not div_: x may be the caller's own floats
         if name == LIDAR and config.lidar_projection == "cylindrical":
             ranges = [config.lidar_range_m, config.lidar_height_m, config.lidar_intensity]
         else:

@@ -16,8 +16,8 @@ _SOURCE_ROOT = Path(__file__).resolve().parents[2]
 def share_path(*parts: str) -> Path:
     """The path of a shipped file or folder, e.g. ``share_path("config", "node.yaml")``.
 
-    The folders below ``share/vmloc_ros`` of an installation mirror the source tree, and the source tree comes first: an
-    editable installation copies these files once and the copies go stale.
+    The folders below ``share/vmloc_ros`` of an installation mirror the source tree. That tree comes first,
+    since an editable installation copies none of these files.
 
     Raises:
         DataError: no installation has it; the text names every place that was searched.

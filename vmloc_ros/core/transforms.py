@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Static transforms where tf2 is not available (bags, ROS without a distribution), and covariances moved by them."""
+"""Static transforms where tf2 is not available (bags, ROS without a distribution); moved covariances."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class StaticTransformTree:
         """
         pose = self.find(target, source)
         if pose is None:
-            known = ", ".join(sorted({*self._parents, *(parent for parent, _ in self._parents.values())}))
+            parents = {parent for parent, _ in self._parents.values()}
+            known = ", ".join(sorted({*self._parents, *parents}))
             raise DataError(f"no static transform from {source!r} to {target!r}; frames known: {known or 'none'}")
         return pose
 
@@ -55,8 +56,8 @@ class StaticTransformTree:
 def moved_covariance(covariance: ArrayLike, offset_m: ArrayLike) -> NDArray[np.float64]:
     """Covariance of a pose whose origin moves by a rigid lever arm.
 
-    A rotation error ``w`` about the map axes displaces the tip of the arm by ``w x offset``, hence the Jacobian
-    ``[[I, -[offset]x], [0, I]]`` on (position, rotation about the map axes).
+    A rotation error ``w`` about the map axes displaces the tip of the arm by ``w x offset``, hence the
+    Jacobian ``[[I, -[offset]x], [0, I]]`` on (position, rotation about the map axes).
 
     Args:
         covariance: ``(6, 6)``, order (x, y, z, rot_x, rot_y, rot_z) about the map axes.

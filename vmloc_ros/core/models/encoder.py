@@ -91,7 +91,8 @@ def _adapt_first_convolution(trunk: nn.Module, in_channels: int) -> None:
     mean = first.weight.detach().mean(dim=1, keepdim=True)
     weight = mean.repeat(1, in_channels, 1, 1) * (first.in_channels / in_channels)
     adapted.weight = nn.Parameter(weight)
-    trunk.set_submodule(name, adapted)
+    parent, _, leaf = name.rpartition(".")
+    setattr(trunk.get_submodule(parent), leaf, adapted)
 
 
 def _feature_channels(backbone: str, trunk: nn.Module, in_channels: int) -> int:
@@ -112,7 +113,7 @@ def _backbone_weights(backbone: str, pretrained: bool | str) -> dict[str, Tensor
         return _weights_from_file(backbone, Path(pretrained).expanduser())
     weights = torchvision.models.get_model_weights(backbone).DEFAULT
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; a bad hash is a RuntimeError
         name = weights.url.rsplit("/", 1)[-1]
         raise ModelError(
@@ -129,6 +130,6 @@ def _weights_from_file(backbone: str, path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         torchvision.models.get_model(backbone, weights=None).load_state_dict(state)
     except Exception as error:  # torch.load raises many types for a foreign file
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{path} does not hold weights of {backbone} (wanted {wanted}): {reason}") from error
-    return dict(state)
+    return state  # not a copy: MNASNet needs the version that the dictionary carries as an attribute

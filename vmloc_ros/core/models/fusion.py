@@ -57,9 +57,9 @@ def product_of_experts(experts: Gaussian, present: Tensor) -> Gaussian:
     if not bool(present.any(dim=0).all()):
         missing = torch.nonzero(~present.any(dim=0)).flatten().tolist()
         raise ModelError(f"no modality is present in sample {missing} of the batch; a pose needs at least one")
-    # where(), not multiplication: an absent expert's values may be anything, NaN included.
+    # where() before any arithmetic: an absent expert's values may be anything, and NaN would pass exp()'s gradient.
     mask = present.unsqueeze(-1)
-    precision = torch.where(mask, torch.exp(-experts.log_variance), 0.0)
+    precision = torch.exp(-torch.where(mask, experts.log_variance, torch.inf))
     weighted_mean = torch.where(mask, experts.mean, 0.0) * precision
     joint_precision = 1.0 + precision.sum(dim=0)
     return Gaussian(weighted_mean.sum(dim=0) / joint_precision, -torch.log(joint_precision))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node knows of its own well-being; pure Python, filled by several threads, read once a second."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass
+
+_WINDOW = 200  # latencies kept for the percentiles
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """Counts since activation; ``recent`` are those since the report before.
+
+    Attributes:
+        errors: refused frames by kind.
+        latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
+        modalities: what the latest pose rests on.
+        latest_error: why the latest refused frame was refused, empty if none was since the report before.
+    """
+
+    published: int
+    recent_published: int
+    recent_errors: int
+    errors: dict[str, int]
+    latency_ms: tuple[float, float] | None
+    modalities: tuple[str, ...]
+    latest_error: str
+
+
+class Health:
+    """Counts frames published and refused, and their latencies."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._published = 0
+        self._errors: Counter[str] = Counter()
+        self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
+        self._modalities: tuple[str, ...] = ()
+        self._latest_error = ""
+        self._reported = (0, 0)
+
+    def published(self, latency_ms: float, modalities: tuple[str, ...]) -> None:
+        with self._lock:
+            self._published += 1
+            self._latencies_ms.append(latency_ms)
+            self._modalities = modalities
+
+    def refused(self, kind: str, reason: str) -> None:
+        with self._lock:
+            self._errors[kind] += 1
+            self._latest_error = reason
+
+    def report(self) -> HealthReport:
+        """A snapshot, which also starts the next "recent" interval."""
+        with self._lock:
+            published_before, errors_before = self._reported
+            errors = sum(self._errors.values())
+            report = HealthReport(
+                self._published,
+                self._published - published_before,
+                errors - errors_before,
+                dict(self._errors),
+                _percentiles(sorted(self._latencies_ms)),
+                self._modalities,
+                self._latest_error,
+            )
+            self._reported = (self._published, errors)
+            self._latest_error = ""
+            return report
+
+
+def _percentiles(ordered: list[float]) -> tuple[float, float] | None:
+    if not ordered:
+        return None
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The managed node: sensor messages in, poses out.
+
+Callbacks only hand messages to the pipeline; its one worker thread decodes, localizes and publishes.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.logging import get_logger
+
+from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.ros_diagnostics import Diagnostics
+from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros_parameters import declare_parameters, read_config
+from vmloc_ros.ros_session import Resources, Session
+
+NODE_NAME = "vmloc_node"
+_SLOW_PERIOD_S = 1.0
+
+
+class VmlocNode(LifecycleNode):
+    """Publishes where the robot is; see ``NodeConfig`` for the parameters.
+
+    Configure loads and warms up the model, activate subscribes, deactivate unsubscribes, cleanup lets the
+    model go.
+
+    Raises:
+        ConfigError: a parameter has a wrong type or value.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(NODE_NAME, **kwargs)
+        declare_parameters(self)
+        self._state = "unconfigured"
+        self._resources: Resources | None = None
+        self._session: Session | None = None
+        self._diagnostics = Diagnostics(self)
+        self.create_timer(_SLOW_PERIOD_S, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def start(self) -> bool:
+        """Configure and activate; False when either is refused, after logging why."""
+        success = TransitionCallbackReturn.SUCCESS
+        return self.trigger_configure() == success and self.trigger_activate() == success
+
+    def close(self) -> None:
+        """Stop the worker and release everything, in any state."""
+        self._stop()
+        self._release()
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("configure", "inactive", self._configure)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("activate", "active", self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("deactivate", "inactive", self._stop)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("cleanup", "unconfigured", self._release)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("shutdown", "finalized", self.close)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._transition("recover", "unconfigured", self.close)
+
+    def _transition(self, name: str, reached: str, action: Callable[[], None]) -> TransitionCallbackReturn:
+        """Run a transition and log what goes wrong: rclpy would swallow it."""
+        try:
+            action()
+        except VmlocError as error:
+            self.get_logger().error(f"cannot {name}: {error}")
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            if self.context.ok():  # else a signal has ended ROS under our feet
+                self.get_logger().fatal(f"cannot {name}:\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+        self._state = reached
+        self.get_logger().info(f"now {reached}")
+        return TransitionCallbackReturn.SUCCESS
+
+    def _configure(self) -> None:
+        self._resources = Resources(self, read_config(self))
+        facts = ", ".join(f"{name} {value}" for name, value in self._resources.facts.items())
+        self.get_logger().info(f"model ready: {facts}")
+
+    def _activate(self) -> None:
+        assert self._resources is not None, "activate follows configure"
+        self._session = Session(self._resources)
+
+    def _stop(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _release(self) -> None:
+        if self._resources is not None:
+            self._resources.close()
+            self._resources = None
+
+    def _every_second(self) -> None:
+        values: dict[str, Any] = {}
+        facts = {} if self._resources is None else self._resources.facts
+        if self._session is None:
+            level, message = DiagnosticStatus.WARN, self._state
+        else:
+            self._session.publish_path()
+            level, message, values = self._session.diagnose()
+        self._diagnostics.publish(level, message, {"state": self._state, **facts, **values})
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
+    use_fastdds_profile()
+    try:
+        rclpy.init(args=args)
+    except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses
+        get_logger(NODE_NAME).fatal(str(error).splitlines()[0])
+        return 1
+    try:
+        return _run()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    except Exception:
+        if rclpy.ok():
+            raise
+        return 0  # a signal has ended ROS while the node was starting
+    finally:
+        rclpy.try_shutdown()
+
+
+def _run() -> int:
+    try:
+        node = VmlocNode()
+    except ConfigError as error:
+        get_logger(NODE_NAME).fatal(str(error))
+        return 1
+    try:
+        if node.get_parameter("autostart").value and not node.start():
+            return 1 if rclpy.ok() else 0
+        rclpy.spin(node)
+        return 0
+    finally:
+        node.close()
+        node.destroy_node()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plays a rosbag2 recording into the ROS graph and can record topics meanwhile, without rosbag2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import rclpy
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from tqdm import tqdm
+
+from vmloc_ros.core.bags import BagWriter, open_bag
+from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros_player import Player, ReplayError
+from vmloc_ros.ros_recorder import Recorder
+
+__all__ = ["ReplayError", "ReplayReport", "replay"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayReport:
+    """What was played.
+
+    Attributes:
+        published: messages by topic.
+        skipped: why a topic of the bag was not played.
+        recorded: messages by recorded topic.
+        largest_lag_s: how late the latest message was published, in wall time.
+        interrupted: stopped by SIGINT or SIGTERM before the end.
+    """
+
+    published: dict[str, int]
+    skipped: dict[str, str]
+    recorded: dict[str, int]
+    largest_lag_s: float
+    interrupted: bool
+
+
+def replay(
+    bag: Path | str,
+    *,
+    rate: float = 1.0,
+    loop: bool = False,
+    clock: bool = False,
+    topics: Sequence[str] | None = None,
+    wait_for: Sequence[str] = (),
+    wait_timeout_s: float = 30.0,
+    record: Path | str | None = None,
+    record_topics: Sequence[str] = (),
+    overwrite: bool = False,
+    linger_s: float = 2.0,
+    progress: bool = True,
+) -> ReplayReport:
+    """Publish the messages of ``bag`` at the pace of their log times.
+
+    The bytes go out as they are, with the QoS that the bag remembers. SIGINT and SIGTERM end it cleanly, with
+    the recording closed and complete so far. With ``loop`` the same stamps come again: they jump back.
+
+    Args:
+        bag: rosbag2 folder, ``.mcap`` or ``.db3`` file.
+        rate: speed relative to the recording.
+        loop: start over at the end, until interrupted.
+        clock: publish the bag's time on ``/clock`` at 100 Hz; recorded messages then get the bag's time too.
+        topics: the topics to play, default all.
+        wait_for: played topics that must have a subscriber before the first message goes out.
+        wait_timeout_s: how long to wait for them, and for the publishers of ``record_topics``.
+        record: write the messages received on ``record_topics`` to this rosbag2 folder.
+        record_topics: fully qualified names; types and QoS are taken from their publishers.
+        overwrite: replace an existing recording.
+        linger_s: keep recording this long after the last message, for results that take their time.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        DataError: the bag or the recording cannot be opened.
+        ConfigError: an argument is out of range or names a topic that is not in the bag.
+        ReplayError: no subscriber for ``wait_for`` in time, or no topic can be played.
+    """
+    _check(rate, linger_s, record, record_topics)
+    use_fastdds_profile()
+    with ExitStack() as stack:
+        reader = stack.enter_context(open_bag(bag))
+        writer = None
+        if record is not None:
+            writer = stack.enter_context(BagWriter(record, overwrite, message_types=reader.typestore))
+        stop = stack.enter_context(_stop_on_signals())
+        node = stack.enter_context(_ros_node())
+        player = Player(node, reader, rate, clock, topics, stop)
+        recorder = None
+        if writer is not None:
+            recorder = Recorder(node, writer, record_topics, player.log_time_ns, stop)
+            stack.callback(recorder.stop)
+        player.wait(wait_for, recorder, wait_timeout_s)
+        duration_s = round(reader.duration * 1e-9, 1)
+        bar = stack.enter_context(tqdm(total=duration_s, unit="s", disable=None if progress else True))
+        player.play(bar)
+        while loop and not stop.is_set():
+            bar.reset()
+            player.play(bar)
+        player.linger(linger_s)
+        recorded = recorder.stop() if recorder is not None else {}
+        return ReplayReport(dict(player.published), player.skipped, recorded, player.largest_lag_s, stop.is_set())
+
+
+def _check(rate: float, linger_s: float, record: Path | str | None, record_topics: Sequence[str]) -> None:
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"rate must be positive, got {rate}")
+    if linger_s < 0:
+        raise ConfigError(f"linger must not be negative, got {linger_s} s")
+    if (record is None) != (not record_topics):
+        raise ConfigError("recording needs both a bag to write and the topics to record")
+
+
+@contextmanager
+def _ros_node() -> Iterator[Node]:
+    """A node in a context of its own, which leaves signals and the caller's ROS context alone."""
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context, signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node(f"vmloc_replay_{os.getpid()}", context=context, start_parameter_services=False)
+    try:
+        yield node
+    finally:
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; outside the main thread, which gets them, nothing does."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, previous, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's DiagnosticArray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+
+from vmloc_ros.health import HealthReport
+from vmloc_ros.synchronizer import Statistics
+
+
+class Diagnostics:
+    """Publishes one status named after the node on /diagnostics."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+    def publish(self, level: bytes, message: str, values: Mapping[str, Any]) -> None:
+        status = DiagnosticStatus(
+            level=level,
+            name=f"{self._node.get_fully_qualified_name().lstrip('/')}: localization",
+            message=message,
+            hardware_id="vmloc",
+            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+        )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)
+
+
+def judge(report: HealthReport, problems: list[str], modalities: tuple[str, ...]) -> tuple[bytes, str]:
+    """Level and message of an active node.
+
+    Args:
+        problems: why inputs are silent.
+        modalities: what the model takes.
+    """
+    notes = [f"{report.recent_errors} refused: {report.latest_error}"] if report.recent_errors else []
+    notes += problems
+    if not report.recent_published:
+        return DiagnosticStatus.ERROR, f"no pose: {'; '.join(notes) or 'waiting for data'}"
+    missing = [name for name in modalities if name not in report.modalities]
+    if missing:
+        notes.append(f"localizing without {' and '.join(missing)}")
+    if notes:
+        return DiagnosticStatus.WARN, "; ".join(notes)
+    return DiagnosticStatus.OK, f"localizing by {' and '.join(report.modalities)}"
+
+
+def values_of(report: HealthReport, pairing: Statistics, dropped: int, received: Mapping[str, int]) -> dict[str, Any]:
+    """Key-value pairs of an active node."""
+    latency = report.latency_ms
+    gaps = {
+        f"nearest {name} to the latest unpaired frame [s]": "none" if gap is None else f"{gap * 1e-9:.3f}"
+        for name, gap in pairing.nearest_gap_ns.items()
+    }
+    counts = {f"pairing: {k.replace('_', ' ')}": v for k, v in asdict(pairing).items() if k != "nearest_gap_ns"}
+    return {
+        "poses published": report.published,
+        "pose rate [Hz]": report.recent_published,
+        "latest modalities": ", ".join(report.modalities) or "none",
+        "latency p50 [ms]": "" if latency is None else f"{latency[0]:.1f}",
+        "latency p95 [ms]": "" if latency is None else f"{latency[1]:.1f}",
+        "dropped for newer": dropped,
+        **{f"received {name}": count for name, count in received.items()},
+        **{f"refused: {kind}": count for kind, count in report.errors.items()},
+        **counts,
+        **gaps,
+    }

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be set before ``rclpy.init``; imports no ROS so that it can run first."""
+
+from __future__ import annotations
+
+import os
+
+from vmloc_ros.core.resources import share_path
+
+# Fast DDS 2 (Humble, Jazzy) reads the first, Fast DDS 3 (Kilted) the second.
+_PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+
+
+def use_fastdds_profile() -> None:
+    """Make Fast DDS use the project's profile (large shared memory), unless the user has chosen one."""
+    if not any(os.environ.get(name) for name in _PROFILE_VARIABLES):
+        for name in _PROFILE_VARIABLES:
+            os.environ[name] = str(share_path("config", "fastdds.xml"))

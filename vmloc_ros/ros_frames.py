@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a bundle of messages to the frame that the localizer takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from vmloc_ros.core.errors import MessageError
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
+from vmloc_ros.ros_extrinsics import Extrinsics
+from vmloc_ros.synchronizer import Bundle
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    IMAGE: decode_image,
+    DEPTH: decode_depth,
+    LIDAR: decode_point_cloud,
+}
+
+
+class FrameBuilder:
+    """Decodes bundles.
+
+    Attributes:
+        camera_info: the latest CameraInfo message, set as they arrive.
+    """
+
+    def __init__(self, extrinsics: Extrinsics, refused: Callable[[str], None]) -> None:
+        """``refused`` is told of each message that is left out because it cannot be decoded."""
+        self.camera_info: Any = None
+        self._extrinsics, self._refused = extrinsics, refused
+
+    def build(self, bundle: Bundle[Any]) -> Frame:
+        """Decode a bundle; a bad message beside a good leading one is left out.
+
+        Raises:
+            MessageError: the message that gave the bundle its stamp cannot be decoded.
+        """
+        decoded: dict[str, Any] = {}
+        for name, (stamp_ns, message) in bundle.messages.items():
+            try:
+                decoded[name] = _DECODERS[name](message)
+            except MessageError as error:
+                if stamp_ns == bundle.stamp_ns and not decoded:
+                    raise MessageError(f"{name}: {error}") from error
+                self._refused(f"{name}: {error}")
+        return Frame(
+            stamp_ns=bundle.stamp_ns,
+            image=decoded.get(IMAGE),
+            depth_m=decoded.get(DEPTH),
+            cloud=decoded.get(LIDAR),
+            camera=self._camera(),
+            camera_from_lidar=self._camera_from_lidar(bundle),
+        )
+
+    def _camera(self) -> PinholeCamera | None:
+        return None if self.camera_info is None else decode_camera_info(self.camera_info)
+
+    def _camera_from_lidar(self, bundle: Bundle[Any]) -> Pose | None:
+        if IMAGE not in bundle.messages or LIDAR not in bundle.messages:
+            return None
+        image, cloud = bundle.messages[IMAGE][1], bundle.messages[LIDAR][1]
+        return self._extrinsics.camera_from_lidar(image.header.frame_id, cloud.header.frame_id)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's parameters: one table that gives names, defaults, descriptions and ranges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.exceptions import InvalidTopicNameException, ParameterException
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.validate_topic_name import validate_topic_name
+
+from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.geometry import Pose
+
+IMAGE_TRANSPORTS = ("raw", "compressed")
+
+
+def _parameter(
+    default: Any, description: str, *, low: float = 0, high: float | None = None, read_only: bool = False
+) -> Any:
+    """A table row; ``low`` and ``high`` bound numbers that have a ``high``."""
+    metadata = {"description": description, "low": low, "high": high, "read_only": read_only}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """The parameters of ``vmloc_node``; they take effect at the next configure.
+
+    Raises:
+        ConfigError: a value is impossible.
+    """
+
+    checkpoint: str = _parameter("", "Path of the model's checkpoint (.safetensors).")
+    device: str = _parameter("auto", "Where the model runs: auto, cpu, cuda or cuda:N.")
+    autostart: bool = _parameter(True, "Configure and activate by itself at start.", read_only=True)
+    image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
+    image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on <image_topic>/compressed.")
+    depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
+    cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
+    camera_info_topic: str = _parameter(
+        "camera/camera_info", "sensor_msgs/CameraInfo, for models that project the scan into the image."
+    )
+    input_depth: int = _parameter(10, "Messages that a subscription keeps.", low=1, high=1000)
+    slop_s: float = _parameter(0.1, "Largest distance of the stamps of messages that belong together.", high=10.0)
+    deadline_s: float = _parameter(0.2, "Longest wait for the other modality; then the image goes on alone.", high=10.0)
+    silence_s: float = _parameter(1.0, "After this long without an image, scans go on alone.", low=0.01, high=60.0)
+    jump_back_s: float = _parameter(
+        1.0, "Stamps that jump back by more than this reset the pairing.", low=0.01, high=60.0
+    )
+    queue_depth: int = _parameter(5, "Frames that wait for the model; newer ones replace older.", low=1, high=100)
+    input_timeout_s: float = _parameter(3.0, "Warn when an input has been silent for this long.", low=0.1, high=3600.0)
+    map_frame: str = _parameter("", "Frame of the poses; empty: the checkpoint's.")
+    base_frame: str = _parameter("base_link", "Frame whose pose is published; empty: the checkpoint's body frame.")
+    publish_tf: bool = _parameter(True, "Publish map_frame -> base_frame on /tf.")
+    path_length: int = _parameter(1000, "Poses kept in ~/path; 0 publishes none.", high=100_000)
+    base_from_body: tuple[float, ...] | None = _parameter(
+        None,
+        "Pose of the checkpoint's body frame in base_frame: x y z roll pitch yaw, metres and radians, as in "
+        "URDF. Not set: from TF.",
+    )
+    camera_from_lidar: tuple[float, ...] | None = _parameter(
+        None, "Pose of the lidar in the camera's optical frame, likewise. Not set: from TF."
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_transport not in IMAGE_TRANSPORTS:
+            allowed = " or ".join(IMAGE_TRANSPORTS)
+            raise ConfigError(f"parameter image_transport is {self.image_transport!r}; expected {allowed}")
+        for row in fields(self):
+            value = getattr(self, row.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"parameter {row.name} must be finite, got {value}")
+            if row.name.endswith("_topic"):
+                _check_topic(row.name, value)
+        for name in ("base_from_body", "camera_from_lidar"):
+            numbers = getattr(self, name)
+            if numbers is not None and (len(numbers) != 6 or not all(map(math.isfinite, numbers))):
+                raise ConfigError(
+                    f"parameter {name} must be 6 finite numbers (x y z roll pitch yaw), got {list(numbers)}"
+                )
+
+
+def _check_topic(name: str, topic: str) -> None:
+    try:
+        validate_topic_name(topic)
+    except InvalidTopicNameException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"parameter {name} is {topic!r}, which is no topic: {reason}") from error
+
+
+def pose_of(xyz_rpy: tuple[float, ...] | None) -> Pose | None:
+    """The pose that a six-number parameter stands for."""
+    return None if xyz_rpy is None else Pose.from_xyz_rpy(xyz_rpy[:3], xyz_rpy[3:])
+
+
+def declare_parameters(node: Node) -> None:
+    """Declare the table and check every later change against it.
+
+    Raises:
+        ConfigError: an override from the command line or a file has a wrong type or value.
+    """
+    for row in fields(NodeConfig):
+        default = Parameter.Type.DOUBLE_ARRAY if row.default is None else row.default
+        try:
+            node.declare_parameter(row.name, default, _descriptor(row))
+        except ParameterException as error:
+            raise ConfigError(f"parameter {row.name} is wrong: {error}") from error
+    read_config(node)
+    node.add_on_set_parameters_callback(lambda changes: _check_changes(node, changes))
+
+
+def read_config(node: Node) -> NodeConfig:
+    """The parameters' present values."""
+    return NodeConfig(**_values(node))
+
+
+def _values(node: Node) -> dict[str, Any]:
+    names = [row.name for row in fields(NodeConfig)]
+    return {name: _value(node.get_parameter_or(name)) for name in names}
+
+
+def _value(parameter: Parameter) -> Any:
+    is_array = parameter.type_ == Parameter.Type.DOUBLE_ARRAY
+    return tuple(parameter.value) if is_array else parameter.value
+
+
+def _check_changes(node: Node, changes: list[Parameter]) -> SetParametersResult:
+    values = _values(node)
+    values.update({change.name: _value(change) for change in changes if change.name in values})
+    try:
+        NodeConfig(**values)
+    except ConfigError as error:
+        return SetParametersResult(successful=False, reason=str(error))
+    return SetParametersResult(successful=True)
+
+
+def _descriptor(row: Field[Any]) -> ParameterDescriptor:
+    descriptor = ParameterDescriptor(description=row.metadata["description"], read_only=row.metadata["read_only"])
+    low, high = row.metadata["low"], row.metadata["high"]
+    if high is not None and isinstance(row.default, float):
+        descriptor.floating_point_range = [FloatingPointRange(from_value=float(low), to_value=float(high))]
+    elif high is not None:
+        descriptor.integer_range = [IntegerRange(from_value=int(low), to_value=int(high), step=1)]
+    return descriptor
