@@ -177,6 +177,7 @@ def _add_replay(commands: Any) -> None:
     parser.add_argument("--wait-for", nargs="+", metavar="TOPIC", help="start when these have a subscriber")
     parser.add_argument("--record", type=Path, help="bag folder for recorded topics")
     parser.add_argument("--record-topics", nargs="+", default=[], metavar="TOPIC", help="what to record")
+    parser.add_argument("--overwrite", action="store_true", help="replace a recording that exists")
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -191,8 +192,14 @@ def _replay(options: argparse.Namespace) -> None:
         wait_for=options.wait_for or [],
         record=options.record,
         record_topics=options.record_topics,
+        overwrite=options.overwrite,
     )
-    print(report)
+    for topic, reason in report.skipped.items():
+        print(f"not played: {topic}: {reason}", file=sys.stderr)
+    print(f"played {sum(report.published.values())} messages, at most {1e3 * report.largest_lag_s:.0f} ms late")
+    if options.record:
+        counts = ", ".join(f"{count} of {topic}" for topic, count in report.recorded.items())
+        print(f"wrote {options.record}: {counts or 'nothing was received'}")
 
 
 def _add_info(commands: Any) -> None:
@@ -211,7 +218,7 @@ def _add_demo(commands: Any) -> None:
     parser = _command(
         commands, "demo", _demo, "Drive an unseen simulated traversal, replay it into the node, report how well it localizes."
     )
-    parser.add_argument("--seed", type=int, default=1000, help="of the traversal; training used 1 to 99 at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the traversal, any number; never one used in training")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
     parser.add_argument("--checkpoint", type=Path, help="default: the one that ships with the package")
     parser.add_argument("--rate", type=float, default=1.0, help="replay speed")

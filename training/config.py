@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,21 +111,23 @@ def load_config(path: Path | None, overrides: list[str] | None = None) -> TrainC
     Raises:
         ConfigError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
     """
-    values: dict[str, Any] = {}
+    values = None
     where = "config"
     if path is not None:
         where = str(path)
         try:
-            values = yaml.safe_load(path.read_text()) or {}
+            values = yaml.safe_load(path.read_text())
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    return parse_config(values, overrides, where)
+    return parse_config({} if values is None else values, overrides, where)
 
 
 def parse_config(values: dict[str, Any], overrides: list[str] | None, where: str) -> TrainConfig:
     """Apply ``a.b=value`` overrides to a mapping and check it. Raises ConfigError as :func:`load_config`."""
-    for override in overrides or []:
-        _apply_override(values, override)
+    if overrides and isinstance(values, dict):  # from_mapping refuses anything else
+        values = copy.deepcopy(values)
+        for override in overrides:
+            _apply_override(values, override)
     return from_mapping(TrainConfig, values, where)
 
 

@@ -47,13 +47,11 @@ def train(
     config = load_config(config_file, overrides)
     torch_device = select_device(device)
     sources = _open_all(data, split, config.source, config.preprocess.modalities)
-    map_frame, body_frame = _common_frames(sources)
+    validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
+    map_frame, body_frame = _common_frames([*sources, *validation_sources])
     preprocessor = Preprocessor(config.preprocess)
     prepared = prepare_dataset(sources, preprocessor, progress)
-    validation = None
-    if validation_data:
-        validation_sources = _open_all(validation_data, split, config.source, config.preprocess.modalities)
-        validation = prepare_dataset(validation_sources, preprocessor, progress)
+    validation = prepare_dataset(validation_sources, preprocessor, progress) if validation_sources else None
     record = {
         "data": [{"name": source.name, "frames": len(source), **source.report} for source in sources],
         "poses": pose_statistics(prepared.poses),
@@ -135,5 +133,7 @@ def _source_options(header: CheckpointHeader, overrides: list[str] | None) -> So
     wrong = [override for override in overrides or [] if not override.startswith("source.")]
     if wrong:
         raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set here, the rest is in the checkpoint")
-    values = {"source": header.training.get("config", {}).get("source", {})}
+    recorded = header.training.get("config", {}).get("source", {})
+    # A PoseStamped names no body: take it to be the checkpoint's.
+    values = {"source": {**recorded, "body_frame": header.body_frame}}
     return parse_config(values, overrides, "source options").source

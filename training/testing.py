@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
-from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.models import ModelConfig, VMLoc, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -36,5 +37,17 @@ def write_random_checkpoint(
         training={"data": "none: random weights"},
     )
     model = build_model(model_config, Preprocessor(preprocess).channels)
+    _settle_batch_norm(model)
     save_checkpoint(path, header, model.state_dict())
     return header
+
+
+@torch.no_grad()
+def _settle_batch_norm(model: VMLoc) -> None:
+    """Give batch norms the statistics of noise: with their initial ones a deep network answers every input alike."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    for encoder in model.encoders.values():
+        channels = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d)).in_channels
+        encoder.train()(torch.rand(8, channels, 64, 64) * 2 - 1)

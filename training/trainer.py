@@ -24,7 +24,7 @@ from training.losses import PoseLoss, importance_weighted_loss
 from training.metrics import pose_errors
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
-from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
+from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelInput, build_model
@@ -130,22 +130,26 @@ class Trainer:
 
         Raises:
             CheckpointError: the file is missing or damaged.
-            ConfigError: it belongs to another configuration.
+            ConfigError: it belongs to another configuration or other data.
         """
         path = self._path(".state.pt")
         if not path.is_file():
             raise CheckpointError(f"nothing to resume: {path} does not exist; train without --resume")
         try:
             state = torch.load(path, map_location=self._device, weights_only=True)
-            if state["config"] != self._comparable_config():
-                raise ConfigError(f"{path} was written with another configuration; use that one, or train to another OUT")
+            if state["identity"] != self._identity():
+                raise ConfigError(
+                    f"{path} was written with another configuration or other data; use those, or train to another OUT"
+                )
             self.model.load_state_dict(state["model"])
             self._pose_loss.load_state_dict(state["pose_loss"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._epoch, self._best = int(state["epoch"]), float(state["best"])
-            torch.set_rng_state(state["rng"].cpu())
-        except (OSError, RuntimeError, KeyError, EOFError) as error:
-            raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}); train from the start") from error
+        except ConfigError:
+            raise
+        except Exception as error:  # torch.load raises many types for a damaged file
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(f"{path} is damaged ({reason}); train from the start") from error
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -156,8 +160,9 @@ class Trainer:
         """One pass over the data; the mean loss."""
         config = self._config
         self.model.train()
-        # One generator per epoch: an epoch is the same after a resume as without a break.
+        # Seeded in every epoch: one is the same after a resume as without a break, on the CPU and on a GPU.
         generator = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # posterior samples, dropout
         order = self._train_rows[torch.randperm(len(self._train_rows), generator=generator)]
         total = torch.zeros((), device=self._device)
         for step in range(self._steps_per_epoch):
@@ -221,7 +226,10 @@ class Trainer:
             means.append(self.model.decode(posterior.mean).cpu())
             if samples:
                 drawn.append(self.model.decode(posterior.sample(samples)).cpu())
-        return torch.cat(means), torch.cat(drawn, dim=1) if drawn else torch.empty(0, len(rows), 6)
+        vectors = torch.cat(means)
+        if not bool(torch.isfinite(vectors).all()):
+            raise DataError(f"the poses became NaN in epoch {self._epoch}; reduce optimizer.learning_rate")
+        return vectors, torch.cat(drawn, dim=1) if drawn else torch.empty(0, len(rows), 6)
 
     def _decode(self, vectors: Tensor) -> list[Pose]:
         positions, quaternions = self._header.pose_codec.decode(vectors.double().numpy())
@@ -229,6 +237,7 @@ class Trainer:
 
     def _finish(self) -> dict[str, float]:
         """Reload the best weights and give their checkpoint the covariance's residuals and the metrics."""
+        torch.manual_seed(self._config.seed)
         best = load_checkpoint(self._out)[1]
         self.model.load_state_dict(best.state_dict())
         on_held_out = len(self._held_out) > 0
@@ -265,13 +274,12 @@ class Trainer:
             save_checkpoint(self._out, header, weights)
         save_checkpoint(self._path(f".last{self._out.suffix}"), header, weights)
         state = {
-            "config": self._comparable_config(),
+            "identity": self._identity(),
             "model": weights,
             "pose_loss": self._pose_loss.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "epoch": self._epoch,
             "best": self._best,
-            "rng": torch.get_rng_state(),
         }
         with write_aside(self._path(".state.pt")) as path:
             torch.save(state, path)
@@ -288,11 +296,14 @@ class Trainer:
         row = {"epoch": self._epoch, "loss": loss, "seconds": round(seconds, 3)}
         row |= {name: (metrics or {}).get(name, "") for name in _LOGGED_METRICS}
         new = self._epoch == 1 or not self._path(".csv").exists()
-        with self._path(".csv").open("w" if new else "a", newline="") as file:
-            writer = csv.DictWriter(file, row.keys())
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with self._path(".csv").open("w" if new else "a", newline="") as file:
+                writer = csv.DictWriter(file, row.keys())
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise OutputError(f"{self._path('.csv')} could not be written: {error}") from error
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -304,8 +315,10 @@ class Trainer:
             "torchvision": torchvision.__version__,
         }
 
-    def _comparable_config(self) -> dict[str, Any]:
-        return to_mapping(self._config)
+    def _identity(self) -> dict[str, Any]:
+        """What a run that is resumed must have in common with this one."""
+        codec = to_mapping(self._header.pose_codec)  # depends on every training pose
+        return {"config": to_mapping(self._config), "pose_codec": codec, "frames": len(self._data)}
 
     def _path(self, suffix: str) -> Path:
         return self._out.with_name(self._out.stem + suffix)

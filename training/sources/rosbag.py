@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
@@ -109,6 +110,23 @@ class RosbagSource:
                 if bundle.stamp_ns in self._labels:
                     yield Sample(self._frame(bundle, camera), self._labels[bundle.stamp_ns])
 
+    def map_points(self, every: int = 10) -> NDArray[np.float64]:
+        """Points ``(N, 3)`` of every ``every``-th cloud in the map, by the true poses; for pictures of the map.
+
+        Raises:
+            DataError: the bag's /tf_static does not say where the lidar is.
+        """
+        clouds = [np.empty((0, 3))]
+        with open_bag(self._path) as reader:
+            for number, bundle in enumerate(self._bundles(reader, decode=True)):
+                if number % every or LIDAR not in bundle.messages or bundle.stamp_ns not in self._labels:
+                    continue
+                message = bundle.messages[LIDAR][1]
+                body_from_lidar = self._transforms.lookup(self.body_frame, message.header.frame_id)
+                points = decode_point_cloud(message).xyz_m
+                clouds.append((self._labels[bundle.stamp_ns] @ body_from_lidar).transform(points))
+        return np.concatenate(clouds)
+
     def _choose_streams(self, reader: AnyReader, modalities: tuple[str, ...]) -> dict[str, str]:
         options = self._options
         wanted = {IMAGE: options.image_topic, DEPTH: options.depth_topic, LIDAR: options.cloud_topic}
@@ -143,8 +161,7 @@ class RosbagSource:
     def _read_poses(self, reader: AnyReader) -> tuple[list[int], list[Pose]]:
         by_stamp: dict[int, Pose] = {}
         self.map_frame, self.body_frame = "map", self._options.body_frame
-        for connection, _, data in reader.messages(connections=_connections(reader, self._pose_topic)):
-            message: Any = reader.deserialize(data, connection.msgtype)
+        for message in _messages(reader, self._pose_topic):
             try:
                 by_stamp[stamp_ns(message.header)] = decode_pose(message)
             except MessageError as error:
@@ -159,9 +176,8 @@ class RosbagSource:
         if not topics and not self._options.camera_info_topic:
             return None
         topic = self._topic(reader, "camera_info", self._options.camera_info_topic)
-        for connection, _, data in reader.messages(connections=_connections(reader, topic)):
-            return decode_camera_info(reader.deserialize(data, connection.msgtype))
-        return None
+        message = next(_messages(reader, topic), None)
+        return None if message is None else decode_camera_info(message)
 
     def _bundles(self, reader: AnyReader, decode: bool) -> Iterator[Bundle[Any]]:
         """Synchronized messages; only their stamps matter, and only those are kept, unless ``decode``."""
@@ -211,10 +227,16 @@ def _connections(reader: AnyReader, topic: str) -> list[Connection]:
     return [connection for connection in reader.connections if connection.topic == topic]
 
 
+def _messages(reader: AnyReader, topic: str) -> Iterator[Any]:
+    """Decoded messages of one topic; none where the bag lacks it (the reader takes no connections for all)."""
+    connections = _connections(reader, topic)
+    for connection, _, data in reader.messages(connections=connections) if connections else ():
+        yield reader.deserialize(data, connection.msgtype)
+
+
 def _read_static_transforms(reader: AnyReader) -> StaticTransformTree:
     tree = StaticTransformTree()
-    for connection, _, data in reader.messages(connections=_connections(reader, "/tf_static")):
-        message: Any = reader.deserialize(data, connection.msgtype)
+    for message in _messages(reader, "/tf_static"):
         for transform in message.transforms:
             tree.add(transform.header.frame_id, transform.child_frame_id, decode_pose(transform))
     return tree

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job end to end: an unseen simulated drive is replayed over DDS into the node, whose poses are judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.metrics import pose_errors
+from training.plots import save_trajectory_plot
+from training.simulation import simulate
+from training.sources.options import SourceOptions
+from training.sources.rosbag import RosbagSource
+from vmloc_ros.core.bags import open_bag
+from vmloc_ros.core.errors import CheckpointError, DataError, VmlocError
+from vmloc_ros.core.files import write_aside
+from vmloc_ros.core.geometry import Pose, interpolate_poses
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.resources import share_path
+
+# Training takes seeds from 1 on; the demo's lie beyond any of them, whatever the user asks for.
+_FIRST_UNSEEN_SEED = 1_000_000
+_NODE = "/vmloc_node"
+_IMAGE, _CAMERA_INFO, _CLOUD, _TRUTH = "/camera/image_raw", "/camera/camera_info", "/lidar/points", "/ground_truth/pose"
+_POSE = f"{_NODE}/pose"
+_RECORDED = (_POSE, f"{_NODE}/pose_with_covariance", f"{_NODE}/path", "/tf", _CAMERA_INFO, _TRUTH)
+_SHIPPED_CHECKPOINT = ("resource", "vmloc_street.safetensors")
+
+
+class DemoError(VmlocError):
+    """The node or the player failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoReport:
+    """What the drive showed; also the keys of ``report.json``.
+
+    Attributes:
+        latency_p50_ms: from the player's publication of an image to the arrival of its pose, over DDS and back; includes
+            the wait for the image's cloud.
+    """
+
+    seed: int
+    images: int
+    poses: int
+    median_position_m: float
+    median_rotation_deg: float
+    p95_position_m: float
+    p95_rotation_deg: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+
+    def text(self) -> str:
+        """The report for people."""
+        return "\n".join(
+            [
+                f"poses received   {self.poses} of {self.images} images ({self.images - self.poses} lost)",
+                f"position error   median {self.median_position_m:.2f} m, 95th percentile {self.p95_position_m:.2f} m",
+                f"rotation error   median {self.median_rotation_deg:.2f} deg, "
+                f"95th percentile {self.p95_rotation_deg:.2f} deg",
+                f"latency          median {self.latency_p50_ms:.0f} ms, 95th percentile {self.latency_p95_ms:.0f} ms "
+                "(image out to pose in, with the wait for its lidar sweep)",
+            ]
+        )
+
+
+def run_demo(
+    *, seed: int, out: Path, checkpoint: Path | None = None, rate: float = 1.0, device: str = "auto"
+) -> DemoReport:
+    """Simulate, replay, localize, report.
+
+    Writes into ``out``: ``traversal`` (the drive, rosbag2), ``results`` (the node's answers, rosbag2), ``node.log``,
+    ``report.json`` and ``trajectory.png``.
+
+    Raises:
+        DemoError: the node or the player failed.
+        VmlocError: the checkpoint or the output folder is at fault.
+    """
+    checkpoint = checkpoint or share_path(*_SHIPPED_CHECKPOINT)
+    if not checkpoint.is_file():
+        raise CheckpointError(f"checkpoint {checkpoint} does not exist; train one with `vmloc train` or correct the path")
+    out.mkdir(parents=True, exist_ok=True)
+    traversal, results = out / "traversal", out / "results"
+    print(f"[1/3] simulating a drive that the checkpoint has not seen (seed {seed}) -> {traversal}", flush=True)
+    simulate(traversal, seed=_FIRST_UNSEEN_SEED + seed, overwrite=True)
+    environment = _environment()
+    print(
+        f"[2/3] replaying it over DDS into vmloc_node -> {results} "
+        f"(watch with ROS_DOMAIN_ID={environment['ROS_DOMAIN_ID']} rviz2 -d config/vmloc.rviz)",
+        flush=True,
+    )
+    with _running_node(checkpoint, device, out / "node.log", environment):
+        _play(traversal, results, rate, environment, out / "node.log")
+    print(f"[3/3] comparing with ground truth -> {out / 'report.json'}, {out / 'trajectory.png'}", flush=True)
+    return _report(seed, traversal, results, out)
+
+
+def _environment() -> dict[str, str]:
+    """Our own corner of the network, unless the user has chosen one: other robots shall not hear the demo."""
+    environment = dict(os.environ)
+    environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    return environment
+
+
+@contextmanager
+def _running_node(checkpoint: Path, device: str, log: Path, environment: dict[str, str]) -> Iterator[None]:
+    parameters = {"checkpoint": checkpoint.resolve(), "device": device, "image_topic": _IMAGE, "cloud_topic": _CLOUD}
+    command = [sys.executable, "-m", "vmloc_ros.node", "--ros-args"]
+    for name, value in parameters.items():
+        command += ["-p", f"{name}:={value}"]
+    with log.open("w") as stream:
+        node = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield
+            if node.poll() is not None:
+                raise DemoError(f"the node ended early with exit code {node.returncode}: {_tail(log)}")
+        finally:
+            node.send_signal(signal.SIGINT)
+            try:
+                node.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                node.kill()
+
+
+def _play(traversal: Path, results: Path, rate: float, environment: dict[str, str], node_log: Path) -> None:
+    command = [sys.executable, "-m", "training.cli", "replay", str(traversal), "--rate", str(rate)]
+    command += ["--wait-for", _IMAGE, _CLOUD, "--record", str(results), "--overwrite", "--record-topics", *_RECORDED]
+    code = subprocess.run(command, env=environment, check=False).returncode
+    if code:
+        raise DemoError(f"the player failed with exit code {code}; the node's last line: {_tail(node_log)}")
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"{log} is empty"
+
+
+def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
+    images = [stamp for stamp, _, _ in _received(traversal, _CAMERA_INFO)]
+    truth_stamps, true_poses = _poses(traversal, _TRUTH)
+    stamps, estimates = _poses(results, _POSE)
+    truth = interpolate_poses(truth_stamps, true_poses, np.asarray(stamps, np.int64))
+    pairs = [(t, e) for t, e in zip(truth, estimates, strict=True) if t is not None]
+    if not pairs:
+        raise DemoError(f"no pose was received for {len(images)} images; see {out / 'node.log'}")
+    known, answered = [t for t, _ in pairs], [e for _, e in pairs]
+    summary = pose_errors(known, answered).summary()
+    latency_ms = _latencies_ms(results)
+    report = DemoReport(
+        seed=seed,
+        images=len(images),
+        poses=len(stamps),
+        median_position_m=summary["median_position_m"],
+        median_rotation_deg=summary["median_rotation_deg"],
+        p95_position_m=summary["p95_position_m"],
+        p95_rotation_deg=summary["p95_rotation_deg"],
+        latency_p50_ms=float(np.percentile(latency_ms, 50)),
+        latency_p95_ms=float(np.percentile(latency_ms, 95)),
+    )
+    with write_aside(out / "report.json") as path:
+        path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    title = (
+        f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images answered,\n"
+        f"median error {report.median_position_m:.2f} m, {report.median_rotation_deg:.2f} deg"
+    )
+    source = RosbagSource(traversal, SourceOptions(), ("image", "lidar"))
+    save_trajectory_plot(out / "trajectory.png", known, answered, title, source.map_points(every=10))
+    return report
+
+
+def _latencies_ms(results: Path) -> list[float]:
+    """Pose arrival after the camera info that the player sent together with the image of the same stamp."""
+    sent = {stamp: received for stamp, received, _ in _received(results, _CAMERA_INFO)}
+    latencies = [(at - sent[stamp]) / 1e6 for stamp, at, _ in _received(results, _POSE) if stamp in sent]
+    if not latencies:
+        raise DataError(f"{results} holds no pose with a stamp of {_CAMERA_INFO}")
+    return latencies
+
+
+def _poses(bag: Path, topic: str) -> tuple[list[int], list[Pose]]:
+    """Stamps and poses of a PoseStamped topic, in order of stamp."""
+    found = {stamp: decode_pose(message) for stamp, _, message in _received(bag, topic)}
+    stamps = sorted(found)
+    return stamps, [found[stamp] for stamp in stamps]
+
+
+def _received(bag: Path, topic: str) -> Sequence[tuple[int, int, Any]]:
+    """``(header stamp, receive time, message)`` of a topic, nanoseconds."""
+    with open_bag(bag) as reader:
+        connections = [connection for connection in reader.connections if connection.topic == topic]
+        messages = reader.messages(connections=connections) if connections else []
+        found = ((received, reader.deserialize(data, c.msgtype)) for c, received, data in messages)
+        return [(stamp_ns(message.header), received, message) for received, message in found]

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A simulated street: ray-cast camera and lidar, exact poses, reproducible by seed.
+
+``street`` and ``world`` (with ``buildings``, ``furniture``, ``ground``) make the fixed surroundings of a
+``world_seed``; ``trajectory``, ``traffic`` and ``camera.Light`` are what a traversal's ``seed`` decides;
+``camera``, ``lidar`` and ``odometry`` are the sensors; ``traversal`` turns them into stamped messages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from training.simulation.traversal import Rates, Traversal
+from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.core.errors import ConfigError
+
+__all__ = ["Rates", "Traversal", "simulate"]
+
+
+def simulate(
+    out: Path,
+    *,
+    seed: int,
+    world_seed: int = 0,
+    laps: float = 1.0,
+    image_size: tuple[int, int] = (320, 240),
+    camera_rate_hz: float = 10.0,
+    lidar_rate_hz: float = 10.0,
+    duration_s: float | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Write one traversal of the street as a rosbag2 folder (MCAP).
+
+    Args:
+        out: the bag's folder; appears only when it is complete.
+        seed: decides the drive, the traffic, the light and all noise.
+        world_seed: decides the street; traversals of one street share it.
+        laps: rounds of the street, about 150 m each.
+        image_size: width and height in pixels; the camera's horizontal field of view is 90 degrees.
+        camera_rate_hz, lidar_rate_hz: nominal rates; the lidar runs 0.3 % slow and out of step.
+        duration_s: ends the drive earlier.
+        overwrite: replace an existing bag.
+        progress: show a progress bar.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: ``out`` exists or cannot be written.
+    """
+    _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s)
+    with BagWriter(out, overwrite=overwrite) as bag:
+        traversal = Traversal(seed, world_seed, laps, image_size, Rates(camera_rate_hz, lidar_rate_hz), duration_s)
+        total = len(traversal.image_times_s) + len(traversal.scan_times_s)
+        with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
+            for record in traversal.records(on_frame=bar.update):
+                bag.write(record.topic, record.message, record.log_ns)
+
+
+def _check(
+    seed: int,
+    world_seed: int,
+    laps: float,
+    image_size: tuple[int, int],
+    camera_rate_hz: float,
+    lidar_rate_hz: float,
+    duration_s: float | None,
+) -> None:
+    for name, number in (("seed", seed), ("world_seed", world_seed)):
+        if number < 0:
+            raise ConfigError(f"{name} must not be negative, got {number}")
+    if min(image_size) < 8:
+        raise ConfigError(f"image_size must be at least 8x8 pixels, got {image_size[0]}x{image_size[1]}")
+    positive = {"laps": laps, "camera_rate_hz": camera_rate_hz, "lidar_rate_hz": lidar_rate_hz}
+    for name, value in positive.items():
+        if not 0 < value <= 1000:
+            raise ConfigError(f"{name} must lie within (0, 1000], got {value}")
+    if duration_s is not None and not duration_s > 1:
+        raise ConfigError(f"duration_s must be more than 1 s, got {duration_s}")

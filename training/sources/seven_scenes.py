@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""7-Scenes (Shotton et al. 2013): folders of colour, depth and camera pose of a hand-held RGB-D camera.
+
+Layout: ``<scene>/seq-XX/frame-NNNNNN.{color.png,depth.png,pose.txt}``, colour also as JPEG;
+``TrainSplit.txt`` and ``TestSplit.txt`` list ``sequenceX``. Depth is 16-bit millimetres, invalid where 0 or
+65535. The pose is the 4x4 camera-to-world matrix. Colour and depth are not registered; as is usual, the depth
+camera's intrinsics stand for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.core.encodings import depth_metres, rgb_from_compressed, unpack_image
+from vmloc_ros.core.errors import DataError, MessageError
+from vmloc_ros.core.frame import DEPTH, IMAGE, Frame, PinholeCamera, Sample
+from vmloc_ros.core.geometry import Pose
+
+_SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+_FRAME_FILE = re.compile(r"frame-(\d+)\.(color\.png|color\.jpg|depth\.png|pose\.txt)")
+_OFFICIAL_SIZE, _FOCAL_LENGTH = (640, 480), 585.0
+_INVALID_DEPTH_MM = 65535
+# The dataset has no clock: the first frame gets this stamp, and sequences follow each other after a pause.
+_FIRST_STAMP_NS = 1_000_000_000_000
+_PAUSE_NS = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    color: Path
+    depth: Path
+    stamp_ns: int
+    map_from_camera: Pose
+
+
+class SevenScenesSource:
+    """Frames of one scene; poses are read at once, pictures when asked for.
+
+    Stamps are made up from frame numbers at ``rate_hz``; the stride does not change them.
+
+    Args:
+        root: the scene's folder.
+        split: ``train``, ``test`` or ``all`` (every ``seq-XX`` folder; needs no split files).
+        stride: use every ``stride``-th frame of each sequence.
+        sequences: restrict the split to these numbers.
+        skip_invalid: leave out frames whose pose is missing, malformed or NaN and count them in ``report``.
+        rate_hz: of the camera; 7-Scenes was recorded at 30 Hz.
+
+    Raises:
+        DataError: a folder or file is missing or malformed, or nothing is left.
+    """
+
+    map_frame = "map"
+    body_frame = "camera_optical_frame"
+    modalities: tuple[str, ...] = (IMAGE, DEPTH)
+
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        stride: int = 1,
+        sequences: list[int] | None = None,
+        skip_invalid: bool = False,
+        rate_hz: float = 30.0,
+    ) -> None:
+        if stride < 1 or not rate_hz > 0:
+            raise DataError(f"stride must be at least 1 and rate_hz positive, got {stride} and {rate_hz}")
+        self.name = f"{root.name}/{split}"
+        self._entries: list[_Entry] = []
+        self.report = {"frames": 0, "frames without a valid pose": 0}
+        start_ns = _FIRST_STAMP_NS
+        for number in _sequence_numbers(root, split, sequences):
+            frames = _list_frames(root / f"seq-{number:02d}")
+            first = min(frames)
+            stamps = {frame: start_ns + round((frame - first) * 1e9 / rate_hz) for frame in frames}
+            for frame in sorted(frames)[::stride]:
+                self._add(frames[frame], stamps[frame], skip_invalid)
+            start_ns = max(stamps.values()) + _PAUSE_NS
+        if not self._entries:
+            raise DataError(f"{root}: no frame of the {split} split has a valid pose")
+        self.report["frames"] = len(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for index, entry in enumerate(self._entries):
+            image, depth_mm = self.read(index)
+            frame = Frame(entry.stamp_ns, image, depth_metres(depth_mm), camera=camera_of(image))
+            yield Sample(frame, entry.map_from_camera)
+
+    def poses(self) -> list[Pose]:
+        return [entry.map_from_camera for entry in self._entries]
+
+    def stamps_ns(self) -> list[int]:
+        return [entry.stamp_ns for entry in self._entries]
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+        """Colour ``(H, W, 3)`` uint8 RGB and depth ``(H, W)`` uint16 millimetres, 0 = none, of a frame.
+
+        Raises:
+            DataError: a file is missing, corrupt or of another kind.
+        """
+        entry = self._entries[index]
+        try:
+            image = rgb_from_compressed(entry.color.read_bytes(), entry.color.suffix.lstrip("."))
+        except (OSError, MessageError) as error:
+            raise DataError(f"{entry.color}: {error}") from error
+        return image, _read_depth_mm(entry.depth)
+
+    def _add(self, files: dict[str, Path], stamp_ns: int, skip_invalid: bool) -> None:
+        try:
+            pose = _read_pose(files["pose.txt"])
+        except DataError:
+            if not skip_invalid:
+                raise
+            self.report["frames without a valid pose"] += 1
+            return
+        color = files.get("color.png") or files["color.jpg"]
+        self._entries.append(_Entry(color, files["depth.png"], stamp_ns, pose))
+
+
+def camera_of(image: NDArray[np.uint8]) -> PinholeCamera:
+    """The official intrinsics (f = 585, centre 320, 240 at 640x480), scaled to the image's size."""
+    height, width = image.shape[:2]
+    sx, sy = width / _OFFICIAL_SIZE[0], height / _OFFICIAL_SIZE[1]
+    return PinholeCamera(width, height, _FOCAL_LENGTH * sx, _FOCAL_LENGTH * sy, width / 2, height / 2)
+
+
+def _sequence_numbers(root: Path, split: str, wanted: list[int] | None) -> list[int]:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give a 7-Scenes scene such as .../redkitchen")
+    if split == "all":
+        numbers = sorted(int(path.name[4:]) for path in root.glob("seq-*") if path.name[4:].isdigit())
+    elif split in _SPLIT_FILES:
+        numbers = _read_split(root / _SPLIT_FILES[split])
+    else:
+        raise DataError(f"split must be train, test or all, got {split!r}")
+    absent = sorted(set(wanted or []) - set(numbers))
+    if absent:
+        raise DataError(f"{root}: the {split} split has no sequence {absent[0]}; it has {numbers}")
+    numbers = [number for number in numbers if wanted is None or number in wanted]
+    if not numbers:
+        raise DataError(f"{root}: the {split} split has no sequences (seq-XX folders)")
+    return numbers
+
+
+def _read_split(path: Path) -> list[int]:
+    try:
+        lines = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is missing or no text; the split 'all' does without") from error
+    matches = [re.fullmatch(r"sequence(\d+)", line) for line in lines]
+    if None in matches:
+        raise DataError(f"{path}: expected lines like 'sequence1', got {lines[matches.index(None)]!r}")
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def _list_frames(folder: Path) -> dict[int, dict[str, Path]]:
+    """Files of every frame by kind; each frame has all but perhaps its pose."""
+    if not folder.is_dir():
+        hint = "; unpack its zip file" if folder.with_suffix(".zip").exists() else ""
+        raise DataError(f"{folder} does not exist{hint}")
+    frames: dict[int, dict[str, Path]] = {}
+    for path in folder.iterdir():
+        if match := _FRAME_FILE.fullmatch(path.name):
+            frames.setdefault(int(match[1]), {})[match[2]] = path
+    if not frames:
+        raise DataError(f"{folder} holds no frame-NNNNNN.color.png")
+    for frame, files in sorted(frames.items()):
+        name = next(iter(files.values())).name.split(".")[0]
+        if "depth.png" not in files:
+            raise DataError(f"{folder / name}.depth.png is missing")
+        if not files.keys() & {"color.png", "color.jpg"}:
+            raise DataError(f"{folder / name}.color.png (or .jpg) is missing")
+        frames[frame].setdefault("pose.txt", folder / f"{name}.pose.txt")
+    return frames
+
+
+def _read_pose(path: Path) -> Pose:
+    try:
+        matrix = np.array(path.read_text().split(), np.float64).reshape(4, 4)
+        if not np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-6):
+            raise ValueError(f"the last row must be 0 0 0 1, got {matrix[3].tolist()}")
+        return Pose.from_matrix(matrix)
+    except (OSError, ValueError) as error:
+        absent = isinstance(error, FileNotFoundError)
+        problem = "is missing" if absent else f"is not a camera-to-world matrix ({error})"
+        raise DataError(f"{path} {problem}; skip_invalid (--skip-invalid) leaves it out") from error
+
+
+def _read_depth_mm(path: Path) -> NDArray[np.uint16]:
+    try:
+        depth_mm = unpack_image(path.read_bytes(), "depth")
+    except (OSError, MessageError) as error:
+        raise DataError(f"{path}: {error}") from error
+    if depth_mm.dtype != np.uint16 or depth_mm.ndim != 2:
+        got = f"{depth_mm.dtype} {depth_mm.shape}"
+        raise DataError(f"{path}: depth must be a 16-bit single-channel PNG, got {got}")
+    return np.where(depth_mm == _INVALID_DEPTH_MM, np.uint16(0), depth_mm)
