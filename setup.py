@@ -19,7 +19,6 @@ ROS_WHEELS = [
     "ros-jazzy-geometry-msgs==5.3.6",
     "ros-jazzy-nav-msgs==5.3.6",
     "ros-jazzy-diagnostic-msgs==5.3.6",
-    "ros-jazzy-visualization-msgs==5.3.6",
     "ros-jazzy-std-srvs==5.3.6",
     "ros-jazzy-lifecycle-msgs==2.0.3",
 ]

@@ -49,9 +49,7 @@ def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch
     }
 
 
-def drop_modalities(
-    present: Mapping[str, Tensor], probability: float, generator: torch.Generator
-) -> dict[str, Tensor]:
+def drop_modalities(present: Mapping[str, Tensor], probability: float, generator: torch.Generator) -> dict[str, Tensor]:
     """Absence drawn per sample (VMLoc Eq. 18): with ``probability`` one modality is kept, else all.
 
     A sample never loses its last modality: one that lacks the modality chosen to stay is left as it was.

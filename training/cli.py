@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vmloc_ros import __version__
-from vmloc_ros.core.errors import VmlocError
+from vmloc_ros.core.errors import ConfigError, VmlocError
 
 # Commands import what they need when they run: `vmloc --help` answers at once and without torch.
 
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `vmloc info ... | head`
         sys.stderr.close()
+        return 1
+    except OSError as error:  # the machine's: a full disk, a folder without permission
+        print(f"vmloc {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -53,7 +56,9 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 
 
 def _add_simulate(commands: Any) -> None:
-    parser = _command(commands, "simulate", _simulate, "Drive a simulated street loop; write one rosbag2 per traversal.")
+    parser = _command(
+        commands, "simulate", _simulate, "Drive a simulated street loop; write one rosbag2 per traversal."
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the bags: OUT/seed_N")
     parser.add_argument("--seed", type=int, default=1, help="seed of the first traversal; the next ones count up")
     parser.add_argument("--traversals", type=int, default=1, help="how many to drive")
@@ -65,11 +70,11 @@ def _add_simulate(commands: Any) -> None:
 def _simulate(options: argparse.Namespace) -> None:
     from training.simulation import simulate
 
+    if options.traversals < 1:
+        raise ConfigError(f"--traversals must be at least 1, got {options.traversals}")
     for seed in range(options.seed, options.seed + options.traversals):
         out = options.out / f"seed_{seed}"
-        simulate(
-            out, seed=seed, world_seed=options.world_seed, laps=options.laps, overwrite=options.overwrite
-        )
+        simulate(out, seed=seed, world_seed=options.world_seed, laps=options.laps, overwrite=options.overwrite)
         print(f"wrote {out}")
 
 
@@ -101,10 +106,10 @@ def _convert(options: argparse.Namespace) -> None:
 def _add_train(commands: Any) -> None:
     parser = _command(commands, "train", _train, "Fit a model to bags or a dataset.")
     parser.add_argument("--config", type=Path, help="YAML file; see config/train")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or 7-Scenes scenes")
     parser.add_argument(
-        "--data", type=Path, nargs="+", required=True, help="bags, folders of bags or 7-Scenes scenes"
+        "--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits"
     )
-    parser.add_argument("--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits")
     parser.add_argument("--val-data", type=Path, nargs="+", help="validate on these instead of held-out blocks")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, such as optimizer.epochs=20")
@@ -134,15 +139,22 @@ def _train(options: argparse.Namespace) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _command(
-        commands, "evaluate", _evaluate, "Localize every frame of some data; print errors, write trajectory and picture."
+        commands,
+        "evaluate",
+        _evaluate,
+        "Localize every frame of some data; print errors, write trajectory and picture.",
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or 7-Scenes scenes")
-    parser.add_argument("--split", choices=["train", "test", "all"], default="test", help="of datasets that have splits")
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="test", help="of datasets that have splits"
+    )
     parser.add_argument("--out", type=Path, help="folder for results (default: evaluation/CHECKPOINT)")
     parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these")
+    parser.add_argument(
+        "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
+    )
     parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
     parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")
 
@@ -216,7 +228,10 @@ def _info(options: argparse.Namespace) -> None:
 
 def _add_demo(commands: Any) -> None:
     parser = _command(
-        commands, "demo", _demo, "Drive an unseen simulated traversal, replay it into the node, report how well it localizes."
+        commands,
+        "demo",
+        _demo,
+        "Drive an unseen simulated traversal, replay it into the node, report how well it localizes.",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the traversal, any number; never one used in training")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")

@@ -44,9 +44,7 @@ def convert_seven_scenes(
     source = SevenScenesSource(scene, split, stride=stride, skip_invalid=skip_invalid, rate_hz=rate_hz)
     labels = list(zip(source.stamps_ns(), source.poses(), strict=True))
     with BagWriter(out, overwrite=overwrite) as bag:
-        for index, (stamp_ns, pose) in enumerate(
-            tqdm(labels, desc="converting", unit="frame", disable=not progress)
-        ):
+        for index, (stamp_ns, pose) in enumerate(tqdm(labels, desc="converting", unit="frame", disable=not progress)):
             image, depth_mm = source.read(index)
             camera_info = camera_info_message(stamp_ns, source.body_frame, camera_of(image))
             color = image_message(stamp_ns, source.body_frame, image, "rgb8")

@@ -43,9 +43,7 @@ class PreparedDataset:
         return tensors, {name: x[rows].to(device) for name, x in self.present.items()}
 
 
-def prepare_dataset(
-    sources: Sequence[Source], preprocessor: Preprocessor, progress: bool = True
-) -> PreparedDataset:
+def prepare_dataset(sources: Sequence[Source], preprocessor: Preprocessor, progress: bool = True) -> PreparedDataset:
     """Read every sample of the sources into memory.
 
     Raises:
@@ -63,7 +61,7 @@ def prepare_dataset(
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """One torch thread: single frames are too small to share out, and on a busy machine waiting for threads costs 20 x."""
+    """One torch thread: a single frame is too small to share out, and on a busy machine waiting for threads is slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,9 +74,7 @@ class _Builder:
     def __init__(self, capacity: int, preprocessor: Preprocessor) -> None:
         self._capacity, self._preprocessor = capacity, preprocessor
         self._tensors: dict[str, Tensor] = {}
-        self._present = {
-            name: torch.zeros(capacity, dtype=torch.bool) for name in preprocessor.config.modalities
-        }
+        self._present = {name: torch.zeros(capacity, dtype=torch.bool) for name in preprocessor.config.modalities}
         self._poses: list[Pose] = []
 
     def add(self, sample: Sample, source: str) -> None:
@@ -89,7 +85,7 @@ class _Builder:
             expected = self._tensors[name].shape[1:]
             if x.shape != expected:
                 raise DataError(
-                    f"{source}: {name} at {sample.frame.stamp_ns} ns is {tuple(x.shape)} after scaling, the ones before "
+                    f"{source}: {name} at {sample.frame.stamp_ns} ns is {tuple(x.shape)} after scaling, those before "
                     f"it {tuple(expected)}; train on data of one aspect ratio"
                 )
             self._tensors[name][row] = x
@@ -103,7 +99,7 @@ class _Builder:
         missing = [name for name in self._present if name not in self._tensors]
         if missing:
             raise DataError(
-                f"the data hold no {', '.join(missing)}; found {', '.join(self._tensors)}: correct preprocess.modalities"
+                f"the data hold no {', '.join(missing)}; found {', '.join(self._tensors)}; set preprocess.modalities"
             )
         return PreparedDataset(
             {name: self._tensors[name][:count] for name in self._present},

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ _NODE = "/vmloc_node"
 _IMAGE, _CAMERA_INFO, _CLOUD, _TRUTH = "/camera/image_raw", "/camera/camera_info", "/lidar/points", "/ground_truth/pose"
 _POSE = f"{_NODE}/pose"
 _RECORDED = (_POSE, f"{_NODE}/pose_with_covariance", f"{_NODE}/path", "/tf", _CAMERA_INFO, _TRUTH)
+_START_LIMIT_S = 120.0
+_WALLS_ABOVE_M = 0.5  # the street itself lies at height 0
 _SHIPPED_CHECKPOINT = ("resource", "vmloc_street.safetensors")
 
 
@@ -46,7 +49,7 @@ class DemoReport:
     """What the drive showed; also the keys of ``report.json``.
 
     Attributes:
-        latency_p50_ms: from the player's publication of an image to the arrival of its pose, over DDS and back; includes
+        latency_p50_ms: from the player's publication of an image to the arrival of its pose, over DDS and back, with
             the wait for the image's cloud.
     """
 
@@ -88,7 +91,9 @@ def run_demo(
     """
     checkpoint = checkpoint or share_path(*_SHIPPED_CHECKPOINT)
     if not checkpoint.is_file():
-        raise CheckpointError(f"checkpoint {checkpoint} does not exist; train one with `vmloc train` or correct the path")
+        raise CheckpointError(
+            f"checkpoint {checkpoint} does not exist; train one with `vmloc train` or correct the path"
+        )
     out.mkdir(parents=True, exist_ok=True)
     traversal, results = out / "traversal", out / "results"
     print(f"[1/3] simulating a drive that the checkpoint has not seen (seed {seed}) -> {traversal}", flush=True)
@@ -122,6 +127,7 @@ def _running_node(checkpoint: Path, device: str, log: Path, environment: dict[st
     with log.open("w") as stream:
         node = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         try:
+            _wait_until_active(node, log)
             yield
             if node.poll() is not None:
                 raise DemoError(f"the node ended early with exit code {node.returncode}: {_tail(log)}")
@@ -131,6 +137,17 @@ def _running_node(checkpoint: Path, device: str, log: Path, environment: dict[st
                 node.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 node.kill()
+
+
+def _wait_until_active(node: subprocess.Popen[bytes], log: Path) -> None:
+    """Loading torch and the model takes seconds, on a busy machine many."""
+    deadline_s = time.monotonic() + _START_LIMIT_S
+    while "now active" not in log.read_text(errors="replace"):
+        if node.poll() is not None:
+            raise DemoError(f"the node did not start, exit code {node.returncode}: {_tail(log)}")
+        if time.monotonic() > deadline_s:
+            raise DemoError(f"the node is not active after {_START_LIMIT_S:.0f} s; its last line: {_tail(log)}")
+        time.sleep(0.1)
 
 
 def _play(traversal: Path, results: Path, rate: float, environment: dict[str, str], node_log: Path) -> None:
@@ -174,8 +191,9 @@ def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
         f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images answered,\n"
         f"median error {report.median_position_m:.2f} m, {report.median_rotation_deg:.2f} deg"
     )
-    source = RosbagSource(traversal, SourceOptions(), ("image", "lidar"))
-    save_trajectory_plot(out / "trajectory.png", known, answered, title, source.map_points(every=10))
+    street = RosbagSource(traversal, SourceOptions(), ("image", "lidar")).map_points(every=10)
+    walls = street[street[:, 2] > _WALLS_ABOVE_M]
+    save_trajectory_plot(out / "trajectory.png", known, answered, title, walls)
     return report
 
 

@@ -79,6 +79,4 @@ def write_tum(file: Path, stamps_ns: Sequence[int], poses: Sequence[Pose]) -> No
             px, py, pz = pose.position_m
             # Integer arithmetic: a float of seconds since 1970 holds no nanoseconds.
             seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-            text.write(
-                f"{seconds}.{nanoseconds:09d} {px:.6f} {py:.6f} {pz:.6f} {x:.9f} {y:.9f} {z:.9f} {w:.9f}\n"
-            )
+            text.write(f"{seconds}.{nanoseconds:09d} {px:.6f} {py:.6f} {pz:.6f} {x:.9f} {y:.9f} {z:.9f} {w:.9f}\n")

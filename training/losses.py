@@ -29,9 +29,7 @@ class PoseLoss(nn.Module):
         """Loss ``(..., B)`` of pose vectors ``(..., B, 6)`` against ``(B, 6)``."""
         error = (predicted - target).abs()
         position, rotation = error[..., :3].sum(-1), error[..., 3:].sum(-1)
-        return (
-            position * torch.exp(-self.beta) + self.beta + rotation * torch.exp(-self.gamma) + self.gamma
-        )
+        return position * torch.exp(-self.beta) + self.beta + rotation * torch.exp(-self.gamma) + self.gamma
 
 
 def importance_weighted_loss(

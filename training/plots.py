@@ -31,9 +31,7 @@ def plot_trajectory(
     first, second = sorted(np.argsort(np.ptp(true_positions, axis=0))[-2:])
     error = pose_errors(truth, estimates).position_m
     if map_points_m is not None:
-        axes.scatter(
-            map_points_m[:, first], map_points_m[:, second], s=0.3, c="0.75", linewidths=0, rasterized=True
-        )
+        axes.scatter(map_points_m[:, first], map_points_m[:, second], s=0.3, c="0.75", linewidths=0, rasterized=True)
     pairs = np.stack([true_positions, positions], axis=1)[:, :, [first, second]]
     axes.add_collection(LineCollection(list(pairs), colors="0.5", linewidths=0.5))
     axes.plot(true_positions[:, first], true_positions[:, second], "k-", linewidth=1.2, label="ground truth")

@@ -40,9 +40,7 @@ def nearest_image_errors(
 
 
 @torch.inference_mode()
-def _describe(
-    trunk: torch.nn.Module, sources: Sequence[Source], progress: bool
-) -> tuple[Tensor, list[Pose]]:
+def _describe(trunk: torch.nn.Module, sources: Sequence[Source], progress: bool) -> tuple[Tensor, list[Pose]]:
     """Unit features ``(N, F)`` and poses of all frames that have an image."""
     preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
     # The input scale that torchvision's weights were trained with; ours is [-1, 1].

@@ -44,6 +44,10 @@ def train(
         raise OutputError(f"a checkpoint is named *.safetensors, got {out}")
     if out.exists() and not (resume or overwrite):
         raise OutputError(f"{out} exists; add --resume to go on, --overwrite to replace it, or choose another name")
+    try:  # before hours of reading and training, not after
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} could not be written: {error}") from error
     config = load_config(config_file, overrides)
     torch_device = select_device(device)
     sources = _open_all(data, split, config.source, config.preprocess.modalities)
@@ -98,8 +102,9 @@ def evaluate_checkpoint(
     evaluation = evaluate(localizer, sources, progress)
     folder = out or Path("evaluation") / checkpoint.stem
     errors = evaluation.errors.summary()
-    title = f"{checkpoint.name} on {', '.join(source.name for source in sources)}: median {errors['median_position_m']:.2f} m, "
-    write_results(evaluation, folder, f"{title}{errors['median_rotation_deg']:.1f} deg")
+    names = ", ".join(source.name for source in sources)
+    figures = f"median {errors['median_position_m']:.2f} m, {errors['median_rotation_deg']:.1f} deg"
+    write_results(evaluation, folder, f"{checkpoint.name} on {names}: {figures}")
     rows = {localizer.header.model.name: errors}
     if nearest:
         known = _open_all(nearest, "train", options, ("image",))
@@ -110,9 +115,7 @@ def evaluate_checkpoint(
     return rows, folder
 
 
-def _open_all(
-    paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]
-) -> list[Source]:
+def _open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
     for source in sources:
         counts = ", ".join(f"{count} {what}" for what, count in source.report.items() if count)
@@ -132,7 +135,7 @@ def _source_options(header: CheckpointHeader, overrides: list[str] | None) -> So
     """The options used in training, with overrides of the form ``source.key=value``."""
     wrong = [override for override in overrides or [] if not override.startswith("source.")]
     if wrong:
-        raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set here, the rest is in the checkpoint")
+        raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set; the rest is in the checkpoint")
     recorded = header.training.get("config", {}).get("source", {})
     # A PoseStamped names no body: take it to be the checkpoint's.
     values = {"source": {**recorded, "body_frame": header.body_frame}}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from vmloc_ros.core.messages import (
 )
 from vmloc_ros.core.transforms import StaticTransformTree
 from vmloc_ros.synchronizer import Bundle, Synchronizer
+
+logger = logging.getLogger(__name__)
 
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 # Ground truth is usually a PoseStamped and odometry, which drifts, an Odometry: the first type found wins.
@@ -66,32 +69,30 @@ class RosbagSource:
             frame has a pose.
     """
 
-    def __init__(
-        self, path: Path, options: SourceOptions, modalities: tuple[str, ...] = (IMAGE, LIDAR)
-    ) -> None:
+    def __init__(self, path: Path, options: SourceOptions, modalities: tuple[str, ...] = (IMAGE, LIDAR)) -> None:
         self.name = path.name
         self._path, self._options = path, options
         with open_bag(path) as reader:
             self._streams = self._choose_streams(reader, modalities)
             self.modalities = tuple(self._streams)
             stamps, poses = self._read_poses(reader)
-            self._transforms = _read_static_transforms(reader)
-            frame_stamps = [bundle.stamp_ns for bundle in self._bundles(reader, decode=False)]
+            self._transforms = self._read_static_transforms(reader)
+            # A stamp comes twice where the recorded clock jumped back, as in a bag that was played in a loop.
+            frame_stamps = list(dict.fromkeys(b.stamp_ns for b in self._bundles(reader, decode=False)))
         if options.stride > 1:
             frame_stamps = frame_stamps[:: options.stride]
         labels = interpolate_poses(stamps, poses, np.asarray(frame_stamps, np.int64))
-        self._labels = {
-            stamp: pose for stamp, pose in zip(frame_stamps, labels, strict=True) if pose is not None
-        }
+        self._labels = {stamp: pose for stamp, pose in zip(frame_stamps, labels, strict=True) if pose is not None}
         self.report = {
             "frames": len(self._labels),
             "frames outside the poses' time span": len(frame_stamps) - len(self._labels),
             **self._pairing,
         }
         if not self._labels:
+            span = f"from {stamps[0]} to {stamps[-1]} ns" if stamps else "at all"
             raise DataError(
-                f"{path}: none of {len(frame_stamps)} frames lies within the poses of {self._pose_topic} "
-                f"({len(poses)} from {stamps[0]} to {stamps[-1]} ns); check that their stamps share one clock"
+                f"{path}: none of {len(frame_stamps)} frames of {', '.join(self._streams.values())} is within poses "
+                f"of {self._pose_topic} ({len(poses)} {span}); check that their stamps share one clock"
             )
 
     def __len__(self) -> int:
@@ -106,9 +107,10 @@ class RosbagSource:
     def __iter__(self) -> Iterator[Sample]:
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
+            labels = dict(self._labels)
             for bundle in self._bundles(reader, decode=True):
-                if bundle.stamp_ns in self._labels:
-                    yield Sample(self._frame(bundle, camera), self._labels[bundle.stamp_ns])
+                if (pose := labels.pop(bundle.stamp_ns, None)) is not None:
+                    yield Sample(self._frame(bundle, camera), pose)
 
     def map_points(self, every: int = 10) -> NDArray[np.float64]:
         """Points ``(N, 3)`` of every ``every``-th cloud in the map, by the true poses; for pictures of the map.
@@ -143,7 +145,8 @@ class RosbagSource:
                 raise DataError(f"{self._path} has no {kind} topic {wanted}; it has {listing}")
             if reader.topics[wanted].msgtype not in types:
                 raise DataError(
-                    f"{self._path}: {wanted} is {reader.topics[wanted].msgtype}; a {kind} topic is {' or '.join(types)}"
+                    f"{self._path}: the {kind} topic {wanted} is {reader.topics[wanted].msgtype}, "
+                    f"expected {' or '.join(types)}"
                 )
             return wanted
         groups = [[t] for t in types] if role == "pose" else [list(types)]
@@ -162,22 +165,40 @@ class RosbagSource:
         by_stamp: dict[int, Pose] = {}
         self.map_frame, self.body_frame = "map", self._options.body_frame
         for message in _messages(reader, self._pose_topic):
-            try:
-                by_stamp[stamp_ns(message.header)] = decode_pose(message)
-            except MessageError as error:
-                raise DataError(f"{self._path}: {self._pose_topic}: {error}") from error
+            by_stamp[stamp_ns(message.header)] = self._pose(self._pose_topic, message)
             self.map_frame = message.header.frame_id or self.map_frame
             self.body_frame = getattr(message, "child_frame_id", "") or self.body_frame
         stamps = sorted(by_stamp)
         return stamps, [by_stamp[stamp] for stamp in stamps]
 
+    def _read_static_transforms(self, reader: AnyReader) -> StaticTransformTree:
+        tree = StaticTransformTree()
+        for message in _messages(reader, "/tf_static"):
+            for transform in message.transforms:
+                tree.add(transform.header.frame_id, transform.child_frame_id, self._pose("/tf_static", transform))
+        return tree
+
+    def _pose(self, topic: str, message: Any) -> Pose:
+        try:
+            return decode_pose(message)
+        except MessageError as error:
+            raise DataError(f"{self._path}: {topic}: {error}") from error
+
     def _read_camera(self, reader: AnyReader) -> PinholeCamera | None:
+        """Intrinsics of the image; None where the bag has none or the camera is not calibrated."""
         topics = [name for name, info in reader.topics.items() if info.msgtype in _TYPES["camera_info"]]
-        if not topics and not self._options.camera_info_topic:
+        if IMAGE not in self._streams or not (topics or self._options.camera_info_topic):
             return None
-        topic = self._topic(reader, "camera_info", self._options.camera_info_topic)
+        # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
+        beside_image = f"{self._streams[IMAGE].rpartition('/')[0]}/camera_info"
+        wanted = self._options.camera_info_topic or (beside_image if beside_image in topics else "")
+        topic = self._topic(reader, "camera_info", wanted)
         message = next(_messages(reader, topic), None)
-        return None if message is None else decode_camera_info(message)
+        try:
+            return None if message is None else decode_camera_info(message)
+        except MessageError as error:
+            logger.warning("%s: %s: %s; pinhole projection is not possible", self._path, topic, error)
+            return None
 
     def _bundles(self, reader: AnyReader, decode: bool) -> Iterator[Bundle[Any]]:
         """Synchronized messages; only their stamps matter, and only those are kept, unless ``decode``."""
@@ -232,12 +253,3 @@ def _messages(reader: AnyReader, topic: str) -> Iterator[Any]:
     connections = _connections(reader, topic)
     for connection, _, data in reader.messages(connections=connections) if connections else ():
         yield reader.deserialize(data, connection.msgtype)
-
-
-def _read_static_transforms(reader: AnyReader) -> StaticTransformTree:
-    tree = StaticTransformTree()
-    for message in _messages(reader, "/tf_static"):
-        for transform in message.transforms:
-            tree.add(transform.header.frame_id, transform.child_frame_id, decode_pose(transform))
-    return tree
-

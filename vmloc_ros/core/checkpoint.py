@@ -106,7 +106,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
         model = build_model(header.model, Preprocessor(header.preprocess).channels)
         model.load_state_dict(weights)
     except ModelError as error:
-        raise CheckpointError(f"{path} needs a model that this vmloc_ros {vmloc_ros.__version__} lacks: {error}") from error
+        raise CheckpointError(
+            f"{path} needs a model that this vmloc_ros {vmloc_ros.__version__} lacks: {error}"
+        ) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: weights do not fit model {header.model.name!r}: {reason}") from error
@@ -126,7 +128,9 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file but not a vmloc_ros checkpoint; make one with `vmloc train`")
+        raise CheckpointError(
+            f"{path} is a safetensors file but not a vmloc_ros checkpoint; make one with `vmloc train`"
+        )
     if metadata.get("version") != str(VERSION):
         raise CheckpointError(
             f"{path} has checkpoint version {metadata.get('version')}, this is vmloc_ros {vmloc_ros.__version__} which "
@@ -136,4 +140,3 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
         return from_mapping(CheckpointHeader, json.loads(metadata["header"]), "header")
     except (KeyError, json.JSONDecodeError, ConfigError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
-

@@ -90,8 +90,7 @@ def _convert_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[
     if len(value) != len(arguments):
         raise ConfigError(f"{where}: expected {len(arguments)} values, got {len(value)}: {value!r}")
     return tuple(
-        _convert(hint, item, f"{where}[{i}]")
-        for i, (hint, item) in enumerate(zip(arguments, value, strict=True))
+        _convert(hint, item, f"{where}[{i}]") for i, (hint, item) in enumerate(zip(arguments, value, strict=True))
     )
 
 

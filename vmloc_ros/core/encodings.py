@@ -165,8 +165,7 @@ def _raw_pixels(msg: Any, dtype: str, channels: int) -> NDArray[Any]:
     needed = (height - 1) * step + width * pixel_bytes
     if data.size < needed:
         raise MessageError(
-            f"{encoding} image of {width} x {height} pixels, step {step}: expected {needed} bytes, "
-            f"got {data.size}"
+            f"{encoding} image of {width} x {height} pixels, step {step}: expected {needed} bytes, got {data.size}"
         )
     strides = (step, pixel_bytes, pixel_type.itemsize)
     return np.ndarray((height, width, channels), pixel_type, data, strides=strides)

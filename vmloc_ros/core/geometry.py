@@ -64,9 +64,7 @@ def quaternion_exp(log_quaternion: ArrayLike) -> Array:
     vector = np.asarray(log_quaternion, np.float64)
     half_angle = np.linalg.norm(vector, axis=-1, keepdims=True)
     # np.sinc(x) is sin(pi x) / (pi x): finite and exact at zero.
-    return canonical_quaternion(
-        np.concatenate([np.cos(half_angle), vector * np.sinc(half_angle / np.pi)], axis=-1)
-    )
+    return canonical_quaternion(np.concatenate([np.cos(half_angle), vector * np.sinc(half_angle / np.pi)], axis=-1))
 
 
 def matrix_from_quaternion(quaternion_wxyz: ArrayLike) -> Array:

@@ -89,9 +89,7 @@ class Localizer:
         self.localize(frame)
 
     def _preprocess(self, frame: Frame) -> ModelInput:
-        prepared = {
-            name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()
-        }
+        prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
         tensors = self._preprocessor.normalise(prepared)
         absent = torch.zeros(1, device=self.device)
         return ModelInput(

@@ -189,7 +189,7 @@ def _relative_time(points: NDArray[Any], header: Any) -> NDArray[np.float32] | N
     name = next((name for name in _TIME_NAMES if name in (points.dtype.names or ())), None)
     if name is None:
         return None
-    time = points[name].astype(np.float64).reshape(-1)
+    time: NDArray[np.float64] = points[name].astype(np.float64).reshape(-1)
     if points[name].dtype.kind in "iu":
         return (time * 1e-9).astype(np.float32)
     latest = time[np.isfinite(time)].max(initial=0.0)

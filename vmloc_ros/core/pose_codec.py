@@ -23,9 +23,9 @@ from vmloc_ros.core.geometry import (
 class PoseCodec:
     """Centres, scales and rotates poses so that regression targets are small and continuous.
 
-    ``vector[:3] = (position - origin_m) / scale_m``; ``vector[3:] = log(reference^-1 * q)``. Positions stay float64 until
-    they are centred (UTM coordinates do not fit float32). The logarithm (VMLoc Eq. 12) jumps where the rotation from
-    its reference is 180 degrees; the reference is chosen so that the training poses stay away from there.
+    ``vector[:3] = (position - origin_m) / scale_m``; ``vector[3:] = log(reference^-1 * q)``. Positions stay float64
+    until they are centred (UTM coordinates do not fit float32). The logarithm (VMLoc Eq. 12) jumps where the rotation
+    from its reference is 180 degrees; the reference is chosen so that the training poses stay away from there.
 
     Attributes:
         origin_m: mean training position, metres.

@@ -87,9 +87,7 @@ def cylindrical_projection(xyz_m: Tensor, intensity: Tensor | None, config: Cyli
     return picture.reshape(len(xyz_m), 4, config.rows, config.columns)
 
 
-def pinhole_projection(
-    xyz_m: Tensor, camera_from_lidar: Tensor, intrinsics: Tensor, height: int, width: int
-) -> Tensor:
+def pinhole_projection(xyz_m: Tensor, camera_from_lidar: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
     """Project clouds into an undistorted camera, with a z-buffer.
 
     Pixel centres lie at integer coordinates (OpenCV, ROS): ``u = fx x / z + cx``, and the point falls into

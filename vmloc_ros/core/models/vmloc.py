@@ -70,9 +70,7 @@ class VMLoc(nn.Module):
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
     """
 
-    def __init__(
-        self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__()
         self.latent_dim = config.latent_dim
         self.encoders = nn.ModuleDict(
