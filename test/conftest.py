@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ros_graph import private_domain
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real recordings, which are not part of the project: in ``VMLOC_TEST_DATA`` or ``../shared/data``."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("VMLOC_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"real data are not at {folder}; set VMLOC_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ros_domain():
+    """A ROS domain for the tests of one module; skips where rclpy is not installed."""
+    pytest.importorskip("rclpy", reason="rclpy is not installed")
+    with private_domain():
+        yield

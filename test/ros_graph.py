@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real DDS in tests: a domain of one's own, nodes in processes of their own, waiting instead of sleeping."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT_S = 30.0
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@contextmanager
+def private_domain() -> Iterator[None]:
+    """Environment of a ROS domain that no other test process on this machine uses, on the loopback only."""
+    with _locked_domain() as domain, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROS_DOMAIN_ID", str(domain))
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(_ROOT))
+        yield
+
+
+@contextmanager
+def _locked_domain() -> Iterator[int]:
+    for offset in range(100):
+        domain = 1 + (os.getpid() + offset) % 100
+        with open(Path(tempfile.gettempdir()) / f"vmloc_ros_test_domain_{domain}.lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield domain
+            return
+    raise RuntimeError("100 test processes are using all ROS domains of this machine")
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    """Poll until ``condition`` is truthy and return it; fail naming what was awaited."""
+    deadline_s = time.monotonic() + limit_s
+    while not (result := condition()):
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"waited {limit_s:g} s for {what}")
+        time.sleep(0.02)
+    return result
+
+
+class Process:
+    """A Python module or snippet in a process of its own, with its output in a file."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self._log = log
+        with log.open("w") as stream:
+            self._popen = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                # A background job of a shell would hand an ignored SIGINT down to its children.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    def wait_for_output(self, pattern: str) -> None:
+        try:
+            wait_until(lambda: re.search(pattern, self.output) or self.is_dead, f"output {pattern!r}")
+        finally:
+            assert re.search(pattern, self.output), self.output
+
+    @property
+    def is_dead(self) -> bool:
+        return self._popen.poll() is not None
+
+    def wait(self) -> int:
+        return self._popen.wait(LIMIT_S)
+
+    def interrupt(self, number: int) -> int:
+        """Send a signal and return the exit code."""
+        self._popen.send_signal(number)
+        return self.wait()
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+
+@contextmanager
+def running(arguments: Sequence[str], log: Path) -> Iterator[Process]:
+    """A process that is gone afterwards, whatever happens."""
+    process = Process(arguments, log)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def node_arguments(parameters: dict[str, Any]) -> list[str]:
+    """Command line of the node."""
+    settings = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
+    return ["-m", "vmloc_ros.node", "--ros-args", *settings]
+
+
+class Peer:
+    """A node in the test's own process, in a context of its own, that publishes and collects."""
+
+    def __init__(self) -> None:
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+
+        from vmloc_ros.ros_environment import use_fastdds_profile
+
+        use_fastdds_profile()
+        self._context = rclpy.Context()
+        rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self.node = rclpy.create_node("test_peer", context=self._context)
+        self.received: dict[str, list[Any]] = defaultdict(list)
+        self._publishers: dict[str, Any] = {}
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        import rclpy
+
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def collect(self, message_type: Any, topic: str, qos: Any = 100) -> list[Any]:
+        """Subscribe; the list returned grows with every message."""
+        self.node.create_subscription(message_type, topic, self.received[topic].append, qos)
+        return self.received[topic]
+
+    def publisher(self, message_type: Any, topic: str, qos: Any = 10) -> Any:
+        if topic not in self._publishers:
+            self._publishers[topic] = self.node.create_publisher(message_type, topic, qos)
+        return self._publishers[topic]
+
+    def wait_for_peers(self, subscribed: Sequence[str] = (), published: Sequence[str] = ()) -> None:
+        """Until others subscribe to what we publish and publish what we collect, plus a moment: discovery is
+        not symmetric."""
+        for topic in subscribed:
+            wait_until(self._publishers[topic].get_subscription_count, f"a subscriber of {topic}")
+        for topic in published:
+            wait_until(lambda topic=topic: self.node.count_publishers(topic), f"a publisher of {topic}")
+        time.sleep(0.5)
+
+
+@contextmanager
+def peer() -> Iterator[Peer]:
+    instance = Peer()
+    try:
+        yield instance
+    finally:
+        instance.close()

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Launch files and configurations agree with the node; where launch is missing a stand-in records calls."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import MagicMock
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from vmloc_ros.ros_parameters import NodeConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH_MODULES = (
+    "launch",
+    "launch.actions",
+    "launch.conditions",
+    "launch.launch_description_sources",
+    "launch.substitutions",
+    "launch_ros",
+    "launch_ros.actions",
+    "launch_ros.parameter_descriptions",
+    "ament_index_python",
+    "ament_index_python.packages",
+)
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name.replace(".", "_"), ROOT / "launch" / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Stands in for launch: every class and function is a mock that keeps its calls."""
+    modules = {name: MagicMock(name=name) for name in LAUNCH_MODULES}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    modules["ament_index_python.packages"].get_package_share_directory.return_value = str(ROOT)
+    return modules
+
+
+def declared(recorder) -> dict[str, str | None]:
+    calls = recorder["launch.actions"].DeclareLaunchArgument.call_args_list
+    return {call.args[0]: call.kwargs.get("default_value") for call in calls}
+
+
+def test_the_nodes_launch_file_overrides_only_what_is_given(recorder):
+    module = load("vmloc.launch.py")
+    module.generate_launch_description()
+    assert set(module.OVERRIDES) <= {row.name for row in fields(NodeConfig)}
+    assert all(declared(recorder)[name] == "" for name in module.OVERRIDES)
+    given = {"checkpoint": "model.safetensors"}
+
+    def configuration(name):
+        return MagicMock(perform=lambda context: given.get(name, ""))
+
+    module.LaunchConfiguration.side_effect = configuration
+    module.ParameterValue.side_effect = lambda value, value_type: value
+    module._vmloc_node(MagicMock())
+    overrides = module.Node.call_args.kwargs["parameters"][-1]
+    assert overrides.pop("use_sim_time") is not None
+    assert overrides == given
+
+
+def test_rviz_is_off_unless_asked_for_and_every_file_named_exists(recorder):
+    load("vmloc.launch.py").generate_launch_description()
+    arguments = declared(recorder)
+    assert arguments["rviz"] == "false"
+    assert Path(arguments["params_file"]).is_file()
+    rviz = recorder["launch_ros.actions"].Node.call_args.kwargs
+    assert Path(rviz["arguments"][1]).is_file()
+    for call in recorder["launch.actions"].SetEnvironmentVariable.call_args_list:
+        assert Path(call.args[1]).is_file()
+
+
+def test_a_profile_that_the_user_chose_is_left_alone(recorder, monkeypatch):
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
+    load("vmloc.launch.py").generate_launch_description()
+    recorder["launch.actions"].SetEnvironmentVariable.assert_not_called()
+
+
+@pytest.mark.parametrize(("loop", "expected"), [("true", ["--loop"]), ("false", [])])
+def test_the_replay_plays_with_the_bags_clock(recorder, loop, expected):
+    module = load("replay.launch.py")
+    module.generate_launch_description()
+    (source,) = module.PythonLaunchDescriptionSource.call_args.args
+    assert Path(source).is_file()
+    assert dict(module.IncludeLaunchDescription.call_args.kwargs["launch_arguments"]) == {"use_sim_time": "true"}
+    values = {"bag": "drive", "rate": "2.0", "delay": "1.0", "loop": loop}
+    module.LaunchConfiguration.side_effect = lambda name: MagicMock(perform=lambda context: values[name])
+    module._player(MagicMock())
+    command = module.ExecuteProcess.call_args.kwargs["cmd"]
+    assert command[:4] == ["ros2", "bag", "play", "drive"]
+    assert "--clock" in command
+    assert command[command.index("--rate") + 1] == "2.0"
+    assert command[len(command) - len(expected) :] == expected
+
+
+@pytest.mark.parametrize(("name", "argument"), [("vmloc.launch.py", "rviz"), ("replay.launch.py", "bag")])
+def test_launch_itself_accepts_the_file(name, argument):
+    pytest.importorskip("launch_ros", reason="launch is not installed (no ROS distribution)")
+    description = load(name).generate_launch_description()
+    assert {"checkpoint", argument} <= {argument.name for argument in description.get_launch_arguments()}
+
+
+def test_the_parameter_file_lists_declared_parameters_with_their_defaults():
+    parameters = yaml.safe_load((ROOT / "config" / "node.yaml").read_text())["/**"]["ros__parameters"]
+    defaults = {row.name: row.default for row in fields(NodeConfig)}
+    assert parameters == {name: defaults.get(name, "not a parameter of the node") for name in parameters}
+    assert {"checkpoint", "image_topic", "cloud_topic", "map_frame", "base_frame"} <= set(parameters)
+
+
+def test_rviz_shows_every_output_and_input():
+    text = (ROOT / "config" / "vmloc.rviz").read_text()
+    displays = yaml.safe_load(text)["Visualization Manager"]["Displays"]
+    topics = {display["Topic"]["Value"] for display in displays if "Topic" in display}
+    assert topics == {
+        "/vmloc_node/pose_with_covariance",
+        "/vmloc_node/path",
+        "/ground_truth/pose",
+        "/lidar/points",
+        "/camera/image_raw",
+    }
+
+
+def test_the_fastdds_profile_replaces_the_builtin_transports():
+    root = ElementTree.parse(ROOT / "config" / "fastdds.xml").getroot()
+    values = {element.tag.split("}")[1]: (element.text or "").strip() for element in root.iter()}
+    assert int(values["segment_size"]) >= 64 * 2**20
+    assert values["useBuiltinTransports"] == "false"

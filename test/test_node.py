@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node over real DDS, in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers import random_frame
+from ros_graph import Peer, node_arguments, peer, running, wait_until
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Path as PathMessage
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
+from sensor_msgs.msg import Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.core.frame import Frame
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+
+pytestmark = pytest.mark.usefixtures("ros_domain")
+
+IMAGES, CLOUDS = "/camera/image_raw", "/lidar/points"
+PERIOD_NS, CLOUD_LAG_NS = 50_000_000, 10_000_000
+STARTS_NS = iter(range(1_700_000_000_000_000_000, 1_800_000_000_000_000_000, 60_000_000_000))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    write_random_checkpoint(path, ("image", "lidar"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def localizer(checkpoint):
+    return Localizer.load(checkpoint, "cpu")
+
+
+@pytest.fixture(scope="module")
+def graph(ros_domain, checkpoint, tmp_path_factory):
+    """A running node and a peer that feeds it and hears all that it says."""
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "path_length": 15}
+    log = tmp_path_factory.mktemp("log") / "node.log"
+    with peer() as us, running(node_arguments(parameters), log) as node:
+        us.publisher(Image, IMAGES)
+        us.publisher(PointCloud2, CLOUDS)
+        us.collect(PoseStamped, "/vmloc_node/pose")
+        us.collect(PoseWithCovarianceStamped, "/vmloc_node/pose_with_covariance")
+        us.collect(PathMessage, "/vmloc_node/path")
+        us.collect(TFMessage, "/tf")
+        us.collect(DiagnosticArray, "/diagnostics")
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES, CLOUDS], ["/vmloc_node/pose", "/vmloc_node/path", "/tf"])
+        yield us, node
+
+
+def cdr(message) -> bytes:
+    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+
+
+def frames_from(start_ns: int, count: int) -> list[Frame]:
+    return [replace(random_frame(i), stamp_ns=start_ns + i * PERIOD_NS) for i in range(count)]
+
+
+def send_image(us: Peer, frame: Frame) -> None:
+    us.publisher(Image, IMAGES).publish(cdr(image_message(frame.stamp_ns, "camera", frame.image, "rgb8")))
+
+
+def send(us: Peer, frames: list[Frame], clouds: bool = True) -> None:
+    for frame in frames:
+        send_image(us, frame)
+        if clouds:
+            message = point_cloud_message(frame.stamp_ns + CLOUD_LAG_NS, "lidar", frame.cloud)
+            us.publisher(PointCloud2, CLOUDS).publish(cdr(message))
+        time.sleep(0.02)
+
+
+def answers(us: Peer, topic: str, frames: list[Frame]) -> list:
+    """The messages on a topic for these frames, in order of arrival, once all are there."""
+    wanted = {frame.stamp_ns for frame in frames}
+
+    def found():
+        return [message for message in list(us.received[topic]) if stamp_ns(message.header) in wanted]
+
+    wait_until(lambda: len(found()) >= len(frames), f"{len(frames)} messages on {topic}")
+    return found()
+
+
+def assert_equals_localizer(messages: list, frames: list[Frame], localizer: Localizer) -> None:
+    for message, frame in zip(messages, frames, strict=True):
+        expected, got = localizer.localize(frame).map_from_body, decode_pose(message)
+        np.testing.assert_allclose(got.position_m, expected.position_m, atol=1e-6)
+        np.testing.assert_allclose(got.quaternion_wxyz, expected.quaternion_wxyz, atol=1e-6)
+
+
+def test_each_image_gets_one_pose_equal_to_the_localizers(graph, localizer):
+    us, _ = graph
+    frames = frames_from(next(STARTS_NS), 20)
+    send(us, frames)
+    poses = answers(us, "/vmloc_node/pose", frames)
+    assert [stamp_ns(pose.header) for pose in poses] == [frame.stamp_ns for frame in frames]
+    assert {pose.header.frame_id for pose in poses} == {"map"}
+    assert_equals_localizer(poses, frames, localizer)
+    with_covariance = answers(us, "/vmloc_node/pose_with_covariance", frames)
+    assert_equals_localizer(with_covariance, frames, localizer)
+    for message, frame in zip(with_covariance, frames, strict=True):
+        covariance = message.pose.covariance.reshape(6, 6)
+        np.testing.assert_allclose(covariance, localizer.localize(frame).covariance, rtol=1e-5, atol=1e-9)
+
+
+def test_tf_and_path_say_the_same_as_the_poses(graph):
+    us, _ = graph
+    frames = frames_from(next(STARTS_NS), 20)
+    send(us, frames)
+    poses = answers(us, "/vmloc_node/pose", frames)
+    last = {frame.stamp_ns for frame in frames[-15:]}
+    wait_until(lambda: stamp_ns(us.received["/vmloc_node/path"][-1].header) in last, "the path")
+    path = wait_until(
+        lambda: next((m for m in us.received["/vmloc_node/path"] if m.header == poses[-1].header), None),
+        "a path that ends in the last pose",
+    )
+    assert path.poses == poses[-15:]
+    transforms = {stamp_ns(t.header): t for m in us.received["/tf"] for t in m.transforms}
+    for pose in poses:
+        transform = transforms[stamp_ns(pose.header)]
+        assert (transform.header.frame_id, transform.child_frame_id) == ("map", "base_link")
+        np.testing.assert_array_equal(decode_pose(transform).matrix, decode_pose(pose).matrix)
+
+
+def test_bad_messages_are_counted_and_the_good_ones_still_answered(graph, localizer):
+    us, node = graph
+    frames = frames_from(next(STARTS_NS), 6)
+    good = image_message(frames[0].stamp_ns, "camera", frames[0].image, "rgb8")
+    unknown = typestore().types["sensor_msgs/msg/Image"](**{**vars(good), "encoding": "nonsense"})
+    short = typestore().types["sensor_msgs/msg/Image"](**{**vars(good), "data": good.data[:10]})
+    for bad in (unknown, short):
+        bad.header = image_message(frames[0].stamp_ns, "camera", frames[0].image, "rgb8").header
+        bad.header.stamp.nanosec += 1 + int(bad is short)
+        us.publisher(Image, IMAGES).publish(cdr(bad))
+    us.publisher(PointCloud2, CLOUDS).publish(PointCloud2())  # stamp 0: also a jump back in time
+    send(us, frames[1:])
+    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames[1:]), frames[1:], localizer)
+    node.wait_for_output("undecodable: image: .*nonsense")
+    assert not node.is_dead
+
+
+def test_images_go_on_alone_when_the_lidar_stops(graph, localizer):
+    us, _ = graph
+    frames = frames_from(next(STARTS_NS), 6)
+    send(us, frames, clouds=False)
+    alone = [replace(frame, cloud=None) for frame in frames]
+    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames), alone, localizer)
+    wait_until(
+        lambda: any("localizing without lidar" in m.status[0].message for m in us.received["/diagnostics"]),
+        "a diagnostic that says so",
+    )
+
+
+def test_stamps_that_jump_back_do_not_stop_the_node(graph, localizer):
+    us, _ = graph
+    frames = frames_from(1_600_000_000_000_000_000, 6)
+    send(us, frames)
+    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames), frames, localizer)
+
+
+def test_diagnostics_carry_counts_latency_and_identity(graph, checkpoint):
+    us, _ = graph
+
+    def complete():
+        values = {pair.key: pair.value for m in us.received["/diagnostics"][-1:] for pair in m.status[0].values}
+        return values if float(values.get("latency p95 [ms]") or 0) > 0 else None
+
+    values = wait_until(complete, "diagnostics")
+    assert values["state"] == "active"
+    assert values["checkpoint"] == str(checkpoint)
+    assert values["frames"] == "map -> base_link"
+    assert int(values["pairing: resets"]) >= 1
+    assert int(values["received image"]) >= int(values["poses published"]) >= 50
+    assert us.received["/diagnostics"][-1].status[0].name == "vmloc_node: localization"
+
+
+def test_sigterm_during_inference_ends_the_node_with_zero(graph):
+    us, node = graph
+    send(us, frames_from(next(STARTS_NS), 5))
+    assert node.interrupt(signal.SIGTERM) == 0
+    assert "Traceback" not in node.output
+
+
+def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_path):
+    parameters = {"checkpoint": checkpoint, "input_timeout_s": 0.5, "cloud_topic": "/nobody/there"}
+    with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
+        us.publisher(PointCloud2, IMAGES)
+        node.wait_for_output(
+            r"ERROR.*/camera/image_raw is published as sensor_msgs/msg/PointCloud2 by test_peer, "
+            r"expected sensor_msgs/msg/Image; .*image_topic"
+        )
+        node.wait_for_output(r"WARN.*no lidar on /nobody/there: nobody publishes it; .*cloud_topic")
+        assert not node.is_dead
+        assert node.interrupt(signal.SIGINT) == 0
+        assert "Traceback" not in node.output
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ({"checkpoint": "/nope"}, r"cannot configure: checkpoint /nope does not exist"),
+        ({"queue_depth": 0}, r"parameter queue_depth .*out of range"),
+        ({"cloud_topic": "a#b"}, r"parameter cloud_topic is 'a#b', which is no topic"),
+        ({"image_transport": "theora"}, r"parameter image_transport is 'theora'; expected raw or compressed"),
+    ],
+)
+def test_what_cannot_start_says_why_in_one_line(parameters, line, tmp_path):
+    with running(node_arguments(parameters), tmp_path / "log") as node:
+        assert node.wait() == 1
+        node.wait_for_output(line)
+        assert len(node.output.splitlines()) == 1
+
+
+@pytest.fixture
+def idle_node(ros_domain):
+    """A node in this process that nothing spins, for its lifecycle alone."""
+    import rclpy
+
+    from vmloc_ros.node import VmlocNode
+
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = VmlocNode(context=context)
+    yield node
+    node.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def set_parameter(node, name, value):
+    return node.set_parameters([Parameter(name, value=value)])[0]
+
+
+def test_a_refused_configure_can_be_mended_and_the_lifecycle_walked_twice(idle_node, checkpoint):
+    success = TransitionCallbackReturn.SUCCESS
+    set_parameter(idle_node, "checkpoint", "/nope")
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    for _ in range(2):
+        assert idle_node.trigger_configure() == success
+        assert [name for name, _ in idle_node.get_topic_names_and_types() if name == "/vmloc_node/pose"]
+        assert idle_node.count_subscribers(IMAGES) == 0
+        assert idle_node.trigger_activate() == success
+        assert idle_node.count_subscribers(IMAGES) == 1
+        assert idle_node.trigger_deactivate() == success
+        assert idle_node.count_subscribers(IMAGES) == 0
+        assert idle_node.trigger_cleanup() == success
+
+
+def test_a_wrong_qos_override_is_refused_and_a_right_one_followed(checkpoint, ros_domain):
+    import rclpy
+
+    from vmloc_ros.node import VmlocNode
+
+    def activate(reliability):
+        context = rclpy.Context()
+        override = f"qos_overrides.{IMAGES}.subscription.reliability:={reliability}"
+        rclpy.init(args=["--ros-args", "-p", override, "-p", f"checkpoint:={checkpoint}"], context=context)
+        node = VmlocNode(context=context)
+        try:
+            started = node.start()
+            infos = node.get_subscriptions_info_by_topic(IMAGES)
+            return started, [info.qos_profile.reliability for info in infos]
+        finally:
+            node.close()
+            node.destroy_node()
+            rclpy.shutdown(context=context)
+
+    assert activate("utmost") == (False, [])
+    assert activate("reliable") == (True, [ReliabilityPolicy.RELIABLE])
+
+
+def test_compressed_images_are_subscribed_on_their_own_topic(idle_node, checkpoint):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    set_parameter(idle_node, "image_transport", "compressed")
+    assert idle_node.start()
+    (info,) = idle_node.get_subscriptions_info_by_topic(f"{IMAGES}/compressed")
+    assert info.topic_type == "sensor_msgs/msg/CompressedImage"
+    assert idle_node.count_subscribers(IMAGES) == 0
+
+
+def test_frames_that_are_the_same_are_refused(idle_node, checkpoint):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    set_parameter(idle_node, "base_frame", "map")
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+
+
+def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
+    assert "6 finite numbers" in set_parameter(idle_node, "base_from_body", [1.0, 2.0]).reason
+    for name in ("", "two words"):
+        assert "is no topic" in set_parameter(idle_node, "image_topic", name).reason
+    assert not set_parameter(idle_node, "queue_depth", 0).successful
+    assert not set_parameter(idle_node, "autostart", False).successful  # read-only
+    assert set_parameter(idle_node, "base_from_body", [0.0, 0.0, 1.5, 0.0, 0.0, 0.0]).successful

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The player and recorder over real DDS, alone and with the node."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import random_frame
+from ros_graph import node_arguments, peer, running, wait_until
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
+
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from tf2_msgs.msg import TFMessage
+
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.bags import (
+    BagWriter,
+    image_message,
+    open_bag,
+    pose_stamped_message,
+    tf_message,
+)
+from vmloc_ros.core.errors import ConfigError, DataError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.transforms import moved_covariance
+from vmloc_ros.replay import ReplayError, replay
+
+pytestmark = pytest.mark.usefixtures("ros_domain")
+
+START_NS = 1_700_000_000_000_000_000
+PERIOD_NS = 50_000_000
+BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, -0.1, 1.2], [-1.5, 0.0, -1.6])
+IMAGES, DEPTHS, TRUTH = "/camera/image_raw", "/camera/depth/image_raw", "/ground_truth/pose"
+
+
+def frames(count: int = 12):
+    return [
+        replace(random_frame(i, names=("image", "depth")), stamp_ns=START_NS + i * PERIOD_NS, cloud=None)
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    """RGB-D frames at 20 Hz with a static transform and a true pose each."""
+    path = tmp_path_factory.mktemp("bags") / "rgbd"
+    with BagWriter(path) as writer:
+        static = [("base_link", "camera_optical_frame", BASE_FROM_CAMERA, START_NS)]
+        writer.write("/tf_static", tf_message(static), START_NS)
+        for frame in frames():
+            stamp = frame.stamp_ns
+            writer.write(IMAGES, image_message(stamp, "camera_optical_frame", frame.image, "rgb8"), stamp)
+            depth = image_message(stamp, "camera_optical_frame", frame.depth_m, "32FC1")
+            writer.write(DEPTHS, depth, stamp)
+            pose = Pose(np.array([stamp - START_NS, 0.0, 0.0]) * 1e-9, np.array([1.0, 0, 0, 0]))
+            writer.write(TRUTH, pose_stamped_message(stamp, "map", pose), stamp)
+    return path
+
+
+def recorded(path: Path, topic: str) -> list:
+    with open_bag(path) as reader:
+        connections = [connection for connection in reader.connections if connection.topic == topic]
+        return [
+            (logged, reader.deserialize(data, connection.msgtype))
+            for connection, logged, data in reader.messages(connections=connections)
+        ]
+
+
+def test_every_message_arrives_unchanged_and_in_order(bag):
+    with peer() as us:
+        poses = us.collect(PoseStamped, TRUTH)
+        images = us.collect(Image, IMAGES)
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        static = us.collect(TFMessage, "/tf_static", latched)
+        report = replay(bag, rate=2.0, wait_for=[TRUTH, IMAGES], linger_s=0.3, progress=False)
+    assert [stamp_ns(pose.header) for pose in poses] == [frame.stamp_ns for frame in frames()]
+    for message, frame in zip(images, frames(), strict=True):
+        np.testing.assert_array_equal(np.frombuffer(message.data, np.uint8), frame.image.ravel())
+    assert [t.child_frame_id for message in static for t in message.transforms] == ["camera_optical_frame"]
+    assert report.published == {IMAGES: 12, DEPTHS: 12, TRUTH: 12, "/tf_static": 1}
+    assert not report.interrupted
+
+
+def test_clock_follows_the_log_time_and_stamps_the_recording(bag, tmp_path):
+    with peer() as us:
+        clock = us.collect(Clock, "/clock")
+        report = replay(
+            bag,
+            clock=True,
+            topics=[TRUTH],
+            record=tmp_path / "out",
+            record_topics=[TRUTH],
+            linger_s=0.2,
+            progress=False,
+        )
+    times = [message.clock.sec * 1_000_000_000 + message.clock.nanosec for message in clock]
+    assert times == sorted(times)
+    assert START_NS <= times[0] < times[-1] < START_NS + 60_000_000_000
+    assert times[-1] >= frames()[-1].stamp_ns
+    assert report.recorded == {TRUTH: 12}
+    for logged, message in recorded(tmp_path / "out", TRUTH):
+        assert logged >= stamp_ns(message.header)
+
+
+def test_topics_whose_package_is_missing_are_skipped_by_name(tmp_path, caplog):
+    store = get_typestore(Stores.ROS2_JAZZY)
+    store.register(get_types_from_msg("float64 x\n", "nowhere_msgs/msg/Thing"))
+    path = tmp_path / "bag"
+    with Writer(path, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
+        connection = writer.add_connection("/thing", "nowhere_msgs/msg/Thing", typestore=store)
+        thing = store.types["nowhere_msgs/msg/Thing"](x=1.0)
+        writer.write(connection, 1, store.serialize_cdr(thing, "nowhere_msgs/msg/Thing"))
+    with caplog.at_level(logging.WARNING), pytest.raises(ReplayError, match="none of the bag's topics"):
+        replay(path, progress=False)
+    assert "/thing is not played" in caplog.text
+    assert "nowhere_msgs" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rate": 0.0}, ConfigError, "rate must be positive, got 0"),
+        ({"linger_s": -1.0}, ConfigError, "linger must not be negative"),
+        ({"record_topics": ["/x"]}, ConfigError, "recording needs both"),
+        ({"topics": ["/x"]}, ConfigError, "topic /x is not in the bag; it has /camera"),
+        ({"wait_for": ["/x"]}, ConfigError, "cannot wait for subscribers of /x"),
+        ({"wait_for": [TRUTH], "wait_timeout_s": 0.2}, ReplayError, "no subscriber of /ground_truth/pose"),
+    ],
+)
+def test_wrong_arguments_are_named(bag, arguments, error, message):
+    with pytest.raises(error, match=message):
+        replay(bag, progress=False, **arguments)
+
+
+def test_a_missing_bag_and_an_existing_recording_are_refused(bag, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        replay(tmp_path / "nothing")
+    existing = tmp_path / "existing"
+    shutil.copytree(bag, existing)
+    with pytest.raises(DataError, match="exists already"):
+        replay(bag, record=existing, record_topics=[TRUTH])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_looping_replay_with_a_complete_recording(bag, tmp_path, number):
+    script = (
+        "import dataclasses, json, sys; from vmloc_ros.replay import replay\n"
+        "report = replay(sys.argv[1], loop=True, rate=4.0, record=sys.argv[2], record_topics=sys.argv[3:],"
+        " progress=False)\nprint(json.dumps(dataclasses.asdict(report)))"
+    )
+    out = tmp_path / "out"
+    with peer() as us, running(["-c", script, str(bag), str(out), TRUTH], tmp_path / "log") as player:
+        poses = us.collect(PoseStamped, TRUTH)
+        wait_until(lambda: len(poses) > 15, "the second round of the loop")
+        assert player.interrupt(number) == 0, player.output
+        report = json.loads(player.output.splitlines()[-1])
+    assert report["interrupted"]
+    messages = recorded(out, TRUTH)
+    assert len(messages) == report["recorded"][TRUTH] > 12
+    stamps = Counter(stamp_ns(message.header) for _, message in messages)
+    assert max(stamps.values()) >= 2
+
+
+def test_the_node_answers_a_replayed_bag_as_the_localizer_does(bag, tmp_path):
+    """Player, node and test in three processes; the bag's /tf_static moves the camera's pose to base_link."""
+    checkpoint, out = tmp_path / "random.safetensors", tmp_path / "out"
+    write_random_checkpoint(checkpoint, ("image", "depth"), body_frame="camera_optical_frame")
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100}
+    topics = ["/vmloc_node/pose", "/vmloc_node/pose_with_covariance", "/tf"]
+    player = ["-m", "training.cli", "replay", str(bag), "--wait-for", IMAGES, DEPTHS, "/tf_static"]
+    player += ["--record", str(out), "--record-topics", *topics]
+    with running(node_arguments(parameters), tmp_path / "node.log") as node:
+        node.wait_for_output("now active")
+        with running(player, tmp_path / "player.log") as process:
+            assert process.wait() == 0, process.output
+        assert node.interrupt(signal.SIGINT) == 0
+    localizer = Localizer.load(checkpoint, "cpu")
+    poses = [message for _, message in recorded(out, topics[0])]
+    covariances = [message.pose.covariance.reshape(6, 6) for _, message in recorded(out, topics[1])]
+    assert [stamp_ns(pose.header) for pose in poses] == [frame.stamp_ns for frame in frames()]
+    for pose, covariance, frame in zip(poses, covariances, frames(), strict=True):
+        estimate = localizer.localize(frame)
+        expected = estimate.map_from_body @ BASE_FROM_CAMERA.inverse()
+        np.testing.assert_allclose(decode_pose(pose).matrix, expected.matrix, atol=1e-6)
+        arm_m = expected.position_m - estimate.map_from_body.position_m
+        np.testing.assert_allclose(covariance, moved_covariance(estimate.covariance, arm_m), rtol=1e-5, atol=1e-9)
+    children = {t.child_frame_id for _, message in recorded(out, "/tf") for t in message.transforms}
+    assert children == {"base_link"}

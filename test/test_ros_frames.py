@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bundles of messages become frames; what cannot be decoded is left out, or refused where it leads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from helpers import random_frame
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from vmloc_ros.core.bags import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.core.errors import MessageError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.ros_extrinsics import Extrinsics
+from vmloc_ros.ros_frames import FrameBuilder
+from vmloc_ros.synchronizer import Bundle
+
+CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.0, -0.3, 0.1], [1.5, 0.0, 1.5])
+
+
+@pytest.fixture
+def messages():
+    frame = random_frame(3)
+    return {
+        "image": (5, image_message(5, "camera", frame.image, "rgb8")),
+        "lidar": (7, point_cloud_message(7, "lidar", frame.cloud)),
+    }
+
+
+@pytest.fixture
+def refused():
+    return []
+
+
+@pytest.fixture
+def builder(refused):
+    return FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), refused.append)
+
+
+def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages, refused):
+    camera = random_frame(3).camera
+    builder.camera_info = camera_info_message(1, "camera", camera)
+    frame = builder.build(Bundle(5, 0, messages))
+    np.testing.assert_array_equal(frame.image, random_frame(3).image)
+    np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
+    assert (frame.stamp_ns, frame.camera, frame.camera_from_lidar) == (5, camera, CAMERA_FROM_LIDAR)
+    assert refused == []
+
+
+def test_a_bad_companion_is_left_out_and_reported(builder, messages, refused):
+    messages["lidar"][1].fields.clear()
+    frame = builder.build(Bundle(5, 0, messages))
+    assert frame.modalities == ("image",)
+    (reason,) = refused
+    assert reason.startswith("lidar: point cloud lacks field x, y, z")
+
+
+def test_a_bad_leading_message_refuses_the_bundle(builder, messages):
+    messages["image"][1].encoding = "nonsense"
+    with pytest.raises(MessageError, match=r"image: .*nonsense"):
+        builder.build(Bundle(5, 0, messages))
+
+
+def test_a_scan_without_an_image_is_a_frame_at_its_own_stamp(builder, messages):
+    frame = builder.build(Bundle(7, 0, {"lidar": messages["lidar"]}))
+    assert (frame.stamp_ns, frame.modalities, frame.camera_from_lidar) == (7, ("lidar",), None)
