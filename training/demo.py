@@ -132,7 +132,7 @@ def _running_node(checkpoint: Path, device: str, log: Path, environment: dict[st
             if node.poll() is not None:
                 raise DemoError(f"the node ended early with exit code {node.returncode}: {_tail(log)}")
         finally:
-            node.send_signal(signal.SIGINT)
+            node.send_signal(signal.SIGTERM)  # a shell lets background jobs ignore SIGINT
             try:
                 node.wait(timeout=15)
             except subprocess.TimeoutExpired:
