@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from vmloc_ros.core.errors import ConfigError, VmlocError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
+    # Before torch is imported: spinning OpenMP threads make a busy machine many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     options = _parser().parse_args(arguments)
     try:
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vmloc {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"vmloc {options.command}: interrupted", file=sys.stderr)
+        hint = "; go on with --resume" if options.command == "train" else ""
+        print(f"vmloc {options.command}: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `vmloc info ... | head`
         sys.stderr.close()

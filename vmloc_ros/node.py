@@ -20,7 +20,7 @@ from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_diagnostics import Diagnostics
-from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros_environment import let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros_parameters import declare_parameters, read_config
 from vmloc_ros.ros_session import Resources, Session
 
@@ -123,6 +123,7 @@ class VmlocNode(LifecycleNode):
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
     use_fastdds_profile()
+    let_idle_threads_sleep()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses

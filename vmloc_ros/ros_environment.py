@@ -11,6 +11,15 @@ from vmloc_ros.core.resources import share_path
 _PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
+def let_idle_threads_sleep() -> None:
+    """Make OpenMP threads sleep, not spin, while they wait, unless the user has decided; before torch is imported.
+
+    On a machine whose cores are all busy, spinning threads keep the one they wait for from running: frames then take
+    many times longer.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def use_fastdds_profile() -> None:
     """Make Fast DDS use the project's profile (large shared memory), unless the user has chosen one."""
     if not any(os.environ.get(name) for name in _PROFILE_VARIABLES):
