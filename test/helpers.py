@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small frames and sources for the tests of the model and training side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud, Sample
+from vmloc_ros.core.geometry import Pose
+
+torch.set_num_threads(1)  # the tests share their machine; small tensors gain nothing from threads
+
+
+def yaw_pose(x_m: float, y_m: float = 0.0, yaw_deg: float = 0.0, z_m: float = 0.0) -> Pose:
+    return Pose.from_xyz_rpy([x_m, y_m, z_m], [0.0, 0.0, np.radians(yaw_deg)])
+
+
+def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequence[str] = ("image", "lidar")) -> Frame:
+    """A frame of noise with the modalities asked for, intrinsics and extrinsics."""
+    rng = np.random.default_rng(seed)
+    height, width = size
+    xyz = rng.normal(0, 8, (500, 3)).astype(np.float32)
+    cloud = PointCloud(xyz, rng.uniform(0, 255, 500).astype(np.float32))
+    return Frame(
+        stamp_ns=1_700_000_000_000_000_000 + seed,
+        image=rng.integers(0, 256, (height, width, 3), np.uint8) if "image" in names else None,
+        depth_m=rng.uniform(0.5, 8, (height, width)).astype(np.float32) if "depth" in names else None,
+        cloud=cloud if "lidar" in names else None,
+        camera=PinholeCamera(width, height, 50.0, 50.0, (width - 1) / 2, (height - 1) / 2),
+        camera_from_lidar=Pose.from_matrix(np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])),
+    )
+
+
+class ListSource:
+    """A data source that holds its samples; its name and frames can be set."""
+
+    def __init__(self, samples: Sequence[Sample], name: str = "list", body_frame: str = "base_link") -> None:
+        self.samples, self.name = list(samples), name
+        self.map_frame, self.body_frame = "map", body_frame
+        self.modalities: tuple[str, ...] = ("image", "lidar")
+        self.report: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self.samples)
+
+    def poses(self) -> list[Pose]:
+        return [sample.map_from_body for sample in self.samples]
+
+    def stamps_ns(self) -> list[int]:
+        return [sample.frame.stamp_ns for sample in self.samples]

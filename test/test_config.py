@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.config import TrainConfig, load_config, parse_config
+from vmloc_ros.core.config import from_mapping, to_mapping
+from vmloc_ros.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Inner:
+    width: int = 3
+    factor: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width must be positive, got {self.width}")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    inner: Inner = field(default_factory=Inner)
+    pair: tuple[float, float] = (0.0, 1.0)
+    names: tuple[str, ...] = ()
+    crop: tuple[int, int] | None = None
+    weights: bool | str = False
+    kind: Literal["a", "b"] = "a"
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def test_missing_keys_take_the_defaults_and_nested_sections_are_read() -> None:
+    config = from_mapping(Outer, {"name": "x", "inner": {"width": 7}, "crop": [1, 2], "names": ["p", "q"]})
+    assert config == Outer("x", Inner(7), crop=(1, 2), names=("p", "q"))
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001"])
+def test_numbers_are_read_as_yaml_writes_them(text: str) -> None:
+    values = yaml.safe_load(f"{{name: x, inner: {{factor: {text}}}, pair: [1, {text}]}}")
+    config = from_mapping(Outer, values)
+    assert config.inner.factor == config.pair[1] == 1e-4
+    assert isinstance(config.pair[0], float)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.builds(
+        Outer,
+        name=st.text(),
+        inner=st.builds(Inner, st.integers(1), st.floats(allow_nan=False, allow_infinity=False)),
+        pair=st.tuples(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9)),
+        names=st.lists(st.text(), max_size=3).map(tuple),
+        crop=st.none() | st.tuples(st.integers(), st.integers()),
+        weights=st.booleans() | st.text(),
+        kind=st.sampled_from(["a", "b"]),
+        record=st.dictionaries(st.text(), st.integers() | st.lists(st.booleans(), max_size=2), max_size=3),
+    )
+)
+def test_json_and_yaml_bring_every_configuration_back(config: Outer) -> None:
+    assert from_mapping(Outer, json.loads(json.dumps(to_mapping(config)))) == config
+    assert from_mapping(Outer, yaml.safe_load(yaml.safe_dump(to_mapping(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"nmae": "x"}, "file: unknown key nmae; known keys: crop, inner, kind"),
+        ({"name": "x", "inner": {"wdith": 3}}, r"file\.inner: unknown key wdith; known keys: factor, width"),
+        ({"name": "x", 3: 4}, "unknown key 3"),
+        ({}, "file: .*missing.*name"),
+        ({"name": 3}, r"file\.name: expected str, got 3"),
+        ({"name": None}, r"file\.name: expected str, got None"),
+        ({"name": "x", "inner": 3}, r"file\.inner: expected a mapping of Inner settings, got 3"),
+        ({"name": "x", "inner": None}, r"file\.inner: expected a mapping"),
+        ({"name": "x", "inner": {"width": 1.5}}, r"file\.inner\.width: expected int, got 1\.5"),
+        ({"name": "x", "inner": {"width": True}}, r"file\.inner\.width: expected int, got True"),
+        ({"name": "x", "inner": {"width": "3"}}, r"file\.inner\.width: expected int, got '3'"),
+        ({"name": "x", "inner": {"width": 0}}, r"file\.inner: width must be positive, got 0"),
+        ({"name": "x", "inner": {"factor": "fast"}}, r"factor: expected a number, got 'fast'"),
+        ({"name": "x", "inner": {"factor": True}}, r"factor: expected (a number|float), got True"),
+        ({"name": "x", "inner": {"factor": [1]}}, r"factor: expected a number, got \[1\]"),
+        ({"name": "x", "inner": {"factor": float("nan")}}, r"factor: expected a number, got nan"),
+        ({"name": "x", "inner": {"factor": "nan"}}, r"factor: expected a number, got 'nan'"),
+        ({"name": "x", "inner": {"factor": 10**400}}, r"factor: expected a number"),
+        ({"name": "x", "pair": [1]}, r"file\.pair: expected 2 values, got 1"),
+        ({"name": "x", "pair": 1}, r"file\.pair: expected a list, got 1"),
+        ({"name": "x", "pair": [1, "b"]}, r"file\.pair\[1\]: expected a number"),
+        ({"name": "x", "names": "ab"}, r"file\.names: expected a list, got 'ab'"),
+        ({"name": "x", "names": [1]}, r"file\.names\[0\]: expected str"),
+        ({"name": "x", "crop": [1, 2, 3]}, r"file\.crop: expected 2 values"),
+        ({"name": "x", "weights": 3}, r"file\.weights: expected bool, got 3; or file\.weights: expected str"),
+        ({"name": "x", "kind": "c"}, r"file\.kind: expected one of a, b, got 'c'"),
+        ({"name": "x", "record": []}, r"file\.record: expected dict"),
+        ([], r"file: expected a mapping of Outer settings, got \[\]"),
+        ("text", "file: expected a mapping"),
+        (None, "file: expected a mapping"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(values: Any, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        from_mapping(Outer, values, "file")
+    assert "\n" not in str(caught.value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(TrainConfig)]), json_values, max_size=4))
+def test_no_content_raises_anything_but_a_config_error(values: dict[str, Any]) -> None:
+    with contextlib.suppress(ConfigError):
+        from_mapping(TrainConfig, values)
+
+
+# --- training configuration --------------------------------------------------------------------------------------
+
+
+def test_without_a_file_the_defaults_are_the_papers() -> None:
+    config = load_config(None)
+    assert (config.optimizer.batch_size, config.optimizer.learning_rate) == (64, 5e-5)
+    assert (config.optimizer.weight_decay, config.optimizer.epochs) == (5e-5, 300)
+    assert (config.objective.samples, config.objective.beta, config.objective.gamma) == (10, -3.0, 0.0)
+    assert (config.model.backbone, config.model.latent_dim, config.model.dropout) == ("resnet34", 1024, 0.5)
+    assert (config.preprocess.shortest_side, config.augment.modality_dropout) == (256, 0.4)
+
+
+def test_overrides_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\noptimizer: {epochs: 5, batch_size: 8}\n")
+    config = load_config(
+        path, ["optimizer.epochs=7", "model.dropout=0", "preprocess.crop=[64, 64]", "pretrained=false"]
+    )
+    assert (config.seed, config.optimizer.epochs, config.optimizer.batch_size) == (3, 7, 8)
+    assert (config.model.dropout, config.preprocess.crop, config.pretrained) == (0.0, (64, 64), False)
+
+
+def test_overriding_does_not_change_the_mapping_it_starts_from() -> None:
+    values = {"source": {"stride": 2}}
+    assert parse_config(values, ["source.stride=5"], "x").source.stride == 5
+    assert values == {"source": {"stride": 2}}
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "c.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize("overrides", [None, ["seed=1"], ["optimizer.epochs=3"]])
+@pytest.mark.parametrize(
+    "text", ["[1, 2]", "[]", "just text", "3", "{unclosed", "a: b: c", "\t", "key: !!python/object:os.x {}"]
+)
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, overrides: list[str] | None) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_binary_and_folder_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 10)
+    for name in ("none.yaml", "binary.yaml", "."):
+        with pytest.raises(ConfigError, match="is not a readable YAML file"):
+            load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("epochs", "override 'epochs' is not of the form key=value"),
+        ("=3", "is not of the form key=value"),
+        ("", "is not of the form key=value"),
+        ("optimizer.epoch=3", "optimizer: unknown key epoch"),
+        ("optimiser.epochs=3", "unknown key optimiser"),
+        ("seed.deep=3", "override 'seed.deep=3': seed is not a section"),
+        ("seed={unclosed", "override 'seed={unclosed': value is not YAML"),
+        ("optimizer.epochs=many", r"optimizer\.epochs: expected int, got 'many'"),
+        ("optimizer.epochs=", r"optimizer\.epochs: expected int, got None"),
+    ],
+)
+def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3")
+    with pytest.raises(ConfigError, match=match):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("optimizer.epochs=0", "epochs >= 1"),
+        ("optimizer.batch_size=1", "batch_size >= 2"),
+        ("optimizer.learning_rate=0", "learning_rate"),
+        ("optimizer.learning_rate=.nan", "learning_rate: expected a number"),
+        ("optimizer.weight_decay=-1", "must not be negative"),
+        ("optimizer.schedule=linear", "expected one of constant, cosine, got 'linear'"),
+        ("objective.samples=0", "samples >= 1"),
+        ("objective.kl_weight=-1", "kl_weight >= 0"),
+        ("validation.every=1", "every is 0 or >= 2"),
+        ("validation.block=0", "block and interval >= 1"),
+        ("augment.modality_dropout=1", r"lie in \[0, 1\)"),
+        ("augment.colour_jitter=-0.1", r"lie in \[0, 1\)"),
+        ("source.stride=0", "stride >= 1"),
+        ("source.slop_s=0", "slop_s > 0"),
+        ("preprocess.cylinder.rows=0", "rows must be a positive integer"),
+        ("model.dropout=1", "dropout < 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "config" / "train").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_the_configurations_that_ship_are_valid(path: Path) -> None:
+    assert load_config(path) != TrainConfig()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import ListSource, random_frame, yaw_pose
+from training.dataset import PreparedDataset, prepare_dataset, split_blocks
+from vmloc_ros.core.errors import DataError, ModelError
+from vmloc_ros.core.frame import Sample
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+
+BOTH = ("image", "lidar")
+
+
+def preprocessor(modalities: tuple[str, ...] = BOTH) -> Preprocessor:
+    return Preprocessor(PreprocessConfig(modalities=modalities, shortest_side=32))
+
+
+def sample(seed: int, names: tuple[str, ...] = BOTH, size: tuple[int, int] = (40, 60)) -> Sample:
+    return Sample(random_frame(seed, size, names), yaw_pose(float(seed)))
+
+
+def prepare(*sources: ListSource, modalities: tuple[str, ...] = BOTH) -> PreparedDataset:
+    return prepare_dataset(sources, preprocessor(modalities), progress=False)
+
+
+def test_rows_hold_the_prepared_frames_of_all_sources_in_order_with_their_poses() -> None:
+    data = prepare(ListSource([sample(0), sample(1)]), ListSource([sample(2)]))
+    assert len(data) == 3
+    for row in range(3):
+        expected = preprocessor().prepare(sample(row).frame)
+        for name in BOTH:
+            assert torch.equal(data.tensors[name][row], expected[name])
+            assert data.tensors[name].dtype == expected[name].dtype
+    assert [pose.position_m[0] for pose in data.poses] == [0, 1, 2]
+
+
+def test_absent_modalities_are_marked_and_zero() -> None:
+    data = prepare(ListSource([sample(0), sample(1, ("lidar",)), sample(2, ("image",))]))
+    assert data.present["image"].tolist() == [True, False, True]
+    assert data.present["lidar"].tolist() == [True, True, False]
+    assert data.tensors["image"][1].abs().max() == 0
+    assert data.tensors["lidar"][2].abs().max() == 0
+
+
+def test_a_batch_holds_the_rows_asked_for_in_their_order() -> None:
+    data = prepare(ListSource([sample(i, ("lidar",) if i == 2 else BOTH) for i in range(4)]))
+    tensors, present = data.batch(torch.tensor([3, 0, 2]), torch.device("cpu"))
+    assert torch.equal(tensors["image"], data.tensors["image"][[3, 0, 2]])
+    assert present["image"].tolist() == [True, True, False]
+
+
+def test_a_source_that_yields_fewer_frames_than_it_announced_leaves_no_empty_rows() -> None:
+    class Short(ListSource):
+        def __len__(self) -> int:
+            return 10
+
+    data = prepare(Short([sample(0), sample(1)]))
+    assert len(data) == len(data.tensors["image"]) == len(data.present["lidar"]) == 2
+
+
+def test_mixed_sizes_are_an_error_with_source_stamp_and_sizes() -> None:
+    with pytest.raises(
+        DataError, match=r"garden: image at 1700000000000000001 ns is \(3, 32, 32\) .* before it \(3, 32, 48\)"
+    ):
+        prepare(ListSource([sample(0)]), ListSource([sample(1, size=(40, 40))], "garden"))
+
+
+def test_sizes_of_one_aspect_ratio_may_differ() -> None:
+    assert len(prepare(ListSource([sample(0, size=(40, 60)), sample(1, size=(80, 120))]))) == 2
+
+
+def test_a_modality_that_never_occurs_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match="the data hold no lidar; found image"):
+        prepare(ListSource([sample(0, ("image",))]))
+
+
+def test_no_frames_are_an_error() -> None:
+    with pytest.raises(DataError, match="the data hold no frame with a pose"):
+        prepare(ListSource([]))
+    with pytest.raises(DataError, match="the data hold no frame with a pose"):
+        prepare()
+
+
+def test_a_frame_without_any_wanted_modality_is_an_error() -> None:
+    with pytest.raises(ModelError, match="the frame has lidar; the model needs at least one of image"):
+        prepare(ListSource([sample(0, ("lidar",))]), modalities=("image",))
+
+
+def test_preparing_leaves_the_number_of_threads_alone() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        prepare(ListSource([sample(0)]))
+        assert torch.get_num_threads() == 2
+        with pytest.raises(DataError, match="no frame"):
+            prepare(ListSource([]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+# --- splitting ---------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 500), st.integers(1, 50), st.integers(2, 12))
+def test_blocks_split_every_row_to_one_side(count: int, block: int, every: int) -> None:
+    train, held_out = split_blocks(count, block, every)
+    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(count))
+    for row in held_out.tolist():
+        assert (row // block) % every == 1
+    # Held-out rows come in whole blocks: only the last one may be cut by the end of the data.
+    numbers, sizes = np.unique(held_out.numpy() // block, return_counts=True)
+    assert all(size == min(block, count - number * block) for number, size in zip(numbers, sizes, strict=True))
+
+
+def test_the_first_split_is_by_hand() -> None:
+    train, held_out = split_blocks(10, block=2, every=3)
+    assert held_out.tolist() == [2, 3, 8, 9]
+    assert train.tolist() == [0, 1, 4, 5, 6, 7]
+
+
+def test_every_zero_holds_nothing_out() -> None:
+    train, held_out = split_blocks(5, 2, 0)
+    assert train.tolist() == [0, 1, 2, 3, 4]
+    assert len(held_out) == 0
+
+
+def test_pinhole_lidar_follows_the_cameras_size() -> None:
+    config = PreprocessConfig(modalities=("lidar",), shortest_side=32, lidar_projection="pinhole")
+    small, large = random_frame(0, (40, 60)), random_frame(1, (80, 120))
+    samples = [Sample(dataclasses.replace(frame, image=None), yaw_pose(0)) for frame in (small, large)]
+    data = prepare_dataset([ListSource(samples)], Preprocessor(config), progress=False)
+    assert data.tensors["lidar"].shape == (2, 2, 32, 48)

@@ -1,0 +1,472 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rosbags.rosbag2 import StoragePlugin, Writer
+
+from helpers import yaw_pose
+from training.sources import open_sources
+from training.sources.options import SourceOptions
+from training.sources.rosbag import RosbagSource, is_bag
+from vmloc_ros.core.bag_messages import (
+    camera_info_message,
+    image_message,
+    odometry_message,
+    point_cloud_message,
+    pose_stamped_message,
+    tf_message,
+    typestore,
+)
+from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.frame import PinholeCamera, PointCloud
+from vmloc_ros.core.geometry import Pose, rotation_angle_deg
+
+T0 = 1_700_000_000_000_000_000
+MS = 1_000_000
+CAMERA = PinholeCamera(8, 6, 5.0, 5.0, 3.5, 2.5)
+BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.2, 0.0, 1.0], [-np.pi / 2, 0.0, -np.pi / 2])
+BASE_FROM_LIDAR = Pose.from_xyz_rpy([0.0, 0.1, 1.5], [0.0, 0.0, 0.3])
+OPTIONS = SourceOptions()
+
+Message = tuple[str, Any, int]  # topic, message, stamp
+
+
+def picture(value: int) -> np.ndarray:
+    return np.full((6, 8, 3), value, np.uint8)
+
+
+def images(count: int = 10, topic: str = "/camera/image_raw", start: int = T0, step: int = 100 * MS) -> list[Message]:
+    """Every pixel of image i has the value i."""
+    stamps = [start + i * step for i in range(count)]
+    return [(topic, image_message(t, "camera_optical_frame", picture(i), "rgb8"), t) for i, t in enumerate(stamps)]
+
+
+def depths(count: int = 10, topic: str = "/camera/depth/image_raw") -> list[Message]:
+    stamps = [T0 + i * 100 * MS for i in range(count)]
+    return [
+        (topic, image_message(t, "camera_optical_frame", np.full((6, 8), 1000 + i, np.uint16), "16UC1"), t)
+        for i, t in enumerate(stamps)
+    ]
+
+
+def clouds(count: int = 10, offset: int = 30 * MS) -> list[Message]:
+    """x of every point of cloud i is i + 1; clouds lag behind the images."""
+    stamps = [T0 + i * 100 * MS + offset for i in range(count)]
+    return [
+        (
+            "/lidar/points",
+            point_cloud_message(
+                t, "lidar_link", PointCloud(np.full((5, 3), i + 1, np.float32), np.full(5, i, np.float32))
+            ),
+            t,
+        )
+        for i, t in enumerate(stamps)
+    ]
+
+
+def true_pose(stamp_ns: int) -> Pose:
+    """1 m/s along x and 30 deg/s: linear, so that interpolation between poses is exact."""
+    seconds = (stamp_ns - T0) * 1e-9
+    return yaw_pose(seconds, -2 * seconds, 30 * seconds)
+
+
+def poses(first: int = -2, last: int = 30, topic: str = "/ground_truth/pose", step: int = 70 * MS) -> list[Message]:
+    stamps = [T0 + i * step for i in range(first, last)]
+    return [(topic, pose_stamped_message(t, "map", true_pose(t)), t) for t in stamps]
+
+
+def odometry(topic: str = "/odom", child: str = "base_footprint") -> list[Message]:
+    stamps = [T0 + i * 50 * MS for i in range(-2, 40)]
+    return [(topic, odometry_message(t, "odom", child, true_pose(t)), t) for t in stamps]
+
+
+def calibration() -> list[Message]:
+    transforms = [
+        ("base_link", "camera_optical_frame", BASE_FROM_CAMERA, T0),
+        ("base_link", "lidar_link", BASE_FROM_LIDAR, T0),
+    ]
+    return [
+        ("/tf_static", tf_message(transforms), T0 - 1),
+        ("/camera/camera_info", camera_info_message(T0, "camera_optical_frame", CAMERA), T0),
+    ]
+
+
+def write_bag(path: Path, *streams: Iterable[Message]) -> Path:
+    with BagWriter(path) as bag:
+        for topic, message, stamp in sorted(itertools.chain(*streams), key=lambda entry: entry[2]):
+            bag.write(topic, message, stamp)
+    return path
+
+
+def source(path: Path, modalities: tuple[str, ...] = ("image", "lidar"), **options: Any) -> RosbagSource:
+    return RosbagSource(path, dataclasses.replace(OPTIONS, **options), modalities)
+
+
+def assert_pose(actual: Pose, expected: Pose) -> None:
+    np.testing.assert_allclose(actual.position_m, expected.position_m, atol=1e-6)
+    assert rotation_angle_deg(actual.quaternion_wxyz, expected.quaternion_wxyz) < 1e-6
+
+
+@pytest.fixture
+def bag(tmp_path: Path) -> Path:
+    return write_bag(tmp_path / "bag", images(), clouds(), poses(), calibration())
+
+
+# --- frames and their poses --------------------------------------------------------------------------------------
+
+
+def test_every_image_is_a_frame_with_its_nearest_cloud_and_the_calibration(bag: Path) -> None:
+    frames = [sample.frame for sample in source(bag)]
+    assert [int(frame.image[0, 0, 0]) for frame in frames] == list(range(10))
+    assert [float(frame.cloud.xyz_m[0, 0]) for frame in frames] == [i + 1 for i in range(10)]
+    for frame in frames:
+        assert frame.camera == CAMERA
+        expected = BASE_FROM_CAMERA.inverse() @ BASE_FROM_LIDAR
+        np.testing.assert_allclose(frame.camera_from_lidar.matrix, expected.matrix, atol=1e-9)
+
+
+def test_image_i_has_the_pose_of_its_own_stamp_without_any_shift(bag: Path) -> None:
+    """The released loaders are off by one frame; here each pose belongs to the stamp of the pixels beside it."""
+    samples = list(source(bag))
+    assert len(samples) == 10
+    for i, sample in enumerate(samples):
+        assert sample.frame.stamp_ns == T0 + i * 100 * MS
+        assert int(sample.frame.image[0, 0, 0]) == i
+        assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
+
+
+def test_length_stamps_and_poses_agree_with_what_iterating_gives_each_time(bag: Path) -> None:
+    opened = source(bag)
+    for _ in range(2):
+        samples = list(opened)
+        assert len(opened) == len(samples)
+        assert opened.stamps_ns() == [sample.frame.stamp_ns for sample in samples]
+        assert [id(pose) for pose in opened.poses()] == [id(sample.map_from_body) for sample in samples]
+
+
+def test_frames_outside_the_poses_are_dropped_and_counted(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses(first=3, last=9))  # 0.21 s to 0.56 s
+    opened = source(path)
+    assert opened.stamps_ns() == [T0 + i * 100 * MS for i in (3, 4, 5)]
+    assert opened.report["frames"] == 3
+    assert opened.report["frames outside the poses' time span"] == 7
+    assert [int(sample.frame.image[0, 0, 0]) for sample in opened] == [3, 4, 5]
+
+
+def test_the_stride_takes_every_nth_frame(bag: Path) -> None:
+    opened = source(bag, stride=4)
+    assert opened.stamps_ns() == [T0 + i * 400 * MS for i in range(3)]
+    assert [int(sample.frame.image[0, 0, 0]) for sample in opened] == [0, 4, 8]
+
+
+def test_poses_that_arrive_out_of_order_are_sorted(tmp_path: Path) -> None:
+    late = [
+        (topic, message, stamp + (500 * MS if i % 3 == 0 else 0)) for i, (topic, message, stamp) in enumerate(poses())
+    ]
+    for sample in source(write_bag(tmp_path / "bag", images(), late), ("image",)):
+        assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
+
+
+def test_an_image_without_a_cloud_nearby_goes_alone(tmp_path: Path) -> None:
+    kept = [message for i, message in enumerate(clouds()) if i not in (4, 5, 6)]
+    opened = source(write_bag(tmp_path / "bag", images(), kept, poses()), slop_s=0.05)
+    assert [sample.frame.modalities for sample in opened] == [
+        ("image",) if i in (4, 5, 6) else ("image", "lidar") for i in range(10)
+    ]
+    assert (opened.report["paired"], opened.report["image alone"]) == (7, 3)
+
+
+def test_a_bag_played_in_a_loop_and_recorded_gives_each_stamp_once(tmp_path: Path) -> None:
+    once = [*images(count=10, step=400 * MS), *poses(last=80)]
+    again = [(topic, message, stamp + 6_000 * MS) for topic, message, stamp in once]  # logged later, same headers
+    opened = source(write_bag(tmp_path / "bag", once, again), ("image",))
+    stamps = [sample.frame.stamp_ns for sample in opened]
+    assert stamps == opened.stamps_ns() == [T0 + i * 400 * MS for i in range(10)]
+    assert len(opened) == opened.report["frames"] == 10
+    assert opened.report["frames outside the poses' time span"] == 0
+
+
+# --- modalities and pose types -----------------------------------------------------------------------------------
+
+
+def test_depth_comes_in_metres(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), depths(), poses())
+    samples = list(source(path, ("image", "depth")))
+    assert len(samples) == 10
+    for i, sample in enumerate(samples):
+        np.testing.assert_allclose(sample.frame.depth_m, (1000 + i) / 1000, rtol=1e-6)
+
+
+def test_a_bag_of_clouds_alone_serves_a_lidar_model(tmp_path: Path) -> None:
+    opened = source(write_bag(tmp_path / "bag", clouds(), poses()), ("lidar",))
+    assert opened.modalities == ("lidar",)
+    samples = list(opened)
+    assert [sample.frame.modalities for sample in samples] == [("lidar",)] * 10
+    for sample in samples:
+        assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
+
+
+def test_only_wanted_modalities_are_read(bag: Path) -> None:
+    assert {sample.frame.modalities for sample in source(bag, ("image",))} == {("image",)}
+
+
+def test_pose_stamped_takes_its_body_from_the_options_and_its_map_from_the_message(bag: Path) -> None:
+    opened = source(bag, body_frame="imu_link")
+    assert (opened.map_frame, opened.body_frame) == ("map", "imu_link")
+
+
+def test_odometry_serves_as_pose_with_its_own_frames(tmp_path: Path) -> None:
+    opened = source(write_bag(tmp_path / "bag", images(), clouds(), odometry()))
+    assert (opened.map_frame, opened.body_frame) == ("odom", "base_footprint")
+    for sample in opened:
+        assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
+
+
+def test_ground_truth_is_preferred_to_drifting_odometry_unless_told_otherwise(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses(), odometry())
+    assert source(path).map_frame == "map"
+    assert source(path, pose_topic="/odom").map_frame == "odom"
+
+
+def test_map_points_lie_where_the_true_poses_put_them(bag: Path) -> None:
+    points = source(bag).map_points(every=5)
+    assert points.shape == (10, 3)
+    for row, i in ((0, 0), (5, 5)):
+        expected = (true_pose(T0 + i * 100 * MS) @ BASE_FROM_LIDAR).transform(np.full(3, i + 1.0))
+        np.testing.assert_allclose(points[row], expected, atol=1e-5)
+
+
+# --- intrinsics --------------------------------------------------------------------------------------------------
+
+
+def test_a_bag_without_camera_info_has_frames_without_intrinsics(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses())
+    assert all(sample.frame.camera is None for sample in source(path))
+    with pytest.raises(DataError, match="has no camera info topic /camera_info; it has /camera/image_raw"):
+        list(source(path, camera_info_topic="/camera_info"))
+
+
+def test_of_several_cameras_the_one_beside_the_image_counts(tmp_path: Path) -> None:
+    """An RGB-D camera publishes one camera info for each of its pictures."""
+    other = dataclasses.replace(CAMERA, fx=99.0)
+    infos = [("/camera/depth/camera_info", camera_info_message(T0, "depth", other), T0)]
+    path = write_bag(tmp_path / "bag", images(), depths(), poses(), calibration(), infos)
+    assert {sample.frame.camera for sample in source(path, ("image", "depth"))} == {CAMERA}
+    opened = source(path, ("image",), camera_info_topic="/camera/depth/camera_info")
+    assert {sample.frame.camera for sample in opened} == {other}
+
+
+def test_several_cameras_none_of_them_beside_the_image_are_ambiguous(tmp_path: Path) -> None:
+    infos = [(f"/{name}/camera_info", camera_info_message(T0, name, CAMERA), T0) for name in "ab"]
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses(), infos)
+    with pytest.raises(DataError, match=r"several camera info topics .*; set source\.camera_info_topic"):
+        list(source(path, ("image",)))
+    assert len(list(source(path, ("lidar",)))) == 10  # a lidar model needs none
+
+
+def test_an_uncalibrated_camera_is_a_camera_without_intrinsics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blank = camera_info_message(T0, "camera", CAMERA)
+    blank.k[:] = 0
+    path = write_bag(tmp_path / "bag", images(), poses(), [("/camera/camera_info", blank, T0)])
+    assert all(sample.frame.camera is None for sample in source(path, ("image",)))
+    assert "uncalibrated" in caplog.text
+
+
+# --- storage -----------------------------------------------------------------------------------------------------
+
+
+def test_sqlite_bags_are_read_like_mcap(tmp_path: Path, bag: Path) -> None:
+    path, store = tmp_path / "sqlite", typestore()
+    with Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
+        connections: dict[str, Any] = {}
+        for topic, message, stamp in sorted([*images(), *clouds(), *poses(), *calibration()], key=lambda m: m[2]):
+            kind = message.__msgtype__
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, kind, typestore=store)
+            writer.write(connections[topic], stamp, store.serialize_cdr(message, kind))
+    for ours, theirs in zip(source(path), source(bag), strict=True):
+        assert ours.frame.stamp_ns == theirs.frame.stamp_ns
+        np.testing.assert_array_equal(ours.frame.image, theirs.frame.image)
+        np.testing.assert_array_equal(ours.frame.cloud.xyz_m, theirs.frame.cloud.xyz_m)
+        np.testing.assert_array_equal(ours.map_from_body.matrix, theirs.map_from_body.matrix)
+
+
+def test_a_bare_storage_file_is_a_bag_too(bag: Path, tmp_path: Path) -> None:
+    (storage,) = bag.glob("*.mcap")
+    bare = Path(shutil.copy(storage, tmp_path / "bare.mcap"))
+    assert is_bag(bare)
+    assert len(source(bare)) == 10
+
+
+def test_a_folder_of_bags_gives_a_source_for_each_in_order_of_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_bag(tmp_path / "bags" / name, images(), clouds(), poses())
+    (tmp_path / "bags" / "notes.txt").write_text("not a bag")
+    opened = open_sources(tmp_path / "bags", "train", OPTIONS, ("image",))
+    assert [each.name for each in opened] == ["a", "b"]
+    assert [each.name for each in open_sources(tmp_path / "bags" / "b", "test", OPTIONS, ("image",))] == ["b"]
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+def test_a_bag_without_a_pose_topic_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), clouds())
+    with pytest.raises(
+        DataError, match=r"bag has no pose topic \(geometry_msgs/msg/PoseStamped or .*Odometry\); it has /camera"
+    ):
+        source(path)
+    with pytest.raises(DataError, match=r"has no pose topic /gt; it has /camera/image_raw \(sensor_msgs/msg/Image\)"):
+        source(path, pose_topic="/gt")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "match"),
+    [
+        (("image",), "has no image topic"),
+        (("lidar",), r"has no lidar topic \(sensor_msgs/msg/PointCloud2\)"),
+        (("depth",), "has no depth topic"),
+    ],
+)
+def test_a_missing_sensor_is_refused(tmp_path: Path, modalities: tuple[str, ...], match: str) -> None:
+    other = {"image": clouds(), "lidar": images(), "depth": images()}[modalities[0]]
+    with pytest.raises(DataError, match=match):
+        source(write_bag(tmp_path / "bag", other, poses()), modalities)
+
+
+@pytest.mark.parametrize(
+    ("option", "topic", "match"),
+    [
+        (
+            "image_topic",
+            "/lidar/points",
+            "the image topic /lidar/points is sensor_msgs/msg/PointCloud2, expected sensor_msgs/msg/Image or",
+        ),
+        ("cloud_topic", "/camera/image_raw", "the lidar topic /camera/image_raw is sensor_msgs/msg/Image, expected"),
+        ("pose_topic", "/tf_static", "the pose topic /tf_static is tf2_msgs/msg/TFMessage, expected"),
+        ("image_topic", "/nothing", "has no image topic /nothing; it has"),
+    ],
+)
+def test_a_topic_of_the_wrong_type_or_name_is_refused(bag: Path, option: str, topic: str, match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        source(bag, **{option: topic})
+
+
+def test_several_candidates_are_ambiguous_until_one_is_chosen(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), images(topic="/rear/image_raw"), poses(), poses(topic="/gps/pose"))
+    with pytest.raises(
+        DataError, match=r"several image topics \(/camera/image_raw, /rear/image_raw\); set source\.image_topic"
+    ):
+        source(path, ("image",))
+    with pytest.raises(
+        DataError, match=r"several pose topics \(/gps/pose, /ground_truth/pose\); set source\.pose_topic"
+    ):
+        source(path, ("image",), image_topic="/rear/image_raw")
+    assert len(source(path, ("image",), image_topic="/rear/image_raw", pose_topic="/gps/pose")) == 10
+
+
+def test_clocks_that_do_not_overlap_are_refused_with_the_poses_span(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(start=T0 + 10**12), poses())
+    with pytest.raises(DataError, match=rf"none of 10 frames .* from {T0 - 140 * MS} to .* share one clock"):
+        source(path, ("image",))
+
+
+def write_declared(path: Path, topic: str, kind: str, *streams: Iterable[Message]) -> Path:
+    """A bag that declares a topic without any message."""
+    store = typestore()
+    with Writer(path, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        writer.add_connection(topic, kind, typestore=store)
+        connections: dict[str, Any] = {}
+        for name, message, stamp in itertools.chain(*streams):
+            if name not in connections:
+                connections[name] = writer.add_connection(name, message.__msgtype__, typestore=store)
+            writer.write(connections[name], stamp, store.serialize_cdr(message, message.__msgtype__))
+    return path
+
+
+def test_a_declared_topic_without_messages_is_refused_not_a_crash(tmp_path: Path) -> None:
+    kind = "geometry_msgs/msg/PoseStamped"
+    path = write_declared(tmp_path / "no poses", "/gt", kind, images())
+    with pytest.raises(DataError, match="has no pose topic"):
+        source(path, ("image",))
+    with pytest.raises(DataError, match=r"none of 10 frames .* poses of /gt \(0 at all\)"):
+        source(path, ("image",), pose_topic="/gt")
+    path = write_declared(tmp_path / "no images", "/image", "sensor_msgs/msg/Image", poses())
+    with pytest.raises(DataError, match=r"none of 0 frames of /image"):
+        source(path, ("image",), image_topic="/image")
+
+
+def test_an_empty_bag_is_refused(tmp_path: Path) -> None:
+    path = write_declared(tmp_path / "bag", "/image", "sensor_msgs/msg/Image")
+    with pytest.raises(DataError, match=r"bag .* is empty"):
+        source(path)
+
+
+def test_a_pose_of_nan_is_refused_with_its_topic(tmp_path: Path) -> None:
+    broken = poses()
+    broken[4][1].pose.position.y = float("nan")
+    with pytest.raises(DataError, match=r"bag: /ground_truth/pose: invalid pose .*finite"):
+        source(write_bag(tmp_path / "bag", images(), broken), ("image",))
+
+
+def test_extrinsics_of_nan_are_refused_with_their_topic(tmp_path: Path) -> None:
+    broken = calibration()
+    broken[0][1].transforms[1].transform.rotation.w = float("nan")
+    with pytest.raises(DataError, match="bag: /tf_static: invalid pose"):
+        source(write_bag(tmp_path / "bag", images(), poses(), broken), ("image",))
+
+
+def test_a_message_that_cannot_be_decoded_is_refused_with_its_stamp(tmp_path: Path) -> None:
+    broken = images()
+    broken[3][1].encoding = "sepia"
+    opened = source(write_bag(tmp_path / "bag", broken, poses()), ("image",))
+    with pytest.raises(DataError, match=rf"bag: frame at {T0 + 300 * MS} ns: .*sepia"):
+        list(opened)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
+def test_a_truncated_bag_is_refused_with_its_name(bag: Path, kept: float) -> None:
+    (storage,) = bag.glob("*.mcap")
+    content = storage.read_bytes()
+    storage.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(DataError, match="bag") as caught:
+        list(source(bag))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_inside_a_bag_raises_a_data_error_or_nothing(bag: Path, seed: int) -> None:
+    (storage,) = bag.glob("*.mcap")
+    content = bytearray(storage.read_bytes())
+    rng = np.random.default_rng(seed)
+    for position in rng.integers(len(content), size=6):
+        content[position] = rng.integers(256)
+    storage.write_bytes(content)
+    with contextlib.suppress(DataError):
+        list(source(bag))
+
+
+def test_what_is_no_data_at_all_is_refused_with_what_would_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(DataError, match="nowhere does not exist; give a bag, a folder of bags or a 7-Scenes scene"):
+        open_sources(tmp_path / "nowhere", "train", OPTIONS, ("image",))
+    for name in ("empty", "file.txt"):
+        with pytest.raises(DataError, match=r"is neither a bag .* nor a folder of bags, nor a 7-Scenes scene"):
+            open_sources(tmp_path / name, "train", OPTIONS, ("image",))
+    for name in ("garbage.mcap", "garbage.db3", "garbage.bag"):
+        (tmp_path / name).write_bytes(b"garbage" * 50)
+        with pytest.raises(DataError, match=name.replace(".", r"\.")):
+            open_sources(tmp_path / name, "train", OPTIONS, ("image",))

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import ListSource, yaw_pose
+from training import trainer as trainer_module
+from training.config import TrainConfig, parse_config
+from training.dataset import PreparedDataset, prepare_dataset
+from training.trainer import Trainer, pose_statistics
+from vmloc_ros.core.checkpoint import load_checkpoint, read_header
+from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
+from vmloc_ros.core.frame import Frame, PointCloud, Sample
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.preprocessing import Preprocessor
+
+COUNT = 64
+
+
+def street_pose(t: float) -> Pose:
+    return yaw_pose(620_000 + 40 * t, 5_735_000 + 10 * math.sin(6 * t), 60 * t)
+
+
+def street_frame(t: float) -> Frame:
+    """Both modalities show where along the street the robot is: a bar that wanders, a wall that turns."""
+    rows, columns = np.indices((48, 64))
+    bar = 255 * (np.abs(columns - 64 * t) < 8)
+    spot = 255 * (np.abs(rows - 48 * (0.5 + 0.4 * math.sin(6 * t))) < 8)
+    image = np.stack([np.full((48, 64), 255 * t), bar, spot], axis=-1).astype(np.uint8)
+    azimuth = np.linspace(-np.pi, np.pi, 300)
+    distance = 5 + 4 * np.cos(azimuth - 2 * np.pi * t)
+    xyz = np.stack([distance * np.cos(azimuth), distance * np.sin(azimuth), np.zeros(300)], axis=1)
+    return Frame(int(t * 1e10), image, None, PointCloud(xyz.astype(np.float32), np.full(300, 100 * t, np.float32)))
+
+
+def config(**sections: dict[str, Any]) -> TrainConfig:
+    """A network of a size for tests; SqueezeNet has no batch norm and learns from a handful of frames."""
+    values: dict[str, Any] = {
+        "model": {"backbone": "squeezenet1_1", "latent_dim": 32, "hidden_dim": 32, "dropout": 0.0},
+        "preprocess": {"modalities": ["image"], "shortest_side": 48, "cylinder": {"rows": 32, "columns": 32}},
+        "optimizer": {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "schedule": "cosine"},
+        "augment": {"colour_jitter": 0.0, "measurement_dropout": 0.0, "modality_dropout": 0.0},
+        "validation": {"every": 4, "block": 4},
+        "pretrained": False,
+    }
+    for name, changes in sections.items():
+        values[name] = {**values[name], **changes}
+    return parse_config(values, None, "test")
+
+
+def prepared(configuration: TrainConfig, count: int = COUNT) -> PreparedDataset:
+    times = [i / (COUNT - 1) for i in range(count)]
+    source = ListSource([Sample(street_frame(t), street_pose(t)) for t in times])
+    return prepare_dataset([source], Preprocessor(configuration.preprocess), progress=False)
+
+
+def make_trainer(configuration: TrainConfig, out: Path, data: PreparedDataset | None = None, **options: Any) -> Trainer:
+    return Trainer(
+        configuration,
+        data or prepared(configuration),
+        out,
+        map_frame="utm",
+        body_frame="camera",
+        device=torch.device("cpu"),
+        **options,
+    )
+
+
+def log(out: Path) -> list[dict[str, str]]:
+    with out.with_suffix(".csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = (load_checkpoint(path)[1].state_dict() for path in (first, second))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+class Interrupted(Exception):  # noqa: N818 (stands for a power cut, not for an error)
+    pass
+
+
+def run_until_cut(trainer: Trainer, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run and pull the plug in the middle of the epoch that follows ``epochs`` whole ones."""
+    step, done = trainer._step, []
+
+    def cut(*arguments: Any) -> Any:
+        if len(done) == epochs * trainer._steps_per_epoch + 1:
+            raise Interrupted
+        done.append(None)
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "_step", cut)
+    with pytest.raises(Interrupted):
+        trainer.run(progress=False)
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], TrainConfig]:
+    out = tmp_path_factory.mktemp("trained") / "model.safetensors"
+    configuration = config(optimizer={"epochs": 24})
+    trainer = make_trainer(configuration, out, record={"data": "synthetic street"})
+    return out, trainer.run(progress=False), configuration
+
+
+def test_training_learns_the_street(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+    """The error on held-out blocks is far below that of the best constant answer."""
+    out, metrics, configuration = trained
+    truth = np.stack([street_pose(i / (COUNT - 1)).position_m for i in range(COUNT)])
+    constant = np.median(np.linalg.norm(truth - np.median(truth, axis=0), axis=1))
+    assert constant > 8
+    assert metrics["median_position_m"] < constant / 3
+    assert metrics["median_rotation_deg"] < 12  # a constant answer: 15
+    losses = [float(row["loss"]) for row in log(out)]
+    assert losses[-1] < losses[0] / 3
+    assert len(losses) == configuration.optimizer.epochs
+
+
+def test_the_checkpoint_answers_as_the_trainer_said(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+    """The robot's own path over the held-out frames gives the metrics that stand in the header."""
+    out, metrics, _ = trained
+    localizer = Localizer.load(out, "cpu")
+    held_out = [i for i in range(COUNT) if (i // 4) % 4 == 1]
+    errors = []
+    for i in held_out:
+        t = i / (COUNT - 1)
+        estimate = localizer.localize(street_frame(t)).map_from_body
+        errors.append(np.linalg.norm(estimate.position_m - street_pose(t).position_m))
+    assert np.median(errors) == pytest.approx(metrics["median_position_m"], abs=1e-3)
+    assert localizer.header.metrics == metrics
+    assert metrics["frames"] == len(held_out)
+    assert metrics["held_out"] == 1.0
+
+
+def test_the_header_tells_how_it_came_about(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+    out, _, configuration = trained
+    header = read_header(out)
+    assert (header.map_frame, header.body_frame) == ("utm", "camera")
+    assert header.training["data"] == "synthetic street"
+    assert header.training["frames"] + header.training["validation_frames"] == COUNT
+    assert header.training["torch"] == torch.__version__
+    assert parse_config(header.training["config"], None, "recorded") == configuration
+    assert header.preprocess == configuration.preprocess
+
+
+def test_the_covariance_covers_the_held_out_errors(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+    """Mean normalised squared error per axis is about one where the residuals were fitted."""
+    out, _, _ = trained
+    localizer = Localizer.load(out, "cpu")
+    ratios = []
+    for i in range(COUNT):
+        if (i // 4) % 4 == 1:
+            t = i / (COUNT - 1)
+            estimate = localizer.localize(street_frame(t))
+            error = estimate.map_from_body.position_m - street_pose(t).position_m
+            ratios.append(error[:2] ** 2 / np.diag(estimate.covariance)[:2])
+    assert 0.3 < np.mean(ratios) < 2
+
+
+def test_two_modalities_train_under_modality_dropout_and_either_answers_alone(tmp_path: Path) -> None:
+    configuration = config(
+        preprocess={"modalities": ["image", "lidar"], "lidar_range_m": [0, 10], "lidar_intensity": [0, 100]},
+        augment={"modality_dropout": 0.4},
+        optimizer={"epochs": 16, "learning_rate": 2e-3},
+    )
+    make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
+    localizer = Localizer.load(tmp_path / "m.safetensors", "cpu")
+    errors: dict[str, list[float]] = {"image": [], "cloud": []}
+    for i in range(0, COUNT, 3):
+        t = i / (COUNT - 1)
+        frame = street_frame(t)
+        for lost, left in (("cloud", "image"), ("image", "cloud")):
+            estimate = localizer.localize(dataclasses.replace(frame, **{lost: None})).map_from_body
+            errors[left].append(float(np.linalg.norm(estimate.position_m - street_pose(t).position_m)))
+    assert np.median(errors["image"]) < 7  # a constant answer: more than 8
+    assert np.median(errors["cloud"]) < 7
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_best_and_newest_weights_state_and_log_and_nothing_else(
+    trained: tuple[Path, dict[str, float], TrainConfig],
+) -> None:
+    out, _, configuration = trained
+    names = {"model.safetensors", "model.last.safetensors", "model.state.pt", "model.csv"}
+    assert {path.name for path in out.parent.iterdir()} == names
+    rows = log(out)
+    assert [int(row["epoch"]) for row in rows] == list(range(1, configuration.optimizer.epochs + 1))
+    last = read_header(out.with_name("model.last.safetensors"))
+    assert last.metrics["median_position_m"] == float(rows[-1]["median_position_m"])
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configuration = config(optimizer={"epochs": 3})
+    trainer = make_trainer(configuration, tmp_path / "m.safetensors")
+    validate, seen = trainer._validate, []
+
+    def worse_every_time() -> dict[str, float] | None:
+        metrics = validate()
+        seen.append({name: x.clone() for name, x in trainer.model.state_dict().items()})
+        return {**metrics, "median_position_m": 10.0 * len(seen)}
+
+    monkeypatch.setattr(trainer, "_validate", worse_every_time)
+    trainer.run(progress=False)
+    best = load_checkpoint(tmp_path / "m.safetensors")[1].state_dict()
+    newest = load_checkpoint(tmp_path / "m.last.safetensors")[1].state_dict()
+    assert all(torch.equal(best[name], seen[0][name]) for name in best)
+    assert all(torch.equal(newest[name], seen[2][name]) for name in best)
+
+
+def test_validation_happens_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
+    configuration = config(optimizer={"epochs": 5}, validation={"interval": 2})
+    make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
+    assert [bool(row["median_position_m"]) for row in log(tmp_path / "m.safetensors")] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_without_validation_the_newest_weights_win_and_the_metrics_say_so(tmp_path: Path) -> None:
+    configuration = config(validation={"every": 0})
+    metrics = make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
+    assert metrics["held_out"] == 0.0
+    assert metrics["frames"] == COUNT
+    assert_same_weights(tmp_path / "m.safetensors", tmp_path / "m.last.safetensors")
+
+
+def test_separate_validation_data_leave_all_training_frames_to_training(tmp_path: Path) -> None:
+    configuration = config()
+    trainer = make_trainer(configuration, tmp_path / "m.safetensors", validation=prepared(configuration, count=10))
+    metrics = trainer.run(progress=False)
+    assert metrics["frames"] == 10
+    assert read_header(tmp_path / "m.safetensors").training["frames"] == COUNT
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1, 1, 1, 1, 1, 1]),
+        ("constant", 4, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ("cosine", 0, [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, warmup: int, expected: list[float]
+) -> None:
+    configuration = config(optimizer={"schedule": schedule, "warmup_steps": warmup, "learning_rate": 1e-3})
+    trainer = make_trainer(configuration, tmp_path / "m.safetensors")
+    rates = []
+
+    def step(*_: Any) -> torch.Tensor:
+        rates.append([group["lr"] for group in trainer._optimizer.param_groups])
+        return torch.zeros(())
+
+    monkeypatch.setattr(trainer, "_step", step)
+    trainer.run(progress=False)
+    assert len(rates) == 2 * (48 // 16)
+    np.testing.assert_allclose(rates, np.repeat(np.array(expected)[:, None], 2, axis=1) * 1e-3)
+
+
+# --- resuming ----------------------------------------------------------------------------------------------------
+
+# Batch norm, dropout, posterior samples and every augmentation: all that could differ after a break.
+EVERYTHING = {
+    "model": {"backbone": "shufflenet_v2_x0_5", "dropout": 0.5},
+    "preprocess": {"modalities": ["image", "lidar"], "shortest_side": 40, "crop": [32, 32]},
+    "augment": {"colour_jitter": 0.4, "measurement_dropout": 0.2, "modality_dropout": 0.4},
+    "optimizer": {"epochs": 3, "warmup_steps": 4},
+}
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = config(**EVERYTHING)
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    expected = make_trainer(configuration, whole).run(progress=False)
+    run_until_cut(make_trainer(configuration, cut), 2, monkeypatch)
+    torch.manual_seed(12345)  # another process starts with another state
+    resumed = make_trainer(configuration, cut)
+    resumed.resume()
+    metrics = resumed.run(progress=False)
+
+    assert metrics == expected
+    assert_same_weights(whole, cut)
+    assert_same_weights(whole.with_name("whole.last.safetensors"), cut.with_name("cut.last.safetensors"))
+    assert read_header(whole) == read_header(cut)
+    columns = ("epoch", "loss", "median_position_m")
+    assert [[row[c] for c in columns] for row in log(whole)] == [[row[c] for c in columns] for row in log(cut)]
+
+
+def test_the_seed_decides_the_outcome(tmp_path: Path) -> None:
+    results = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        configuration = dataclasses.replace(config(optimizer={"epochs": 1}), seed=seed)
+        make_trainer(configuration, tmp_path / f"{name}.safetensors").run(progress=False)
+        results.append(load_checkpoint(tmp_path / f"{name}.safetensors")[1].state_dict())
+    first, again, other = results
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("interrupted") / "m.safetensors"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run_until_cut(make_trainer(config(), out), 1, monkeypatch)
+    return out
+
+
+def test_resuming_with_another_configuration_or_other_data_is_refused(interrupted: Path) -> None:
+    other = config(optimizer={"learning_rate": 2e-3})
+    with pytest.raises(ConfigError, match=r"m\.state\.pt was written with another configuration or other data"):
+        make_trainer(other, interrupted).resume()
+    with pytest.raises(ConfigError, match="another configuration or other data"):
+        make_trainer(config(), interrupted, prepared(config(), count=50)).resume()
+
+
+def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing to resume: .*m\.state\.pt does not exist"):
+        make_trainer(config(), tmp_path / "m.safetensors").resume()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "list", "other keys", "other tensors"])
+def test_a_damaged_state_is_an_error_of_one_line(interrupted: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "m.state.pt"
+    content = interrupted.with_name("m.state.pt").read_bytes()
+    state = torch.load(interrupted.with_name("m.state.pt"), weights_only=True)
+    if damage in ("truncated", "garbage", "empty"):
+        path.write_bytes({"truncated": content[: len(content) // 2], "garbage": b"garbage" * 99, "empty": b""}[damage])
+    else:
+        state["model"].popitem()
+        torch.save({"list": [1, 2], "other keys": {"a": 1}, "other tensors": state}[damage], path)
+    with pytest.raises(CheckpointError, match=r"m\.state\.pt is damaged \(.+\); train from the start") as caught:
+        make_trainer(config(), tmp_path / "m.safetensors").resume()
+    assert "\n" not in str(caught.value)
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------------------
+
+
+def test_fewer_frames_than_a_batch_are_an_error_with_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"48 training frames are fewer than a batch of 64; .*optimizer\.batch_size"):
+        make_trainer(config(optimizer={"batch_size": 64}), tmp_path / "m.safetensors")
+
+
+def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_good_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.safetensors"
+    trainer = make_trainer(config(optimizer={"epochs": 3}), out)
+    loss = trainer_module.importance_weighted_loss
+    monkeypatch.setattr(
+        trainer_module,
+        "importance_weighted_loss",
+        lambda *arguments: loss(*arguments) * (math.nan if trainer._epoch == 1 else 1),
+    )
+    with pytest.raises(DataError, match=r"the loss became nan in epoch 2; reduce optimizer\.learning_rate"):
+        trainer.run(progress=False)
+    weights = load_checkpoint(out)[1].state_dict()
+    assert all(bool(torch.isfinite(x).all()) for x in weights.values())
+
+
+def test_weights_that_became_nan_in_the_last_step_are_an_error_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss that would show it is never computed."""
+    trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
+    train_epoch = trainer._train_epoch
+
+    def ruin(bar: Any) -> float:
+        loss = train_epoch(bar)
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(math.nan)
+        return loss
+
+    monkeypatch.setattr(trainer, "_train_epoch", ruin)
+    with pytest.raises(DataError, match=r"the poses became NaN in epoch 1; reduce optimizer\.learning_rate"):
+        trainer.run(progress=False)
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.csv", "m.state.pt"])
+def test_a_file_that_cannot_be_written_is_an_output_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "in the way").mkdir(parents=True)
+    trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
+    with pytest.raises(OutputError, match=rf"{name} could not be written"):
+        trainer.run(progress=False)
+
+
+def test_pose_statistics_are_plain_numbers() -> None:
+    statistics = pose_statistics([yaw_pose(1.0, 2.0), yaw_pose(3.0, -2.0, z_m=1.0)])
+    assert json.loads(json.dumps(statistics)) == {
+        "poses": 2,
+        "min_m": [1.0, -2.0, 0.0],
+        "max_m": [3.0, 2.0, 1.0],
+        "mean_m": [2.0, 0.0, 0.5],
+    }
