@@ -54,5 +54,5 @@ def test_a_damaged_checkpoint_stops_the_demo_with_the_nodes_reason(tmp_path: Pat
     checkpoint = tmp_path / "damaged.safetensors"
     checkpoint.write_bytes(b"not a checkpoint")
     monkeypatch.setattr(demo, "simulate", lambda *_, **__: None)
-    with pytest.raises(demo.DemoError, match="did not start.*not a vmloc_ros checkpoint"):
+    with pytest.raises(demo.DemoError, match=r"did not start.*not a vmloc_ros checkpoint"):
         run_demo(seed=0, out=tmp_path / "out", checkpoint=checkpoint)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
-from training.metrics import PoseErrors, format_table, pose_errors
+from training.metrics import PoseErrors, format_table, pose_errors, pose_statistics
 from vmloc_ros.core.geometry import Pose
 
 
@@ -62,3 +64,13 @@ def test_the_table_has_a_row_per_name_and_a_cell_per_figure() -> None:
     assert [cell.strip() for cell in header.split("|")[2:-1]] == ["frames", "median_position_m"]
     assert rule.count("---") == 3
     assert lines == ["| model | 12 | 0.123 |", "| baseline | 3 | 2.000 |"]
+
+
+def test_pose_statistics_are_plain_numbers() -> None:
+    statistics = pose_statistics([yaw_pose(1.0, 2.0), yaw_pose(3.0, -2.0, z_m=1.0)])
+    assert json.loads(json.dumps(statistics)) == {
+        "poses": 2,
+        "min_m": [1.0, -2.0, 0.0],
+        "max_m": [3.0, 2.0, 1.0],
+        "mean_m": [2.0, 0.0, 0.5],
+    }

@@ -163,6 +163,23 @@ def test_frames_outside_the_poses_are_dropped_and_counted(tmp_path: Path) -> Non
     assert [int(sample.frame.image[0, 0, 0]) for sample in opened] == [3, 4, 5]
 
 
+def test_frames_in_a_long_gap_between_poses_are_dropped_and_counted(tmp_path: Path) -> None:
+    sparse = [message for message in poses() if not T0 + 250 * MS < message[2] < T0 + 600 * MS]  # 0.21 s, then 0.63 s
+    path = write_bag(tmp_path / "bag", images(), clouds(), sparse)
+    opened = source(path, pose_gap_s=0.3)
+    assert opened.stamps_ns() == [T0 + i * 100 * MS for i in (0, 1, 2, 7, 8, 9)]
+    assert opened.report["frames in a gap between poses"] == 4
+    assert len(source(path, pose_gap_s=0.5)) == 10
+
+
+def test_a_cloud_without_its_image_keeps_the_cameras_extrinsics(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(3), clouds(30), poses(last=60), calibration())
+    frames = [sample.frame for sample in source(path)]
+    alone = [frame for frame in frames if frame.image is None]
+    assert len(alone) > 10
+    assert all(frame.camera_from_lidar is not None for frame in alone)
+
+
 def test_the_stride_takes_every_nth_frame(bag: Path) -> None:
     opened = source(bag, stride=4)
     assert opened.stamps_ns() == [T0 + i * 400 * MS for i in range(3)]

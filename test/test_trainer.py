@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from helpers import ListSource, yaw_pose
 from training import trainer as trainer_module
 from training.config import TrainConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset
-from training.trainer import Trainer, pose_statistics
+from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
 from vmloc_ros.core.frame import Frame, PointCloud, Sample
@@ -403,13 +402,3 @@ def test_a_file_that_cannot_be_written_is_an_output_error(tmp_path: Path, name: 
     trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
     with pytest.raises(OutputError, match=rf"{name} could not be written"):
         trainer.run(progress=False)
-
-
-def test_pose_statistics_are_plain_numbers() -> None:
-    statistics = pose_statistics([yaw_pose(1.0, 2.0), yaw_pose(3.0, -2.0, z_m=1.0)])
-    assert json.loads(json.dumps(statistics)) == {
-        "poses": 2,
-        "min_m": [1.0, -2.0, 0.0],
-        "max_m": [3.0, 2.0, 1.0],
-        "mean_m": [2.0, 0.0, 0.5],
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +49,10 @@ def evaluate(localizer: Localizer, sources: Sequence[Source], progress: bool = T
             raise DataError(
                 f"{source.name} has poses of {source.body_frame!r}, the checkpoint predicts {localizer.body_frame!r}; "
                 "their difference would be no localization error"
+            )
+        if source.map_frame != localizer.map_frame:
+            logger.warning(
+                "%s has poses in %s, the checkpoint in %s", source.name, source.map_frame, localizer.map_frame
             )
         for sample in tqdm(source, total=len(source), desc=source.name, unit="frame", disable=not progress):
             truth.append(sample.map_from_body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +57,17 @@ def pose_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> PoseErrors:
         np.stack([pose.quaternion_wxyz for pose in truth]), np.stack([pose.quaternion_wxyz for pose in estimates])
     )
     return PoseErrors(np.linalg.norm(positions, axis=1), rotation)
+
+
+def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
+    """Count, bounds and mean of positions, metres."""
+    positions = np.stack([pose.position_m for pose in poses])
+    return {
+        "poses": len(poses),
+        "min_m": positions.min(axis=0).round(3).tolist(),
+        "max_m": positions.max(axis=0).round(3).tolist(),
+        "mean_m": positions.mean(axis=0).round(3).tolist(),
+    }
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:

@@ -10,10 +10,11 @@ from pathlib import Path
 from training.config import load_config, parse_config
 from training.dataset import prepare_dataset
 from training.evaluate import evaluate, write_results
+from training.metrics import pose_statistics
 from training.retrieval import nearest_image_errors
 from training.sources import Source, open_sources
 from training.sources.options import SourceOptions
-from training.trainer import Trainer, pose_statistics
+from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.localizer import Localizer, select_device

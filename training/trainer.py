@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -329,14 +328,3 @@ def _postfix(epoch: int, loss: float, metrics: dict[str, float] | None) -> dict[
     if metrics:
         shown["val"] = f"{metrics['median_position_m']:.2f} m {metrics['median_rotation_deg']:.1f} deg"
     return shown
-
-
-def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
-    """Count, bounds and mean of positions, metres."""
-    positions = np.stack([pose.position_m for pose in poses])
-    return {
-        "poses": len(poses),
-        "min_m": positions.min(axis=0).round(3).tolist(),
-        "max_m": positions.max(axis=0).round(3).tolist(),
-        "mean_m": positions.mean(axis=0).round(3).tolist(),
-    }

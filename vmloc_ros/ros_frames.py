@@ -30,6 +30,7 @@ class FrameBuilder:
     def __init__(self, extrinsics: Extrinsics, refused: Callable[[str], None]) -> None:
         """``refused`` is told of each message that is left out because it cannot be decoded."""
         self.camera_info: Any = None
+        self._camera_frame: str | None = None  # of the latest image: a cloud without one still lies in its view
         self._extrinsics, self._refused = extrinsics, refused
 
     def build(self, bundle: Bundle[Any]) -> Frame:
@@ -59,7 +60,8 @@ class FrameBuilder:
         return None if self.camera_info is None else decode_camera_info(self.camera_info)
 
     def _camera_from_lidar(self, bundle: Bundle[Any]) -> Pose | None:
-        if IMAGE not in bundle.messages or LIDAR not in bundle.messages:
+        if IMAGE in bundle.messages:
+            self._camera_frame = bundle.messages[IMAGE][1].header.frame_id
+        if LIDAR not in bundle.messages or self._camera_frame is None:
             return None
-        image, cloud = bundle.messages[IMAGE][1], bundle.messages[LIDAR][1]
-        return self._extrinsics.camera_from_lidar(image.header.frame_id, cloud.header.frame_id)
+        return self._extrinsics.camera_from_lidar(self._camera_frame, bundle.messages[LIDAR][1].header.frame_id)

@@ -15,6 +15,7 @@ class SourceOptions:
         image_topic: of a bag; empty finds the only topic of a fitting type. Likewise the other topics.
         body_frame: of a bag whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
+        pose_gap_s: of a bag: frames between two poses farther apart in time are dropped, not interpolated, seconds.
         skip_invalid: 7-Scenes: skip and count frames with a missing pose instead of stopping.
     """
 
@@ -26,8 +27,9 @@ class SourceOptions:
     pose_topic: str = ""
     body_frame: str = "base_link"
     slop_s: float = 0.1
+    pose_gap_s: float = 1.0
     skip_invalid: bool = False
 
     def __post_init__(self) -> None:
-        if self.stride < 1 or self.slop_s <= 0:
-            raise ValueError(f"stride >= 1 and slop_s > 0, got {self}")
+        if self.stride < 1 or min(self.slop_s, self.pose_gap_s) <= 0:
+            raise ValueError(f"stride >= 1, slop_s and pose_gap_s > 0, got {self}")

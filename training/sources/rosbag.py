@@ -72,6 +72,7 @@ class RosbagSource:
     def __init__(self, path: Path, options: SourceOptions, modalities: tuple[str, ...] = (IMAGE, LIDAR)) -> None:
         self.name = path.name
         self._path, self._options = path, options
+        self._camera_frame: str | None = None  # of the latest image: a cloud without one still lies in its view
         with open_bag(path) as reader:
             self._streams = self._choose_streams(reader, modalities)
             self.modalities = tuple(self._streams)
@@ -81,11 +82,16 @@ class RosbagSource:
             frame_stamps = list(dict.fromkeys(b.stamp_ns for b in self._bundles(reader, decode=False)))
         if options.stride > 1:
             frame_stamps = frame_stamps[:: options.stride]
-        labels = interpolate_poses(stamps, poses, np.asarray(frame_stamps, np.int64))
+        labels = interpolate_poses(stamps, poses, frame_stamps)
+        inside = sum(pose is not None for pose in labels)
+        labels = [
+            pose if near else None for pose, near in zip(labels, self._near_poses(stamps, frame_stamps), strict=True)
+        ]
         self._labels = {stamp: pose for stamp, pose in zip(frame_stamps, labels, strict=True) if pose is not None}
         self.report = {
             "frames": len(self._labels),
-            "frames outside the poses' time span": len(frame_stamps) - len(self._labels),
+            "frames outside the poses' time span": len(frame_stamps) - inside,
+            "frames in a gap between poses": inside - len(self._labels),
             **self._pairing,
         }
         if not self._labels:
@@ -94,6 +100,15 @@ class RosbagSource:
                 f"{path}: none of {len(frame_stamps)} frames of {', '.join(self._streams.values())} is within poses "
                 f"of {self._pose_topic} ({len(poses)} {span}); check that their stamps share one clock"
             )
+
+    def _near_poses(self, pose_stamps: list[int], frame_stamps: list[int]) -> NDArray[np.bool_]:
+        """Whether each frame is at a pose, or between two that are near each other in time."""
+        if not pose_stamps:
+            return np.zeros(len(frame_stamps), bool)
+        stamps, frames = np.asarray(pose_stamps, np.int64), np.asarray(frame_stamps, np.int64)
+        after = np.searchsorted(stamps, frames).clip(0, len(stamps) - 1)
+        before = (np.searchsorted(stamps, frames, side="right") - 1).clip(0)
+        return np.asarray(stamps[after] - stamps[before] <= self._options.pose_gap_s * 1e9)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -239,9 +254,11 @@ class RosbagSource:
             raise DataError(f"{self._path}: frame at {bundle.stamp_ns} ns: {error}") from error
 
     def _camera_from_lidar(self, messages: dict[str, Any]) -> Pose | None:
-        if IMAGE not in messages or LIDAR not in messages:
+        if IMAGE in messages:
+            self._camera_frame = messages[IMAGE].header.frame_id
+        if LIDAR not in messages or self._camera_frame is None:
             return None
-        return self._transforms.find(messages[IMAGE].header.frame_id, messages[LIDAR].header.frame_id)
+        return self._transforms.find(self._camera_frame, messages[LIDAR].header.frame_id)
 
 
 def _connections(reader: AnyReader, topic: str) -> list[Connection]:
