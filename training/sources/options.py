@@ -32,4 +32,4 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         if self.stride < 1 or min(self.slop_s, self.pose_gap_s) <= 0:
-            raise ValueError(f"stride >= 1, slop_s and pose_gap_s > 0, got {self}")
+            raise ValueError(f"stride >= 1, slop_s > 0 and pose_gap_s > 0, got {self}")
