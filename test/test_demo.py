@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("ros_domain")
 
 @pytest.mark.timeout(600)
 def test_the_shipped_checkpoint_localizes_an_unseen_drive(tmp_path: Path) -> None:
-    assert main(["demo", "--seed", "77", "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["demo", "--seed", "0", "--out", str(tmp_path), "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["poses"] == report["images"] > 200
     assert report["median_position_m"] <= 1.0
