@@ -418,7 +418,7 @@ def test_nothing_to_simulate(
     assert_one_line(capsys, run("simulate", "--out", tmp_path / "bags", *arguments), match)
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/root/x"), OSError(28, "No space left")])
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/data/x"), OSError(28, "No space left")])
 def test_trouble_with_the_machine_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError
 ) -> None:
