@@ -86,8 +86,8 @@ def test_modalities_that_the_model_does_not_take_are_ignored(localizer: Localize
 def test_a_missing_modality_makes_the_posterior_wider(localizer: Localizer) -> None:
     """A factor less in the product of Gaussians cannot sharpen it."""
     frame = random_frame(0)
-    wide = localizer.model.encode(localizer._preprocess(dataclasses.replace(frame, cloud=None))).joint
-    both = localizer.model.encode(localizer._preprocess(frame)).joint
+    wide = localizer.model.encode(localizer.preprocess(dataclasses.replace(frame, cloud=None))).joint
+    both = localizer.model.encode(localizer.preprocess(frame)).joint
     assert bool((wide.log_variance > both.log_variance).all())
 
 
@@ -124,7 +124,7 @@ def test_the_covariance_is_that_of_decoded_posterior_samples_plus_the_residual(p
     estimate = localizer.localize(frame)
 
     with torch.inference_mode():
-        joint = model.encode(localizer._preprocess(frame)).joint
+        joint = model.encode(localizer.preprocess(frame)).joint
         normal = torch.distributions.Normal(joint.mean[0], torch.exp(0.5 * joint.log_variance[0]))
         torch.manual_seed(7)
         vectors = model.decode(normal.sample((20_000,))).double().numpy()
@@ -143,7 +143,7 @@ def test_weights_that_are_nan_are_an_error_and_not_a_pose(path: Path) -> None:
     header, model = load_checkpoint(path)
     with torch.no_grad():
         model.position[0].weight[0, 0] = torch.nan
-    with pytest.raises(ModelError, match="output for the frame at 1700000000000000000 ns is not finite"):
+    with pytest.raises(ModelError, match="frame at 1700000000000000000 ns: the network's output is not finite"):
         Localizer(header, model).localize(random_frame(0))
 
 

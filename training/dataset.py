@@ -17,6 +17,8 @@ from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import Preprocessor
 
+_MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedDataset:
@@ -28,11 +30,13 @@ class PreparedDataset:
         tensors: per modality ``(N, C, H, W)``; rows of absent measurements are zero.
         present: per modality ``(N,)`` bool.
         poses: N true poses.
+        sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
     """
 
     tensors: dict[str, Tensor]
     present: dict[str, Tensor]
     poses: list[Pose]
+    sequences: Tensor
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -76,6 +80,8 @@ class _Builder:
         self._tensors: dict[str, Tensor] = {}
         self._present = {name: torch.zeros(capacity, dtype=torch.bool) for name in preprocessor.config.modalities}
         self._poses: list[Pose] = []
+        self._sequences: list[int] = []
+        self._newest: tuple[str, int] = ("", 0)
 
     def add(self, sample: Sample, source: str) -> None:
         row = len(self._poses)
@@ -91,6 +97,16 @@ class _Builder:
             self._tensors[name][row] = x
             self._present[name][row] = True
         self._poses.append(sample.map_from_body)
+        self._sequences.append(self._sequence(source, sample.frame.stamp_ns))
+
+    def _sequence(self, source: str, stamp_ns: int) -> int:
+        """The running number of the frame's sequence; another source, or a break in time, begins a new one."""
+        before, newest_ns = self._newest
+        self._newest = source, stamp_ns
+        if not self._sequences:
+            return 0
+        goes_on = source == before and 0 < stamp_ns - newest_ns <= _MAX_GAP_NS
+        return self._sequences[-1] + (not goes_on)
 
     def finish(self) -> PreparedDataset:
         count = len(self._poses)
@@ -105,6 +121,7 @@ class _Builder:
             {name: self._tensors[name][:count] for name in self._present},
             {name: x[:count] for name, x in self._present.items()},
             self._poses,
+            torch.tensor(self._sequences),
         )
 
 

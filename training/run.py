@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from training.config import load_config, parse_config
+from training.config import TrainConfig, load_config, parse_config
 from training.dataset import prepare_dataset
 from training.evaluate import evaluate, write_results
 from training.metrics import pose_statistics
@@ -18,6 +19,7 @@ from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.localizer import Localizer, select_device
+from vmloc_ros.core.models import select_modalities
 from vmloc_ros.core.preprocessing import Preprocessor
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ def train(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} could not be written: {error}") from error
-    config = load_config(config_file, overrides)
+    config = _for_system(load_config(config_file, overrides))
     torch_device = select_device(device)
     sources = _open_all(data, split, config.source, config.preprocess.modalities)
     validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
@@ -122,6 +124,12 @@ def _open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalit
         counts = ", ".join(f"{count} {what}" for what, count in source.report.items() if count)
         logger.info("%s: %s", source.name, counts or f"{len(source)} frames")
     return sources
+
+
+def _for_system(config: TrainConfig) -> TrainConfig:
+    """The configuration without the modalities that the system cannot use, so that none is read in vain."""
+    modalities = select_modalities(config.model.name, config.preprocess.modalities)
+    return replace(config, preprocess=replace(config.preprocess, modalities=modalities))
 
 
 def _common_frames(sources: Sequence[Source]) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
-from vmloc_ros.core.models import ModelConfig, VMLoc, build_model
+from vmloc_ros.core.models import ModelConfig, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -43,7 +43,7 @@ def write_random_checkpoint(
 
 
 @torch.no_grad()
-def _settle_batch_norm(model: VMLoc) -> None:
+def _settle_batch_norm(model: PoseModel) -> None:
     """Give batch norms the statistics of noise: with their initial ones a deep network answers every input alike."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

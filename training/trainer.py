@@ -17,23 +17,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.augment import augment, drop_modalities
+from training.clips import clip_table, segments
 from training.config import TrainConfig
 from training.dataset import PreparedDataset, split_blocks
-from training.losses import PoseLoss, importance_weighted_loss
 from training.metrics import pose_errors
+from training.objectives import build_objective
+from training.predict import model_input, predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
-from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
+from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, ModelError, OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ModelInput, build_model
+from vmloc_ros.core.localizer import prediction_covariance
+from vmloc_ros.core.models import ModelInput, Prediction, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std, sample_covariance
+from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std
 
 # A covariance never gets smaller than 1 cm and 0.1 deg: no ground truth used here is better.
 _RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
-_EVALUATION_BATCH = 64
 _LOGGED_METRICS = ("median_position_m", "mean_position_m", "median_rotation_deg", "mean_rotation_deg")
 
 
@@ -83,15 +85,15 @@ class Trainer:
         self._header = CheckpointHeader(
             config.model, config.preprocess, codec, map_frame, body_frame, training=self._record(record or {})
         )
-        # Channels-last is what fast convolutions want, on the CPU by a factor of about two.
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self._pose_loss = PoseLoss(config.objective.beta, config.objective.gamma).to(device)
+        self._objective = build_objective(config.model.name, config.objective).to(device)
+        self._clips = self._make_clips()
         self._optimizer = torch.optim.Adam(
             [
                 {"params": self.model.parameters(), "weight_decay": config.optimizer.weight_decay},
                 # Decay would pull the balance weights to an arbitrary zero.
-                {"params": self._pose_loss.parameters(), "weight_decay": 0.0},
+                {"params": self._objective.parameters(), "weight_decay": 0.0},
             ],
             lr=config.optimizer.learning_rate,
         )
@@ -141,7 +143,7 @@ class Trainer:
                     f"{path} was written with another configuration or other data; use those, or train to another OUT"
                 )
             self.model.load_state_dict(state["model"])
-            self._pose_loss.load_state_dict(state["pose_loss"])
+            self._objective.load_state_dict(state["objective"])
             self._optimizer.load_state_dict(state["optimizer"])
             self._epoch, self._best = int(state["epoch"]), float(state["best"])
         except ConfigError:
@@ -156,16 +158,17 @@ class Trainer:
         return len(self._train_rows) // self._config.optimizer.batch_size
 
     def _train_epoch(self, bar: Any) -> float:
-        """One pass over the data; the mean loss."""
+        """As many frames as there are to train on, in random order or random clips; the mean loss."""
         config = self._config
         self.model.train()
         # Seeded in every epoch: one is the same after a resume as without a break, on the CPU and on a GPU.
         generator = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # posterior samples, dropout
-        order = self._train_rows[torch.randperm(len(self._train_rows), generator=generator)]
+        order = self._clips[torch.randperm(len(self._clips), generator=generator)]
+        count = max(1, config.optimizer.batch_size // self._clips.shape[1])
         total = torch.zeros((), device=self._device)
         for step in range(self._steps_per_epoch):
-            rows = order[step * config.optimizer.batch_size : (step + 1) * config.optimizer.batch_size]
+            rows = order[step * count : (step + 1) * count].flatten()
             self._set_learning_rate(self._epoch * self._steps_per_epoch + step)
             total += self._step(rows, generator)
             bar.update()
@@ -175,12 +178,8 @@ class Trainer:
         return mean
 
     def _step(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        objective = self._config.objective
-        posterior = self.model.encode(self._training_input(rows, generator))
-        target = self._targets[rows.to(self._device)]
-        loss = importance_weighted_loss(
-            self.model, posterior, target, self._pose_loss, objective.samples, objective.kl_weight
-        )
+        batch = self._training_input(rows, generator)
+        loss = self._objective(self.model, batch, self._targets[rows.to(self._device)])
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.gradient_norm)
@@ -192,12 +191,18 @@ class Trainer:
         tensors = augment(tensors, self._config.augment, generator)
         offset = torch.rand(2, generator=generator).tolist()
         present = drop_modalities(present, self._config.augment.modality_dropout, generator)
-        return self._model_input(self._preprocessor.normalise(tensors, (offset[0], offset[1])), present)
+        return model_input(self._preprocessor.normalise(tensors, (offset[0], offset[1])), present)
 
-    def _model_input(self, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> ModelInput:
-        return ModelInput(
-            {name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}, present
-        )
+    def _make_clips(self) -> Tensor:
+        """Rows ``(N, clip_length)`` that training draws from; of one frame each for most systems."""
+        length, spacing = self.model.clip_length, self.model.clip_spacing
+        clips = clip_table(segments(self._data.sequences, self._train_rows), length, spacing)
+        if length > 1 and bool((clips == clips[:, :1]).all()):
+            raise DataError(
+                f"{self._config.model.name} trains on clips of {length} frames, but no two of the training frames "
+                "follow each other within 1 s; give denser data or reduce source.stride"
+            )
+        return clips
 
     def _set_learning_rate(self, step: int) -> None:
         optimizer = self._config.optimizer
@@ -210,29 +215,15 @@ class Trainer:
     def _validate(self) -> dict[str, float] | None:
         if not len(self._held_out):
             return None
-        vectors, _ = self._predict(self._validation_data, self._held_out, samples=0)
+        prediction = self._predict(self._validation_data, self._held_out)
         truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
-        return pose_errors(truth, self._decode(vectors)).summary()
+        return pose_errors(truth, _poses(prediction)).summary()
 
-    @torch.no_grad()
-    def _predict(self, data: PreparedDataset, rows: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Pose vectors at the posterior mean ``(N, 6)`` and of samples ``(samples, N, 6)``, in evaluation mode."""
-        self.model.eval()
-        means, drawn = [], []
-        for chunk in rows.split(_EVALUATION_BATCH):
-            tensors, present = data.batch(chunk, self._device)
-            posterior = self.model.encode(self._model_input(self._preprocessor.normalise(tensors), present)).joint
-            means.append(self.model.decode(posterior.mean).cpu())
-            if samples:
-                drawn.append(self.model.decode(posterior.sample(samples)).cpu())
-        vectors = torch.cat(means)
-        if not bool(torch.isfinite(vectors).all()):
-            raise DataError(f"the poses became NaN in epoch {self._epoch}; reduce optimizer.learning_rate")
-        return vectors, torch.cat(drawn, dim=1) if drawn else torch.empty(0, len(rows), 6)
-
-    def _decode(self, vectors: Tensor) -> list[Pose]:
-        positions, quaternions = self._header.pose_codec.decode(vectors.double().numpy())
-        return [Pose(p, q) for p, q in zip(positions, quaternions, strict=True)]
+    def _predict(self, data: PreparedDataset, rows: Tensor, samples: int = 0) -> Prediction:
+        try:
+            return predict(self.model, data, rows, self._preprocessor, self._header.pose_codec, self._device, samples)
+        except ModelError as error:
+            raise DataError(f"epoch {self._epoch}: {error}; reduce optimizer.learning_rate") from error
 
     def _finish(self) -> dict[str, float]:
         """Reload the best weights and give their checkpoint the covariance's residuals and the metrics."""
@@ -244,11 +235,11 @@ class Trainer:
         data = self._validation_data if on_held_out else self._data
         truth = [data.poses[i] for i in rows.tolist()]
         uncertainty = Uncertainty()
-        vectors, drawn = self._predict(data, rows, uncertainty.samples)
-        estimates = self._decode(vectors)
+        prediction = self._predict(data, rows, uncertainty.samples)
+        estimates = _poses(prediction)
         residual_std = fit_residual_std(
             [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
-            self._sample_variances(estimates, drawn),
+            [body_variances(e, prediction_covariance(prediction, i)) for i, e in enumerate(estimates)],
             _RESIDUAL_FLOOR,
         )
         metrics = {**pose_errors(truth, estimates).summary(), "held_out": float(on_held_out)}
@@ -257,13 +248,6 @@ class Trainer:
             self._out, replace(self._header, uncertainty=uncertainty, metrics=metrics), self.model.state_dict()
         )
         return metrics
-
-    def _sample_variances(self, estimates: list[Pose], drawn: Tensor) -> list[Any]:
-        positions, quaternions = self._header.pose_codec.decode(drawn.double().numpy())
-        return [
-            body_variances(estimate, sample_covariance(estimate, positions[:, i], quaternions[:, i]))
-            for i, estimate in enumerate(estimates)
-        ]
 
     def _save(self, metrics: dict[str, float] | None) -> None:
         header, weights = replace(self._header, metrics=metrics or {}), self.model.state_dict()
@@ -275,7 +259,7 @@ class Trainer:
         state = {
             "identity": self._identity(),
             "model": weights,
-            "pose_loss": self._pose_loss.state_dict(),
+            "objective": self._objective.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "epoch": self._epoch,
             "best": self._best,
@@ -321,6 +305,10 @@ class Trainer:
 
     def _path(self, suffix: str) -> Path:
         return self._out.with_name(self._out.stem + suffix)
+
+
+def _poses(prediction: Prediction) -> list[Pose]:
+    return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]
 
 
 def _postfix(epoch: int, loss: float, metrics: dict[str, float] | None) -> dict[str, str]:

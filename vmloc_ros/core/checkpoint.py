@@ -19,7 +19,7 @@ import vmloc_ros
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import ModelConfig, VMLoc, build_model
+from vmloc_ros.core.models import ModelConfig, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -93,7 +93,7 @@ def read_header(path: Path) -> CheckpointHeader:
         return _parse_header(path, file.metadata() or {})
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[CheckpointHeader, VMLoc]:
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[CheckpointHeader, PoseModel]:
     """Rebuild the model in evaluation mode; never touches the network.
 
     Raises:

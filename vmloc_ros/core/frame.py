@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,9 +90,12 @@ class Estimate:
         covariance: ``(6, 6)`` float64, order (x, y, z, rot_x, rot_y, rot_z), metres and radians, rotation about
             the fixed map axes (geometry_msgs/PoseWithCovariance); positive definite.
         modalities: the modalities that it rests on.
+        posterior_std: of systems with a posterior: mean standard deviation over the latent of the ``joint`` and of
+            each modality's expert; the prior's is 1.
     """
 
     stamp_ns: int
     map_from_body: Pose
     covariance: NDArray[np.float64]
     modalities: tuple[str, ...]
+    posterior_std: Mapping[str, float] = field(default_factory=dict)

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint
-from vmloc_ros.core.errors import ModelError
+from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Estimate, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ModelInput, VMLoc
+from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
+from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.uncertainty import residual_covariance, sample_covariance
 
@@ -30,17 +36,13 @@ class Localizer:
         body_frame: the frame whose pose is estimated.
     """
 
-    def __init__(self, header: CheckpointHeader, model: VMLoc, device: torch.device | str = "cpu") -> None:
+    def __init__(self, header: CheckpointHeader, model: PoseModel, device: torch.device | str = "cpu") -> None:
         self.header = header
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.modalities = header.preprocess.modalities
         self.map_frame, self.body_frame = header.map_frame, header.body_frame
         self._preprocessor = Preprocessor(header.preprocess)
-        # Drawn once: the same frame always gives the same covariance.
-        noise = torch.Generator().manual_seed(0)
-        shape = (header.uncertainty.samples, header.model.latent_dim)
-        self._noise = torch.randn(shape, generator=noise).to(self.device)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Localizer:
@@ -55,23 +57,62 @@ class Localizer:
 
     @torch.inference_mode()
     def localize(self, frame: Frame) -> Estimate:
-        """Pose of the frame at the posterior mean; covariance from posterior samples and held-out residuals.
+        """Pose of a frame by itself; covariance from the system's samples and held-out residuals.
 
         Raises:
-            ModelError: the frame has none of the model's modalities, or the network's output is not finite.
+            ModelError: the frame has none of the model's modalities, or the answer is not finite.
         """
-        batch = self._preprocess(frame)
-        posterior = self.model.encode(batch).joint
-        samples = posterior.mean + torch.exp(0.5 * posterior.log_variance) * self._noise
-        vectors = self.model.decode(torch.cat([posterior.mean, samples])).double().cpu().numpy()
-        if not np.isfinite(vectors).all():
-            raise ModelError(f"the network's output for the frame at {frame.stamp_ns} ns is not finite")
-        positions, quaternions = self.header.pose_codec.decode(vectors)
-        pose = Pose(positions[0], quaternions[0])
-        covariance = sample_covariance(pose, positions[1:], quaternions[1:])
-        covariance += residual_covariance(pose, self.header.uncertainty.residual_std)
-        present = tuple(name for name in self.modalities if bool(batch.present[name]))
-        return Estimate(frame.stamp_ns, pose, covariance, present)
+        batch = self.preprocess(frame)
+        try:
+            prediction = self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
+        except ModelError as error:
+            raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
+        return self.estimate(frame.stamp_ns, self.present(batch), prediction)
+
+    def stream(self, lookahead: int = 0) -> Stream:
+        """For frames that come one after another: systems that read clips then have those before at hand.
+
+        Raises:
+            ConfigError: ``lookahead`` does not fit the system's clip.
+        """
+        return Stream(self, lookahead)
+
+    def preprocess(self, frame: Frame) -> ModelInput:
+        """The model's input of one frame, on its device. Raises ModelError: it has none of the modalities."""
+        prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
+        absent = torch.zeros(1, device=self.device)
+
+        def complete(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: tensors.get(name, absent) for name in self.modalities}
+
+        batch = ModelInput(
+            complete(self._preprocessor.normalise(prepared)),
+            {name: torch.tensor([name in prepared], device=self.device) for name in self.modalities},
+        )
+        if not self.model.needs_geometry:
+            return batch
+        intrinsics = self._preprocessor.intrinsics(frame)
+        return replace(
+            batch,
+            measured=complete(self._preprocessor.crop(prepared)),
+            intrinsics=None if intrinsics is None else intrinsics.unsqueeze(0).to(self.device),
+        )
+
+    def present(self, batch: ModelInput) -> tuple[str, ...]:
+        """Modalities of a single frame's input."""
+        return tuple(name for name in self.modalities if bool(batch.present[name]))
+
+    def estimate(self, stamp_ns: int, modalities: tuple[str, ...], prediction: Prediction) -> Estimate:
+        """The answer for the first frame of a prediction."""
+        pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
+        covariance = prediction_covariance(prediction, 0) + residual_covariance(
+            pose, self.header.uncertainty.residual_std
+        )
+        posterior = prediction.posterior
+        spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
+        return Estimate(
+            stamp_ns, pose, covariance, modalities, {name: x for name, x in spread.items() if math.isfinite(x)}
+        )
 
     def warm_up(self) -> None:
         """Answer one synthetic frame, so that the first real one does not pay for lazy initialisation."""
@@ -88,14 +129,85 @@ class Localizer:
         )
         self.localize(frame)
 
-    def _preprocess(self, frame: Frame) -> ModelInput:
-        prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
-        tensors = self._preprocessor.normalise(prepared)
-        absent = torch.zeros(1, device=self.device)
-        return ModelInput(
-            {name: tensors.get(name, absent) for name in self.modalities},
-            {name: torch.tensor([name in tensors], device=self.device) for name in self.modalities},
-        )
+
+class Stream:
+    """Localizes frames in the order of their stamps, for systems that look at several of them.
+
+    A system that reads clips (``vidloc``) answers from its newest ``clip_length`` frames, each of which passed the
+    image network once. Every other system answers every frame by itself.
+
+    Args:
+        lookahead: frames to wait for before one is answered: 0 answers each at once from the past alone, as a robot
+            needs; more lets a bidirectional system use the future, that much later.
+        max_gap_s: frames farther apart than this are no clip.
+
+    Raises:
+        ConfigError: ``lookahead`` is negative or as long as the clip, or the system answers frames singly.
+    """
+
+    def __init__(self, localizer: Localizer, lookahead: int = 0, max_gap_s: float = 1.0) -> None:
+        self._localizer = localizer
+        self._model = localizer.model if isinstance(localizer.model, ClipModel) else None
+        limit = 1 if self._model is None else self._model.clip_length
+        if not 0 <= lookahead < limit:
+            raise ConfigError(
+                f"lookahead must be at least 0 and less than the {limit} frame(s) that "
+                f"{localizer.header.model.name} looks at together, got {lookahead}"
+            )
+        self._lookahead, self._max_gap_ns = lookahead, round(max_gap_s * 1e9)
+        self._features: deque[Tensor] = deque(maxlen=limit)
+        self._waiting: deque[tuple[int, tuple[str, ...]]] = deque()  # stamps and modalities not yet answered
+        self._newest_ns = 0
+
+    @torch.inference_mode()
+    def feed(self, frame: Frame) -> list[Estimate]:
+        """Take in a frame; the estimates that are due: one per frame, save for the lookahead and after a break.
+
+        A stamp that goes back or leaves a gap ends the clip: what waited is answered, and a new clip begins.
+
+        Raises:
+            ModelError: see :meth:`Localizer.localize`; the frame is then not part of the clip.
+        """
+        if self._model is None:
+            return [self._localizer.localize(frame)]
+        batch = self._localizer.preprocess(frame)
+        features = self._model.frame_features(batch)
+        broken = self._features and not 0 < frame.stamp_ns - self._newest_ns <= self._max_gap_ns
+        due = self.flush() if broken else []
+        self._newest_ns = frame.stamp_ns
+        self._features.append(features[0])
+        self._waiting.append((frame.stamp_ns, self._localizer.present(batch)))
+        return due + self._answer(self._lookahead)
+
+    @torch.inference_mode()
+    def flush(self) -> list[Estimate]:
+        """Answer what still waits, at the end of the data, and forget the clip."""
+        due = self._answer(0)
+        self._features.clear()
+        return due
+
+    def _answer(self, keep: int) -> list[Estimate]:
+        """Estimates of all waiting frames but the newest ``keep``."""
+        if self._model is None or len(self._waiting) <= keep:
+            return []
+        vectors = self._model.decode_clip(torch.stack(list(self._features)).unsqueeze(0))[0]
+        estimates = []
+        while len(self._waiting) > keep:
+            row = vectors[-len(self._waiting)]
+            stamp_ns, modalities = self._waiting.popleft()
+            prediction = decode_vectors(row.view(1, 1, 6), self._localizer.header.pose_codec)
+            estimates.append(self._localizer.estimate(stamp_ns, modalities, prediction))
+        return estimates
+
+
+def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:
+    """The system's own covariance ``(6, 6)`` of a batch's row: zero for systems that know none."""
+    if prediction.covariances is not None:
+        return prediction.covariances[row]
+    if not len(prediction.sample_positions_m):
+        return np.zeros((6, 6))
+    pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
+    return sample_covariance(pose, prediction.sample_positions_m[:, row], prediction.sample_quaternions_wxyz[:, row])
 
 
 def select_device(device: str) -> torch.device:

@@ -115,7 +115,23 @@ class Preprocessor:
         Args:
             crop_offset: where the crop lies, ``(vertical, horizontal)`` from 0 (top, left) to 1; 0.5 is central.
         """
-        return {name: self._normalise(name, self._crop(name, x, crop_offset)) for name, x in batch.items()}
+        return {name: self._normalise(name, x) for name, x in self.crop(batch, crop_offset).items()}
+
+    def crop(self, batch: Mapping[str, Tensor], offset: tuple[float, float] = (0.5, 0.5)) -> dict[str, Tensor]:
+        """The window of :meth:`normalise`, values as prepared. Raises DataError: the crop does not fit."""
+        return {name: self._crop(name, x, offset) for name, x in batch.items()}
+
+    def intrinsics(self, frame: Frame) -> Tensor | None:
+        """``(3, 3)`` camera matrix of the scaled and centrally cropped image; None where the camera is unknown."""
+        if frame.camera is None:
+            return None
+        height, width = self._scaled_size(frame.camera.height, frame.camera.width)
+        matrix = _scaled_intrinsics(frame.camera, height, width)
+        if self.config.crop is not None:
+            rows, columns = self.config.crop
+            matrix[1, 2] -= round(0.5 * (height - rows))
+            matrix[0, 2] -= round(0.5 * (width - columns))
+        return matrix
 
     def __call__(self, frames: Sequence[Frame], device: torch.device | str = "cpu") -> list[dict[str, Tensor]]:
         """Network input of single frames, each with batch size 1."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,6 +40,26 @@ class Encoder(nn.Module):
         features = self.trunk(x).mean(dim=(2, 3))
         raw = self.log_variance(features)
         return self.mean(features), LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+
+def run_where_present(encode: Callable[[Tensor], Tensor], inputs: Tensor, present: Tensor, width: int) -> Tensor:
+    """``encode`` on the samples that are present; zeros for the others.
+
+    Absence so costs nothing and shifts no batch norm.
+
+    Args:
+        encode: ``(N, C, H, W)`` to ``(N, width)``.
+        inputs: ``(B, C, H, W)``; anything, of any shape, where no sample is present.
+        present: ``(B,)`` bool.
+    """
+    if bool(present.all()):
+        return encode(inputs)
+    encoded = inputs.new_zeros(len(present), width)
+    if bool(present.any()):
+        rows = torch.nonzero(present).flatten()
+        values = encode(inputs[rows])
+        encoded = encoded.to(values.dtype).index_copy(0, rows, values)
+    return encoded
 
 
 def make_trunk(backbone: str, in_channels: int, pretrained: bool | str = False) -> tuple[nn.Module, int]:

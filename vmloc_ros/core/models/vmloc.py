@@ -4,65 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.encoder import Encoder, make_trunk
+from vmloc_ros.core.models.base import ModelConfig, ModelInput, Posterior, VariationalModel
+from vmloc_ros.core.models.encoder import Encoder, make_trunk, run_where_present
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """What is needed to build a model, beside the channels that preprocessing gives.
-
-    Attributes:
-        name: an entry of the registry (``vmloc_ros.core.models.build_model``).
-        backbone: torchvision classification CNN of every encoder.
-        latent_dim: D of the latent space (VMLoc: 1024).
-        hidden_dim: width between the regressor's two layers.
-        attention_reduction: D divided by the attention's inner size.
-        dropout: after the attention, in training only.
-    """
-
-    name: str = "vmloc"
-    backbone: str = "resnet34"
-    latent_dim: int = 1024
-    hidden_dim: int = 1024
-    attention_reduction: int = 8
-    dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        if min(self.latent_dim, self.hidden_dim, self.attention_reduction) < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"sizes must be positive and 0 <= dropout < 1, got {self}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ModelInput:
-    """Normalised tensors of a batch.
-
-    Attributes:
-        tensors: per modality ``(B, C, H, W)`` float32.
-        present: per modality ``(B,)`` bool; rows of ``tensors`` where it is False are ignored.
-    """
-
-    tensors: Mapping[str, Tensor]
-    present: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Posterior:
-    """``q(z | x)``: the joint ``(B, D)`` and each modality's own ``(B, D)`` (undefined where not present)."""
-
-    joint: Gaussian
-    experts: Mapping[str, Gaussian]
-    present: Mapping[str, Tensor]
-
-
-class VMLoc(nn.Module):
-    """The localization network.
+class VMLoc(VariationalModel):
+    """The localization network, for one modality (``image_vmloc``, ``depth_vmloc``) or more.
 
     Args:
         config: sizes.
@@ -71,7 +24,7 @@ class VMLoc(nn.Module):
     """
 
     def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
-        super().__init__()
+        super().__init__(tuple(channels))
         self.latent_dim = config.latent_dim
         self.encoders = nn.ModuleDict(
             {
@@ -81,8 +34,8 @@ class VMLoc(nn.Module):
         )
         self.attention = SelfAttention(config.latent_dim, config.attention_reduction)
         self.dropout = nn.Dropout(config.dropout)
-        self.position = _regressor(config.latent_dim, config.hidden_dim)
-        self.log_quaternion = _regressor(config.latent_dim, config.hidden_dim)
+        self.position = regressor(config.latent_dim, config.hidden_dim)
+        self.log_quaternion = regressor(config.latent_dim, config.hidden_dim)
 
     def encode(self, batch: ModelInput) -> Posterior:
         """Posterior of every sample.
@@ -103,24 +56,14 @@ class VMLoc(nn.Module):
         features = self.dropout(self.attention(z))
         return torch.cat([self.position(features), self.log_quaternion(features)], dim=-1)
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        """Pose vectors ``(B, 6)`` at the posterior mean."""
-        return self.decode(self.encode(batch).joint.mean)
-
     def _encode_modality(self, name: str, batch: ModelInput) -> Gaussian:
-        """Only samples that have the modality pass the encoder: absence costs nothing and shifts no batch norm."""
-        inputs, present = batch.tensors[name], batch.present[name]
-        if bool(present.all()):
-            return Gaussian(*self.encoders[name](inputs))
-        mean = inputs.new_zeros(len(inputs), self.latent_dim)
-        log_variance = torch.zeros_like(mean)
-        if bool(present.any()):
-            rows = torch.nonzero(present).flatten()
-            encoded_mean, encoded_log_variance = self.encoders[name](inputs[rows])
-            mean = mean.to(encoded_mean.dtype).index_copy(0, rows, encoded_mean)
-            log_variance = log_variance.to(encoded_mean.dtype).index_copy(0, rows, encoded_log_variance)
-        return Gaussian(mean, log_variance)
+        encoder = self.encoders[name]
+        both = run_where_present(
+            lambda x: torch.cat(encoder(x), dim=-1), batch.tensors[name], batch.present[name], 2 * self.latent_dim
+        )
+        return Gaussian(*both.chunk(2, dim=-1))
 
 
-def _regressor(latent_dim: int, hidden_dim: int) -> nn.Sequential:
+def regressor(latent_dim: int, hidden_dim: int) -> nn.Sequential:
+    """One branch of the pose regressor: Linear - ReLU - Linear (VMLoc, "Pose Regressor")."""
     return nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 3))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every localization system is: its configuration, its input, its answer, and the classes it derives from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vmloc_ros.core.errors import ModelError
+from vmloc_ros.core.models.fusion import Gaussian
+from vmloc_ros.core.pose_codec import PoseCodec
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What is needed to build a model, beside the channels that preprocessing gives. Systems ignore what they lack.
+
+    Attributes:
+        name: an entry of the registry; ``vmloc models`` lists it.
+        backbone: torchvision classification CNN of every encoder.
+        latent_dim: D of the latent space (VMLoc: 1024).
+        hidden_dim: width between the regressor's two layers.
+        attention_reduction: the attended features divided by the attention's inner size.
+        dropout: before the pose heads, in training only.
+        feature_dim: width of the layer before the heads of ``atloc``, ``mapnet``, ``posenet_plus`` (AtLoc: 2048),
+            ``hourglass``.
+        clip_length: frames that training shows together, and that ``vidloc`` looks back on; None takes the system's
+            own: 3 for ``mapnet``, 16 for ``vidloc``, 1 for all others.
+        clip_spacing: frames from one of them to the next; None takes the system's own: 10 for ``mapnet``, else 1.
+        recurrent_dim: LSTM units per direction of ``vidloc``.
+        bidirectional: whether ``vidloc``'s LSTM reads clips backwards too.
+    """
+
+    name: str = "vmloc"
+    backbone: str = "resnet34"
+    latent_dim: int = 1024
+    hidden_dim: int = 1024
+    attention_reduction: int = 8
+    dropout: float = 0.5
+    feature_dim: int = 2048
+    clip_length: int | None = None
+    clip_spacing: int | None = None
+    recurrent_dim: int = 256
+    bidirectional: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = (self.latent_dim, self.hidden_dim, self.attention_reduction, self.feature_dim, self.recurrent_dim)
+        if min(sizes) < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"sizes must be positive and 0 <= dropout < 1, got {self}")
+        if min(self.clip_length or 1, self.clip_spacing or 1) < 1:
+            raise ValueError(f"clip_length and clip_spacing must be positive, got {self}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelInput:
+    """Tensors of a batch.
+
+    Attributes:
+        tensors: per modality ``(B, C, H, W)`` float32, normalised.
+        present: per modality ``(B,)`` bool; rows of ``tensors`` where it is False are ignored.
+        measured: per modality the same window ``(B, C, H, W)`` in metres and the sensor's units, for systems that
+            set ``needs_geometry``; else None.
+        intrinsics: ``(B, 3, 3)`` camera matrices of that window, likewise; None where the camera is unknown.
+    """
+
+    tensors: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
+    measured: Mapping[str, Tensor] | None = None
+    intrinsics: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.present.values())))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Posterior:
+    """``q(z | x)``: the joint ``(B, D)`` and each modality's own ``(B, D)`` (undefined where not present)."""
+
+    joint: Gaussian
+    experts: Mapping[str, Gaussian]
+    present: Mapping[str, Tensor]
+
+    def mean_std(self) -> dict[str, Tensor]:
+        """Mean standard deviation ``(B,)`` over the latent of the joint and, NaN where absent, of each expert."""
+        spread = {name: _mean_std(expert) for name, expert in self.experts.items()}
+        absent = {name: x.masked_fill(~self.present[name], torch.nan) for name, x in spread.items()}
+        return {"joint": _mean_std(self.joint), **absent}
+
+
+def _mean_std(gaussian: Gaussian) -> Tensor:
+    return torch.exp(0.5 * gaussian.log_variance).mean(dim=-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """Poses of a batch in the map, metric, and what is known of their spread.
+
+    Attributes:
+        positions_m: ``(B, 3)``.
+        quaternions_wxyz: ``(B, 4)``.
+        sample_positions_m: ``(K, B, 3)`` of K >= 0 equally likely alternatives.
+        sample_quaternions_wxyz: ``(K, B, 4)``.
+        covariances: ``(B, 6, 6)`` (x, y, z, rotation about the fixed map axes) where the system has its own, such as
+            a solver's inverse Hessian; it takes the place of the samples' spread.
+        posterior: of systems that have one.
+    """
+
+    positions_m: Array
+    quaternions_wxyz: Array
+    sample_positions_m: Array = field(default_factory=lambda: np.empty((0, 0, 3)))
+    sample_quaternions_wxyz: Array = field(default_factory=lambda: np.empty((0, 0, 4)))
+    covariances: Array | None = None
+    posterior: Posterior | None = None
+
+
+class PoseModel(nn.Module, ABC):
+    """A system that answers sensor frames with poses. What training, checkpoint, localizer and node know of it.
+
+    Deriving from this class alone, a system may reach its pose by any way: ``nearest`` looks it up, and one that
+    predicts map coordinates densely would solve for it here, from ``batch.measured`` and ``batch.intrinsics``.
+
+    Attributes:
+        modalities: what it takes, in order; any one of them is enough.
+        clip_length: frames of a training clip; 1 where frames are seen singly.
+        clip_spacing: frames from one of a clip to the next.
+        needs_geometry: wants ``ModelInput.measured`` and ``ModelInput.intrinsics``.
+    """
+
+    clip_length: int = 1
+    clip_spacing: int = 1
+    needs_geometry: ClassVar[bool] = False
+
+    def __init__(self, modalities: tuple[str, ...]) -> None:
+        super().__init__()
+        self.modalities = modalities
+
+    @abstractmethod
+    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+        """Poses of single frames, deterministic in evaluation mode.
+
+        Args:
+            codec: the map's origin, scale and reference, fitted on the training poses.
+            samples: alternatives wanted for the covariance; systems without any give none.
+
+        Raises:
+            ModelError: a sample has no modality, or the answer is not finite.
+        """
+
+
+class RegressionModel(PoseModel):
+    """A system whose network ends in the codec's pose vectors."""
+
+    @abstractmethod
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Pose vectors ``(B, 6)``: normalised position and log-quaternion."""
+
+    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+        return decode_vectors(self(batch).unsqueeze(0), codec)
+
+
+class VariationalModel(RegressionModel):
+    """A system with a Gaussian latent between its encoders and its regressor.
+
+    Attributes:
+        latent_dim: D.
+    """
+
+    latent_dim: int
+
+    @abstractmethod
+    def encode(self, batch: ModelInput) -> Posterior:
+        """Posterior of every sample. Raises ModelError where a sample has no modality."""
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor:
+        """Pose vectors ``(..., 6)`` of latents ``(..., D)``."""
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Pose vectors ``(B, 6)`` at the posterior mean."""
+        return self.decode(self.encode(batch).joint.mean)
+
+    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+        """Poses at the posterior mean; the alternatives are decoded posterior samples."""
+        posterior = self.encode(batch)
+        joint = posterior.joint
+        # The same for every frame and batch: the same frame always gives the same covariance.
+        noise = torch.randn((samples, self.latent_dim), generator=torch.Generator().manual_seed(0))
+        drawn = joint.mean + torch.exp(0.5 * joint.log_variance) * noise.to(joint.mean).unsqueeze(1)
+        return decode_vectors(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
+
+
+class ClipModel(RegressionModel):
+    """A system that reads each frame in the light of its neighbours in time.
+
+    The part per frame is separate, so that a robot passes every frame through it once only.
+    """
+
+    @abstractmethod
+    def frame_features(self, batch: ModelInput) -> Tensor:
+        """Features ``(B, F)`` of single frames."""
+
+    @abstractmethod
+    def decode_clip(self, features: Tensor) -> Tensor:
+        """Pose vectors ``(B, T, 6)`` of clips ``(B, T, F)``, oldest frame first; T may differ from training's."""
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Pose vectors ``(B, 6)`` of frames without neighbours."""
+        return self.decode_clip(self.frame_features(batch).unsqueeze(1)).squeeze(1)
+
+
+def decode_vectors(vectors: Tensor, codec: PoseCodec, posterior: Posterior | None = None) -> Prediction:
+    """Prediction from pose vectors ``(1 + K, B, 6)``: the answer, then its alternatives.
+
+    Raises:
+        ModelError: a value is not finite.
+    """
+    values = vectors.double().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ModelError("the network's output is not finite")
+    positions, quaternions = codec.decode(values)
+    return Prediction(positions[0], quaternions[0], positions[1:], quaternions[1:], posterior=posterior)
