@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from helpers import ListSource, yaw_pose
-from training import trainer as trainer_module
 from training.config import TrainConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset
 from training.trainer import Trainer

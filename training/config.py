@@ -49,12 +49,14 @@ class ObjectiveConfig:
 
     Attributes:
         samples: k.
+        estimator: of the encoders' gradient; see :mod:`training.estimators`.
         kl_weight: lambda.
         beta: start of the position weight.
         gamma: start of the rotation weight.
     """
 
     samples: int = 10
+    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "iwae"
     kl_weight: float = 1e-3
     beta: float = -3.0
     gamma: float = 0.0

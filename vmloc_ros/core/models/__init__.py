@@ -10,6 +10,7 @@ from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES
 from vmloc_ros.core.models.base import (
     ClipModel,
+    MemoryModel,
     ModelConfig,
     ModelInput,
     PoseModel,
@@ -86,6 +87,7 @@ def build_model(config: ModelConfig, channels: Mapping[str, int], pretrained: bo
 __all__ = [
     "REGISTRY",
     "ClipModel",
+    "MemoryModel",
     "ModelConfig",
     "ModelInput",
     "PoseModel",

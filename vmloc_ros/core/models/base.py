@@ -217,6 +217,18 @@ class ClipModel(RegressionModel):
         return self.decode_clip(self.frame_features(batch).unsqueeze(1)).squeeze(1)
 
 
+class MemoryModel(PoseModel):
+    """A system that is not trained but remembers its training frames."""
+
+    @abstractmethod
+    def describe(self, batch: ModelInput) -> Tensor:
+        """Descriptors ``(B, F)`` of single frames."""
+
+    @abstractmethod
+    def memorise(self, descriptors: Tensor, positions_m: Array, quaternions_wxyz: Array) -> None:
+        """Replace what is remembered: ``(N, F)``, ``(N, 3)``, ``(N, 4)``; part of the state dict from then on."""
+
+
 def decode_vectors(vectors: Tensor, codec: PoseCodec, posterior: Posterior | None = None) -> Prediction:
     """Prediction from pose vectors ``(1 + K, B, 6)``: the answer, then its alternatives.
 
