@@ -21,6 +21,12 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prepared frames of tests stay out of the user's cache."""
+    monkeypatch.setenv("VMLOC_CACHE", str(tmp_path_factory.getbasetemp() / "vmloc_cache"))
+
+
 @pytest.fixture(scope="module")
 def ros_domain():
     """A ROS domain for the tests of one module; skips where rclpy is not installed."""

@@ -54,3 +54,6 @@ class ListSource:
 
     def stamps_ns(self) -> list[int]:
         return [sample.frame.stamp_ns for sample in self.samples]
+
+    def fingerprint(self) -> str:
+        return f"{self.name} {self.stamps_ns()}"

@@ -131,3 +131,19 @@ def test_probability_zero_keeps_all_and_presence_given_stays() -> None:
 def test_a_model_of_one_modality_never_loses_it() -> None:
     present = {"image": torch.ones(1000, dtype=torch.bool)}
     assert bool(drop_modalities(present, 0.9, seeded())["image"].all())
+
+
+def test_noise_of_the_given_deviation_falls_on_measured_distances_and_on_nothing_else() -> None:
+    validity = (torch.rand(40, 1, 30, 40, generator=seeded()) < 0.7).float()
+    data = {"lidar": torch.cat([torch.full((40, 3, 30, 40), 5.0) * validity, validity], dim=1)}
+    result = augment(data, AugmentConfig(0.0, 0.0, 0.0, measurement_noise_m=0.1), seeded(1))["lidar"]
+    assert torch.equal(result[:, 1:], data["lidar"][:, 1:])
+    assert bool((result[:, :1][validity == 0] == 0).all())
+    noise = result[:, :1][validity > 0] - 5.0
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)  # some 34 000 draws
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.003)
+
+
+def test_negative_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"measurement_noise_m must not be negative, got -0\.1"):
+        AugmentConfig(measurement_noise_m=-0.1)

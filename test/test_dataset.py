@@ -30,29 +30,35 @@ def prepare(*sources: ListSource, modalities: tuple[str, ...] = BOTH) -> Prepare
     return prepare_dataset(sources, preprocessor(modalities), progress=False)
 
 
+def rows_of(data: PreparedDataset) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return data.batch(torch.arange(len(data)), torch.device("cpu"))
+
+
 def test_rows_hold_the_prepared_frames_of_all_sources_in_order_with_their_poses() -> None:
     data = prepare(ListSource([sample(0), sample(1)]), ListSource([sample(2)]))
     assert len(data) == 3
+    tensors, _ = rows_of(data)
     for row in range(3):
         expected = preprocessor().prepare(sample(row).frame)
         for name in BOTH:
-            assert torch.equal(data.tensors[name][row], expected[name])
-            assert data.tensors[name].dtype == expected[name].dtype
+            assert torch.equal(tensors[name][row], expected[name])
+            assert tensors[name].dtype == expected[name].dtype
     assert [pose.position_m[0] for pose in data.poses] == [0, 1, 2]
 
 
 def test_absent_modalities_are_marked_and_zero() -> None:
     data = prepare(ListSource([sample(0), sample(1, ("lidar",)), sample(2, ("image",))]))
-    assert data.present["image"].tolist() == [True, False, True]
-    assert data.present["lidar"].tolist() == [True, True, False]
-    assert data.tensors["image"][1].abs().max() == 0
-    assert data.tensors["lidar"][2].abs().max() == 0
+    tensors, present = rows_of(data)
+    assert present["image"].tolist() == [True, False, True]
+    assert present["lidar"].tolist() == [True, True, False]
+    assert tensors["image"][1].abs().max() == 0
+    assert tensors["lidar"][2].abs().max() == 0
 
 
 def test_a_batch_holds_the_rows_asked_for_in_their_order() -> None:
     data = prepare(ListSource([sample(i, ("lidar",) if i == 2 else BOTH) for i in range(4)]))
     tensors, present = data.batch(torch.tensor([3, 0, 2]), torch.device("cpu"))
-    assert torch.equal(tensors["image"], data.tensors["image"][[3, 0, 2]])
+    assert torch.equal(tensors["image"], rows_of(data)[0]["image"][[3, 0, 2]])
     assert present["image"].tolist() == [True, True, False]
 
 
@@ -62,14 +68,38 @@ def test_a_source_that_yields_fewer_frames_than_it_announced_leaves_no_empty_row
             return 10
 
     data = prepare(Short([sample(0), sample(1)]))
-    assert len(data) == len(data.tensors["image"]) == len(data.present["lidar"]) == 2
+    tensors, present = rows_of(data)
+    assert len(data) == len(tensors["image"]) == len(present["lidar"]) == 2
+
+
+def test_batches_gather_from_all_sources_also_where_one_lacks_a_modality() -> None:
+    data = prepare(ListSource([sample(0), sample(1)]), ListSource([sample(2, ("lidar",))]), ListSource([sample(3)]))
+    tensors, present = data.batch(torch.tensor([3, 2, 0]), torch.device("cpu"))
+    assert present["image"].tolist() == [True, False, True]
+    for row, seed in ((0, 3), (2, 0)):
+        assert torch.equal(tensors["image"][row], preprocessor().prepare(sample(seed).frame)["image"])
+    assert torch.equal(tensors["lidar"][1], preprocessor().prepare(sample(2).frame)["lidar"])
+
+
+def test_a_sequence_ends_with_its_source_at_a_gap_and_where_time_goes_back() -> None:
+    def at(seconds: float) -> Sample:
+        frame = dataclasses.replace(random_frame(0), stamp_ns=int(seconds * 1e9))
+        return Sample(frame, yaw_pose(seconds))
+
+    data = prepare(ListSource([at(1.0), at(1.5), at(4.0), at(4.1), at(3.9)]), ListSource([at(4.0)]))
+    a, b, c, d, e, f = data.sequences.tolist()
+    assert a == b
+    assert c == d
+    assert len({a, c, e, f}) == 4
 
 
 def test_mixed_sizes_are_an_error_with_source_stamp_and_sizes() -> None:
     with pytest.raises(
         DataError, match=r"garden: image at 1700000000000000001 ns is \(3, 32, 32\) .* before it \(3, 32, 48\)"
     ):
-        prepare(ListSource([sample(0)]), ListSource([sample(1, size=(40, 40))], "garden"))
+        prepare(ListSource([sample(0), sample(1, size=(40, 40))], "garden"))
+    with pytest.raises(DataError, match=r"garden: image is \(3, 32, 32\) .* that of house \(3, 32, 48\)"):
+        prepare(ListSource([sample(0)], "house"), ListSource([sample(1, size=(40, 40))], "garden"))
 
 
 def test_sizes_of_one_aspect_ratio_may_differ() -> None:
@@ -137,4 +167,4 @@ def test_pinhole_lidar_follows_the_cameras_size() -> None:
     small, large = random_frame(0, (40, 60)), random_frame(1, (80, 120))
     samples = [Sample(dataclasses.replace(frame, image=None), yaw_pose(0)) for frame in (small, large)]
     data = prepare_dataset([ListSource(samples)], Preprocessor(config), progress=False)
-    assert data.tensors["lidar"].shape == (2, 2, 32, 48)
+    assert rows_of(data)[0]["lidar"].shape == (2, 2, 32, 48)

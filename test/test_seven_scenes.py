@@ -13,7 +13,7 @@ import pytest
 
 from training.sources import open_sources
 from training.sources.options import SourceOptions
-from training.sources.seven_scenes import SevenScenesSource
+from training.sources.seven_scenes import SevenScenesSource, register_depth
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 
@@ -269,3 +269,32 @@ def test_real_recording_is_consistent(real_data: Path) -> None:
     difference = np.abs(seen - z[inside])[seen > 0]
     assert len(difference) > 50_000
     assert np.median(difference) < 0.03
+
+
+def test_registered_depth_lies_where_the_colour_camera_sees_it(scene: Path) -> None:
+    """The middle stays; towards the edge a surface moves inwards by the ratio of focal lengths, its depth unchanged."""
+    depth_mm = np.zeros((480, 640), np.uint16)
+    depth_mm[240, 320], depth_mm[100:110, 500:510] = 1500, 2000
+    registered = register_depth(depth_mm)
+    assert registered[240, 320] == 1500
+    rows, columns = np.nonzero(registered == 2000)
+    ratio = 525 / 585
+    assert columns.mean() == pytest.approx(320 + (504.5 - 320) * ratio, abs=0.6)
+    assert rows.mean() == pytest.approx(240 + (104.5 - 240) * ratio, abs=0.6)
+    assert len(rows) == pytest.approx(100 * ratio**2, rel=0.12)
+    assert set(np.unique(registered)) == {0, 1500, 2000}
+
+
+def test_the_depth_camera_does_not_reach_the_colour_pictures_edge() -> None:
+    registered = register_depth(np.full((480, 640), 1000, np.uint16))
+    assert (registered[:, [0, -1]] == 0).all()
+    assert (registered[[0, -1]] == 0).all()
+    assert (registered[30:-30, 40:-40] == 1000).all()
+
+
+def test_registered_frames_have_the_colour_cameras_intrinsics_and_other_cache_entries(scene: Path) -> None:
+    plain, registered = SevenScenesSource(scene, "train"), SevenScenesSource(scene, "train", register_depth=True)
+    first, second = next(iter(plain)).frame, next(iter(registered)).frame
+    assert second.camera.fx / first.camera.fx == pytest.approx(525 / 585)
+    assert (second.depth_m == 0).sum() >= (first.depth_m == 0).sum()
+    assert plain.fingerprint() != registered.fingerprint()

@@ -22,20 +22,24 @@ class AugmentConfig:
         measurement_dropout: share of depth and lidar cells that lose their measurement, drawn per sample from 0 to
             this.
         modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
+        measurement_noise_m: standard deviation of noise added to measured depths and ranges, metres.
     """
 
     colour_jitter: float = 0.4
     measurement_dropout: float = 0.2
     modality_dropout: float = 0.4
+    measurement_noise_m: float = 0.0
 
     def __post_init__(self) -> None:
         values = (self.colour_jitter, self.measurement_dropout, self.modality_dropout)
         if not all(0 <= value < 1 for value in values):
             raise ValueError(f"augmentation strengths lie in [0, 1), got {values}")
+        if self.measurement_noise_m < 0:
+            raise ValueError(f"measurement_noise_m must not be negative, got {self.measurement_noise_m}")
 
 
 def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    """Colour jitter on images, lost measurements on depth and lidar.
+    """Colour jitter on images, noisy and lost measurements on depth and lidar.
 
     Args:
         batch: prepared tensors ``(B, C, H, W)``: uint8 images, measurements whose last channel is validity.
@@ -44,7 +48,9 @@ def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch
     return {
         name: _jitter_colour(x, config.colour_jitter, generator)
         if name == IMAGE
-        else _drop_measurements(x, config.measurement_dropout, generator)
+        else _drop_measurements(
+            _add_noise(x, config.measurement_noise_m, generator), config.measurement_dropout, generator
+        )
         for name, x in batch.items()
     }
 
@@ -79,9 +85,23 @@ def _jitter_colour(image: Tensor, strength: float, generator: torch.Generator) -
     return x.clamp_(0, 255)
 
 
+def _degrade(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    noisy = _add_noise(x, config.measurement_noise_m, generator)
+    return _drop_measurements(noisy, config.measurement_dropout, generator)
+
+
 def _drop_measurements(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
     if most == 0:
         return x
     share = most * torch.rand(len(x), 1, 1, 1, generator=generator)
     keep = torch.rand(len(x), 1, *x.shape[2:], generator=generator) >= share
     return x * keep.to(x.device)
+
+
+def _add_noise(x: Tensor, deviation_m: float, generator: torch.Generator) -> Tensor:
+    """On the first channel, depth or range, where the last says that there is a measurement."""
+    if deviation_m == 0:
+        return x
+    noise = deviation_m * torch.randn(len(x), *x.shape[2:], generator=generator).to(x.device)
+    noisy = (x[:, 0] + noise).clamp(min=0) * x[:, -1]
+    return torch.cat([noisy.unsqueeze(1), x[:, 1:]], dim=1)

@@ -24,13 +24,11 @@ def segments(sequences: Tensor, rows: Tensor) -> list[Tensor]:
 def clip_table(runs: list[Tensor], length: int, spacing: int) -> Tensor:
     """The clip of every row, ``(R, length)``, in the order of the runs: ``spacing`` apart, oldest first.
 
-    A clip ends at its row; near the beginning of a run it is moved forwards, and in a run that is too short the
-    last row is repeated.
+    A clip ends at its row; where the run does not reach back far enough, its first row is repeated, as a robot's
+    first frame is (:meth:`ClipModel.decode_window`).
     """
     clips = []
     for run in runs:
-        span = (length - 1) * spacing
-        start = (torch.arange(len(run)) - span).clamp(min=0)
-        offsets = spacing * torch.arange(length)
-        clips.append(run[(start.unsqueeze(1) + offsets).clamp(max=len(run) - 1)])
+        offsets = spacing * torch.arange(1 - length, 1)
+        clips.append(run[(torch.arange(len(run)).unsqueeze(1) + offsets).clamp(min=0)])
     return torch.cat(clips) if clips else torch.empty(0, length, dtype=torch.long)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepared frames of one or more sources, in memory, with their poses."""
+"""Prepared frames with their poses: what training draws batches from, in memory or mapped from the cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,32 +20,68 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 _MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
 
+# Makes a zeroed tensor of that name, shape and type: in memory, or in a file of the cache.
+Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PreparedDataset:
-    """Frames after :meth:`Preprocessor.prepare`.
-
-    Decoding and projection happen once, not once per epoch; augmentation works on these tensors.
+class PreparedSource:
+    """Frames of one source after :meth:`Preprocessor.prepare`.
 
     Attributes:
-        tensors: per modality ``(N, C, H, W)``; rows of absent measurements are zero.
+        name: the source's.
+        tensors: per modality that occurs ``(N, C, H, W)``; rows of absent measurements are zero.
         present: per modality ``(N,)`` bool.
         poses: N true poses.
-        sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
+        stamps_ns: N stamps.
     """
 
-    tensors: dict[str, Tensor]
-    present: dict[str, Tensor]
+    name: str
+    tensors: Mapping[str, Tensor]
+    present: Mapping[str, Tensor]
     poses: list[Pose]
-    sequences: Tensor
+    stamps_ns: list[int]
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+
+class PreparedDataset:
+    """The frames of several sources, one after the other.
+
+    Decoding and projection happened once, not once per epoch; augmentation works on these tensors.
+
+    Attributes:
+        poses: N true poses.
+        sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
+
+    Raises:
+        DataError: there are no frames, a modality does not occur at all, or sizes differ between sources.
+    """
+
+    def __init__(self, parts: Sequence[PreparedSource], modalities: tuple[str, ...]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._shapes = _common_shapes(self._parts, modalities)
+        self._starts = torch.tensor([0, *(len(part) for part in self._parts)]).cumsum(0)
+        self._present = {name: torch.cat([part.present[name] for part in self._parts]) for name in modalities}
+        self.poses = [pose for part in self._parts for pose in part.poses]
+        self.sequences = _sequences(self._parts)
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Prepared tensors and presence of the rows, on the device."""
-        tensors = {name: x[rows].to(device, non_blocking=True) for name, x in self.tensors.items()}
-        return tensors, {name: x[rows].to(device) for name, x in self.present.items()}
+        owners = torch.bucketize(rows, self._starts, right=True) - 1
+        tensors = {}
+        for name, (shape, dtype) in self._shapes.items():
+            x = torch.zeros((len(rows), *shape), dtype=dtype)
+            for number in owners.unique().tolist():
+                if name in self._parts[number].tensors:
+                    mine = owners == number
+                    x[mine] = self._parts[number].tensors[name][rows[mine] - self._starts[number]]
+            tensors[name] = x.to(device, non_blocking=True)
+        return tensors, {name: x[rows].to(device) for name, x in self._present.items()}
 
 
 def prepare_dataset(sources: Sequence[Source], preprocessor: Preprocessor, progress: bool = True) -> PreparedDataset:
@@ -54,13 +91,51 @@ def prepare_dataset(sources: Sequence[Source], preprocessor: Preprocessor, progr
         DataError: there are no samples, or their sizes differ.
     """
     total = sum(len(source) for source in sources)
-    builder = _Builder(total, preprocessor)
-    with single_threaded(), tqdm(total=total, desc="reading", unit="frame", disable=not progress) as bar:
-        for source in sources:
-            for sample in source:
-                builder.add(sample, source.name)
-                bar.update()
-    return builder.finish()
+    with tqdm(total=total, desc="reading", unit="frame", disable=not progress) as bar:
+        parts = [prepare_source(source, preprocessor, in_memory, bar) for source in sources]
+    return PreparedDataset(parts, preprocessor.config.modalities)
+
+
+def in_memory(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Allocate in memory."""
+    return torch.zeros(shape, dtype=dtype)
+
+
+def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocate, bar: Any) -> PreparedSource:
+    """Read every sample of a source; a source may yield fewer samples than it announced.
+
+    Args:
+        allocate: where the tensors shall be.
+        bar: a tqdm bar to advance.
+
+    Raises:
+        DataError: the samples' sizes differ.
+        ModelError: a frame has none of the wanted modalities.
+    """
+    capacity, names = len(source), preprocessor.config.modalities
+    tensors: dict[str, Tensor] = {}
+    present = {name: torch.zeros(capacity, dtype=torch.bool) for name in names}
+    poses: list[Pose] = []
+    stamps: list[int] = []
+    with single_threaded():
+        for row, sample in enumerate(source):
+            for name, x in preprocessor.prepare(sample.frame).items():
+                if name not in tensors:
+                    tensors[name] = allocate(name, (capacity, *x.shape), x.dtype)
+                _check_shape(source.name, name, sample, x, tensors[name])
+                tensors[name][row] = x
+                present[name][row] = True
+            poses.append(sample.map_from_body)
+            stamps.append(sample.frame.stamp_ns)
+            bar.update()
+    count = len(poses)
+    return PreparedSource(
+        source.name,
+        {name: tensors[name][:count] for name in names if name in tensors},
+        {name: x[:count] for name, x in present.items()},
+        poses,
+        stamps,
+    )
 
 
 @contextmanager
@@ -74,57 +149,6 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Builder:
-    def __init__(self, capacity: int, preprocessor: Preprocessor) -> None:
-        self._capacity, self._preprocessor = capacity, preprocessor
-        self._tensors: dict[str, Tensor] = {}
-        self._present = {name: torch.zeros(capacity, dtype=torch.bool) for name in preprocessor.config.modalities}
-        self._poses: list[Pose] = []
-        self._sequences: list[int] = []
-        self._newest: tuple[str, int] = ("", 0)
-
-    def add(self, sample: Sample, source: str) -> None:
-        row = len(self._poses)
-        for name, x in self._preprocessor.prepare(sample.frame).items():
-            if name not in self._tensors:
-                self._tensors[name] = torch.zeros((self._capacity, *x.shape), dtype=x.dtype)
-            expected = self._tensors[name].shape[1:]
-            if x.shape != expected:
-                raise DataError(
-                    f"{source}: {name} at {sample.frame.stamp_ns} ns is {tuple(x.shape)} after scaling, those before "
-                    f"it {tuple(expected)}; train on data of one aspect ratio"
-                )
-            self._tensors[name][row] = x
-            self._present[name][row] = True
-        self._poses.append(sample.map_from_body)
-        self._sequences.append(self._sequence(source, sample.frame.stamp_ns))
-
-    def _sequence(self, source: str, stamp_ns: int) -> int:
-        """The running number of the frame's sequence; another source, or a break in time, begins a new one."""
-        before, newest_ns = self._newest
-        self._newest = source, stamp_ns
-        if not self._sequences:
-            return 0
-        goes_on = source == before and 0 < stamp_ns - newest_ns <= _MAX_GAP_NS
-        return self._sequences[-1] + (not goes_on)
-
-    def finish(self) -> PreparedDataset:
-        count = len(self._poses)
-        if not count:
-            raise DataError("the data hold no frame with a pose; check the topics, the split and the pose's time span")
-        missing = [name for name in self._present if name not in self._tensors]
-        if missing:
-            raise DataError(
-                f"the data hold no {', '.join(missing)}; found {', '.join(self._tensors)}; set preprocess.modalities"
-            )
-        return PreparedDataset(
-            {name: self._tensors[name][:count] for name in self._present},
-            {name: x[:count] for name, x in self._present.items()},
-            self._poses,
-            torch.tensor(self._sequences),
-        )
-
-
 def split_blocks(count: int, block: int, every: int) -> tuple[Tensor, Tensor]:
     """Rows for training and validation: every ``every``-th block of ``block`` rows, from the second on, is held out."""
     rows = torch.arange(count)
@@ -132,3 +156,43 @@ def split_blocks(count: int, block: int, every: int) -> tuple[Tensor, Tensor]:
         return rows, rows[:0]
     held_out = (rows // block) % every == 1
     return rows[~held_out], rows[held_out]
+
+
+def _check_shape(source: str, name: str, sample: Sample, x: Tensor, others: Tensor) -> None:
+    if x.shape != others.shape[1:]:
+        raise DataError(
+            f"{source}: {name} at {sample.frame.stamp_ns} ns is {tuple(x.shape)} after scaling, those before "
+            f"it {tuple(others.shape[1:])}; train on data of one aspect ratio"
+        )
+
+
+def _common_shapes(
+    parts: Sequence[PreparedSource], modalities: tuple[str, ...]
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape of a frame and type per modality."""
+    if not parts:
+        raise DataError("the data hold no frame with a pose; check the topics, the split and the pose's time span")
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    owners: dict[str, str] = {}
+    for part in parts:
+        for name, x in part.tensors.items():
+            shape = tuple(x.shape[1:])
+            expected, _ = shapes.setdefault(name, (shape, x.dtype))
+            first = owners.setdefault(name, part.name)
+            if shape != expected:
+                raise DataError(
+                    f"{part.name}: {name} is {shape} after scaling, that of {first} {expected}; "
+                    "train on data of one aspect ratio"
+                )
+    if missing := [name for name in modalities if name not in shapes]:
+        raise DataError(f"the data hold no {', '.join(missing)}; found {', '.join(shapes)}; set preprocess.modalities")
+    return {name: shapes[name] for name in modalities}
+
+
+def _sequences(parts: Sequence[PreparedSource]) -> Tensor:
+    """A number per row that grows where another source begins or time goes back or leaves a gap."""
+    breaks: list[Tensor] = []
+    for part in parts:
+        steps = torch.tensor(part.stamps_ns).diff()
+        breaks += [torch.ones(1, dtype=torch.bool), (steps <= 0) | (steps > _MAX_GAP_NS)]
+    return torch.cat(breaks).cumsum(0)

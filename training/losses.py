@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMLoc's objective: learnable geometric loss and importance-weighted bound."""
+"""The loss of a pose, shared by the objectives."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
-
-from vmloc_ros.core.models import Posterior, VMLoc
-from vmloc_ros.core.models.fusion import standard_normal_log_prob
 
 
 class PoseLoss(nn.Module):
@@ -30,26 +25,3 @@ class PoseLoss(nn.Module):
         error = (predicted - target).abs()
         position, rotation = error[..., :3].sum(-1), error[..., 3:].sum(-1)
         return position * torch.exp(-self.beta) + self.beta + rotation * torch.exp(-self.gamma) + self.gamma
-
-
-def importance_weighted_loss(
-    model: VMLoc,
-    posterior: Posterior,
-    target: Tensor,
-    pose_loss: PoseLoss,
-    samples: int,
-    kl_weight: float,
-) -> Tensor:
-    """Negative importance-weighted bound, mean over the batch (VMLoc Eq. 7, 10, 15).
-
-    ``log w_i = -L_p(y_i, y*) + lambda (log p(z_i) - log q(z_i | x))``; the bound is ``log mean_i w_i``.
-
-    Args:
-        target: ``(B, 6)`` pose vectors.
-        samples: k.
-        kl_weight: lambda.
-    """
-    z = posterior.joint.sample(samples)  # (k, B, D)
-    log_ratio = standard_normal_log_prob(z) - posterior.joint.log_prob(z)
-    log_weights = -pose_loss(model.decode(z), target) + kl_weight * log_ratio
-    return -(torch.logsumexp(log_weights, dim=0) - math.log(samples)).mean()

@@ -6,12 +6,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from training.config import ObjectiveConfig
-from training.losses import PoseLoss, importance_weighted_loss
+from training.estimators import bound_loss, elbo_loss
+from training.losses import PoseLoss
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ModelInput, PoseModel
+from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, RegressionModel
+from vmloc_ros.core.models.baselines import MapNet, PoseNetPlus
+from vmloc_ros.core.models.rotation import quaternion_exp
 
 
 class Objective(nn.Module, ABC):
@@ -28,7 +32,7 @@ class Objective(nn.Module, ABC):
 
 
 class BoundObjective(Objective):
-    """The importance-weighted bound (VMLoc Eq. 7)."""
+    """The importance-weighted bound (VMLoc Eq. 7), with the estimator of its gradient that the configuration names."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__()
@@ -37,16 +41,98 @@ class BoundObjective(Objective):
 
     def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
         posterior = model.encode(batch)
-        return importance_weighted_loss(
-            model, posterior, target, self.pose_loss, self.config.samples, self.config.kl_weight
+        samples, kl_weight = self.config.samples, self.config.kl_weight
+        return bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator).loss
+
+
+class ElboObjective(Objective):
+    """The plain ELBO of one sample (MVAE), whatever number of samples the configuration names."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.kl_weight = config.kl_weight
+        self.pose_loss = PoseLoss(config.beta, config.gamma)
+
+    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
+        return elbo_loss(model, model.encode(batch), target, self.pose_loss, self.kl_weight)
+
+
+class PoseObjective(Objective):
+    """L_p (VMLoc Eq. 11) of every frame by itself, mean over the batch."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.pose_loss = PoseLoss(config.beta, config.gamma)
+
+    def forward(self, model: RegressionModel, batch: ModelInput, target: Tensor) -> Tensor:
+        return self.pose_loss(model(batch), target).mean()
+
+
+class ClipObjective(PoseObjective):
+    """L_p of every frame, each read within its clip (Clark et al. 2017)."""
+
+    def forward(self, model: ClipModel, batch: ModelInput, target: Tensor) -> Tensor:
+        vectors = model.decode_clip(_clips(model.frame_features(batch), model.clip_length))
+        return self.pose_loss(vectors.flatten(0, 1), target).mean()
+
+
+class RelativePoseObjective(Objective):
+    """L_p of the frames plus L_p of the steps between successive frames of a clip (Brahmbhatt et al. 2018).
+
+    The step from frame i to j is the difference of their pose vectors, ``v_ij = (p_j - p_i, log q_j - log q_i)``, and
+    has balance weights of its own.
+    """
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.absolute_loss = PoseLoss(config.beta, config.gamma)
+        self.relative_loss = PoseLoss(config.beta, config.gamma)
+
+    def forward(self, model: MapNet, batch: ModelInput, target: Tensor) -> Tensor:
+        vectors = model(batch)
+        steps, true_steps = (_clips(x, model.clip_length).diff(dim=1) for x in (vectors, target))
+        return self.absolute_loss(vectors, target).mean() + self.relative_loss(steps, true_steps).mean()
+
+
+class HomoscedasticObjective(Objective):
+    """Learned homoscedastic weights on position and unit quaternion (Kendall and Cipolla 2017).
+
+    ``|x - x*|_1 exp(-s_x) + s_x + |q - q*|_1 exp(-s_q) + s_q``, q of the sign that is nearer to q*. The weights start
+    at the configuration's ``beta`` and ``gamma``; the paper's own start, for positions in metres, is 0 and -3.
+    """
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.s_x = nn.Parameter(torch.tensor(config.beta))
+        self.s_q = nn.Parameter(torch.tensor(config.gamma))
+
+    def forward(self, model: PoseNetPlus, batch: ModelInput, target: Tensor) -> Tensor:
+        position, quaternion = model.position_and_quaternion(batch)
+        true_quaternion = quaternion_exp(target[:, 3:])
+        position_error = (position - target[:, :3]).abs().sum(dim=1)
+        rotation_error = torch.minimum(
+            (quaternion - true_quaternion).abs().sum(dim=1), (quaternion + true_quaternion).abs().sum(dim=1)
         )
+        weighted = position_error * torch.exp(-self.s_x) + rotation_error * torch.exp(-self.s_q)
+        return weighted.mean() + self.s_x + self.s_q
+
+
+def _clips(frames: Tensor, length: int) -> Tensor:
+    """``(N * length, F)`` frames to ``(N, length, F)`` clips."""
+    return frames.unflatten(0, (-1, length))
 
 
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
     "vmloc": BoundObjective,
     "image_vmloc": BoundObjective,
     "depth_vmloc": BoundObjective,
-    "poe_vmloc": BoundObjective,
+    "attention_vmloc": PoseObjective,
+    "poe_vmloc": ElboObjective,
+    "atloc": PoseObjective,
+    "mapnet": RelativePoseObjective,
+    "posenet_plus": HomoscedasticObjective,
+    "hourglass": PoseObjective,
+    "vidloc": ClipObjective,
 }
 
 

@@ -40,11 +40,11 @@ def predict(
         ModelError: an answer is not finite.
     """
     model.eval()
-    batches = _batches(data, rows, preprocessor, device)
+    inputs = batches(data, rows, preprocessor, device)
     if isinstance(model, ClipModel):
-        features = torch.cat([model.frame_features(batch) for batch in batches])
+        features = torch.cat([model.frame_features(batch) for batch in inputs])
         return decode_vectors(_decode_in_order(model, features, segments(data.sequences, rows)).unsqueeze(0), codec)
-    parts = [model.locate(batch, codec, samples) for batch in batches]
+    parts = [model.locate(batch, codec, samples) for batch in inputs]
     return Prediction(
         np.concatenate([part.positions_m for part in parts]),
         np.concatenate([part.quaternions_wxyz for part in parts]),
@@ -54,9 +54,10 @@ def predict(
     )
 
 
-def _batches(
+def batches(
     data: PreparedDataset, rows: Tensor, preprocessor: Preprocessor, device: torch.device
 ) -> Iterator[ModelInput]:
+    """The rows in their order, as they are, for networks in evaluation mode."""
     for chunk in rows.split(_BATCH):
         tensors, present = data.batch(chunk, device)
         yield model_input(preprocessor.normalise(tensors), present)
@@ -68,8 +69,7 @@ def _decode_in_order(model: ClipModel, features: Tensor, runs: list[Tensor]) -> 
     for run in runs:
         seen = features[start : start + len(run)]
         vectors += [
-            model.decode_clip(seen[max(0, end - model.clip_length) : end].unsqueeze(0))[0, -1]
-            for end in range(1, len(run) + 1)
+            model.decode_window(seen[max(0, end - model.clip_length) : end])[-1] for end in range(1, len(run) + 1)
         ]
         start += len(run)
     return torch.stack(vectors)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The honesty baseline: the pose of the nearest training image in the feature space of an ImageNet network."""
+"""The honesty baseline beside any checkpoint: ``nearest``, fed from the sources themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -14,7 +15,8 @@ from training.sources import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models.encoder import make_trunk
+from vmloc_ros.core.models import ModelConfig, ModelInput
+from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 
@@ -31,29 +33,31 @@ def nearest_image_errors(
         DataError: a side has no images.
         ModelError: the backbone or its weights are not to be had.
     """
-    trunk, _ = make_trunk(backbone, 3, pretrained)
-    trunk.eval()
-    known, known_poses = _describe(trunk, train, progress)
-    asked, truth = _describe(trunk, test, progress)
-    nearest = (asked @ known.T).argmax(dim=1).tolist()
-    return pose_errors(truth, [known_poses[i] for i in nearest])
+    preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
+    model = NearestImage(ModelConfig("nearest", backbone), preprocessor.channels, pretrained)
+    known, poses = _describe(model, preprocessor, train, progress)
+    model.memorise(
+        known,
+        np.stack([pose.position_m for pose in poses]),
+        np.stack([pose.quaternion_wxyz for pose in poses]),
+    )
+    asked, truth = _describe(model, preprocessor, test, progress)
+    answers = model.recall(asked)
+    return pose_errors(truth, [Pose(p, q) for p, q in zip(answers.positions_m, answers.quaternions_wxyz, strict=True)])
 
 
 @torch.inference_mode()
-def _describe(trunk: torch.nn.Module, sources: Sequence[Source], progress: bool) -> tuple[Tensor, list[Pose]]:
-    """Unit features ``(N, F)`` and poses of all frames that have an image."""
-    preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
-    # The input scale that torchvision's weights were trained with; ours is [-1, 1].
-    mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-    deviation = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+def _describe(
+    model: NearestImage, preprocessor: Preprocessor, sources: Sequence[Source], progress: bool
+) -> tuple[Tensor, list[Pose]]:
+    """Descriptors ``(N, F)`` and poses of all frames that have an image."""
     features, poses = [], []
     for source in sources:
         for sample in tqdm(source, total=len(source), desc=f"features of {source.name}", disable=not progress):
             if sample.frame.image is None:
                 continue
-            image = preprocessor([sample.frame])[0][IMAGE]
-            descriptor = trunk(((image + 1) / 2 - mean) / deviation).mean(dim=(2, 3))[0]
-            features.append(descriptor / descriptor.norm())
+            batch = ModelInput(preprocessor([sample.frame])[0], {IMAGE: torch.ones(1, dtype=torch.bool)})
+            features.append(model.describe(batch)[0])
             poses.append(sample.map_from_body)
     if not features:
         raise DataError(f"no images in {', '.join(source.name for source in sources)} for the retrieval baseline")

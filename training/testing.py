@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
-from vmloc_ros.core.models import ModelConfig, PoseModel, build_model
+from vmloc_ros.core.models import MemoryModel, ModelConfig, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -18,6 +20,7 @@ def write_random_checkpoint(
     path: Path,
     modalities: tuple[str, ...] = ("image", "lidar"),
     *,
+    system: str = "vmloc",
     body_frame: str = "base_link",
     map_frame: str = "map",
     backbone: str = "mobilenet_v3_small",
@@ -27,7 +30,7 @@ def write_random_checkpoint(
     """Write a valid checkpoint of an untrained small model; the same seed gives the same weights."""
     torch.manual_seed(seed)
     preprocess = preprocess or PreprocessConfig(modalities=modalities, shortest_side=64)
-    model_config = ModelConfig(backbone=backbone, latent_dim=32, hidden_dim=32)
+    model_config = ModelConfig(system, backbone, latent_dim=32, hidden_dim=32, feature_dim=32, recurrent_dim=32)
     header = CheckpointHeader(
         model_config,
         preprocess,
@@ -36,18 +39,29 @@ def write_random_checkpoint(
         body_frame,
         training={"data": "none: random weights"},
     )
-    model = build_model(model_config, Preprocessor(preprocess).channels)
-    _settle_batch_norm(model)
+    channels = Preprocessor(preprocess).channels
+    model = build_model(model_config, channels)
+    _settle(model, channels, header.pose_codec)
     save_checkpoint(path, header, model.state_dict())
     return header
 
 
 @torch.no_grad()
-def _settle_batch_norm(model: PoseModel) -> None:
-    """Give batch norms the statistics of noise: with their initial ones a deep network answers every input alike."""
+def _settle(model: PoseModel, channels: Mapping[str, int], codec: PoseCodec) -> None:
+    """Give batch norms the statistics of noise: with their initial ones a deep network answers every input alike.
+
+    A model that remembers gets the noise to remember.
+    """
+    model.eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
-    for encoder in model.encoders.values():
-        channels = next(m for m in encoder.modules() if isinstance(m, nn.Conv2d)).in_channels
-        encoder.train()(torch.rand(8, channels, 64, 64) * 2 - 1)
+            module.train()
+    noise = ModelInput(
+        {name: torch.rand(8, count, 64, 64) * 2 - 1 for name, count in channels.items()},
+        {name: torch.ones(8, dtype=torch.bool) for name in channels},
+    )
+    if isinstance(model, MemoryModel):
+        model.memorise(model.describe(noise), np.arange(24.0).reshape(8, 3), np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
+    else:
+        model.locate(noise, codec)

@@ -19,7 +19,9 @@ from tqdm import tqdm
 from training.augment import augment, drop_modalities
 from training.clips import clip_table, segments
 from training.config import TrainConfig
+from training.coverage import pose_record
 from training.dataset import PreparedDataset, split_blocks
+from training.memorise import memorise
 from training.metrics import pose_errors
 from training.objectives import build_objective
 from training.predict import model_input, predict
@@ -29,7 +31,7 @@ from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, Model
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
-from vmloc_ros.core.models import ModelInput, Prediction, build_model
+from vmloc_ros.core.models import MemoryModel, ModelInput, Prediction, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std
@@ -73,11 +75,6 @@ class Trainer:
         every = 0 if validation is not None else config.validation.every
         self._train_rows, held_out = split_blocks(len(data), config.validation.block, every)
         self._held_out = held_out if validation is None else torch.arange(len(validation))
-        if len(self._train_rows) < config.optimizer.batch_size:
-            raise DataError(
-                f"{len(self._train_rows)} training frames are fewer than a batch of {config.optimizer.batch_size}; "
-                "give more data or reduce optimizer.batch_size"
-            )
         torch.manual_seed(config.seed)
         self._preprocessor = Preprocessor(config.preprocess)
         codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
@@ -87,25 +84,23 @@ class Trainer:
         )
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self._objective = build_objective(config.model.name, config.objective).to(device)
-        self._clips = self._make_clips()
-        self._optimizer = torch.optim.Adam(
-            [
-                {"params": self.model.parameters(), "weight_decay": config.optimizer.weight_decay},
-                # Decay would pull the balance weights to an arbitrary zero.
-                {"params": self._objective.parameters(), "weight_decay": 0.0},
-            ],
-            lr=config.optimizer.learning_rate,
-        )
         self._epoch, self._best = 0, math.inf
+        if not isinstance(self.model, MemoryModel):
+            self._prepare_descent()
 
     def run(self, progress: bool = True) -> dict[str, float]:
         """Train to the last epoch and finish the best checkpoint; return its validation metrics.
+
+        A system that remembers passes over the data once instead; the checkpoint is then the only file.
 
         Raises:
             OutputError: a file cannot be written.
             DataError: the loss became NaN or infinite.
         """
+        if isinstance(self.model, MemoryModel):
+            memorise(self.model, self._data, self._train_rows, self._preprocessor, self._device, progress)
+            save_checkpoint(self._out, self._header, self.model.state_dict())
+            return self._finish()
         epochs = self._config.optimizer.epochs
         bar = tqdm(
             total=epochs * self._steps_per_epoch,
@@ -127,12 +122,14 @@ class Trainer:
         return self._finish()
 
     def resume(self) -> None:
-        """Continue from ``OUT.state.pt``.
+        """Continue from ``OUT.state.pt``; a system that remembers has nothing to go on from and starts anew.
 
         Raises:
             CheckpointError: the file is missing or damaged.
             ConfigError: it belongs to another configuration or other data.
         """
+        if isinstance(self.model, MemoryModel):
+            return
         path = self._path(".state.pt")
         if not path.is_file():
             raise CheckpointError(f"nothing to resume: {path} does not exist; train without --resume")
@@ -151,6 +148,25 @@ class Trainer:
         except Exception as error:  # torch.load raises many types for a damaged file
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise CheckpointError(f"{path} is damaged ({reason}); train from the start") from error
+
+    def _prepare_descent(self) -> None:
+        """What gradient steps need."""
+        config = self._config.optimizer
+        if len(self._train_rows) < config.batch_size:
+            raise DataError(
+                f"{len(self._train_rows)} training frames are fewer than a batch of {config.batch_size}; "
+                "give more data or reduce optimizer.batch_size"
+            )
+        self._objective = build_objective(self._config.model.name, self._config.objective).to(self._device)
+        self._clips = self._make_clips()
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": self.model.parameters(), "weight_decay": config.weight_decay},
+                # Decay would pull the balance weights to an arbitrary zero.
+                {"params": self._objective.parameters(), "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+        )
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -289,8 +305,11 @@ class Trainer:
             raise OutputError(f"{self._path('.csv')} could not be written: {error}") from error
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+        train = [self._data.poses[i] for i in self._train_rows.tolist()]
+        held_out = [self._validation_data.poses[i] for i in self._held_out.tolist()]
         return {
             **record,
+            **pose_record(train, held_out),
             "frames": len(self._train_rows),
             "validation_frames": len(self._held_out),
             "config": to_mapping(self._config),

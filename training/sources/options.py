@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from training.sources.robotcar_options import RobotCarOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,10 +15,16 @@ class SourceOptions:
     Attributes:
         stride: use every ``stride``-th frame.
         image_topic: of a bag; empty finds the only topic of a fitting type. Likewise the other topics.
-        body_frame: of a bag whose pose messages name no child frame (PoseStamped).
+        map_frame: of a bag whose poses are transforms (/tf): where their chain begins.
+        body_frame: likewise where it ends; of a bag whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
-        pose_gap_s: of a bag: frames between two poses farther apart in time are dropped, not interpolated, seconds.
-        skip_invalid: 7-Scenes: skip and count frames with a missing pose instead of stopping.
+        pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
+        skip_invalid: 7-Scenes and bags: skip and count what has an invalid pose instead of stopping.
+        register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
+        test_from_s: of a bag: frames this long after its first one, or longer, are its test split, seconds; 0 has none.
+        test_every: of a bag: every ``test_every``-th block of time is its test split; 0 has none.
+        test_block_s: length of a block, seconds.
+        robotcar: what concerns RobotCar alone.
     """
 
     stride: int = 1
@@ -25,11 +33,21 @@ class SourceOptions:
     cloud_topic: str = ""
     camera_info_topic: str = ""
     pose_topic: str = ""
+    map_frame: str = "map"
     body_frame: str = "base_link"
     slop_s: float = 0.1
     pose_gap_s: float = 1.0
     skip_invalid: bool = False
+    register_depth: bool = False
+    test_from_s: float = 0.0
+    test_every: int = 0
+    test_block_s: float = 10.0
+    robotcar: RobotCarOptions = field(default_factory=RobotCarOptions)
 
     def __post_init__(self) -> None:
         if self.stride < 1 or min(self.slop_s, self.pose_gap_s) <= 0:
             raise ValueError(f"stride >= 1, slop_s > 0 and pose_gap_s > 0, got {self}")
+        if self.test_from_s < 0 or self.test_every < 0 or self.test_every == 1 or self.test_block_s <= 0:
+            raise ValueError(f"test_from_s >= 0, test_every 0 or >= 2 and test_block_s > 0, got {self}")
+        if self.test_from_s and self.test_every:
+            raise ValueError("set test_from_s or test_every, not both")

@@ -4,7 +4,8 @@
 Layout: ``<scene>/seq-XX/frame-NNNNNN.{color.png,depth.png,pose.txt}``, colour also as JPEG;
 ``TrainSplit.txt`` and ``TestSplit.txt`` list ``sequenceX``. Depth is 16-bit millimetres, invalid where 0 or
 65535. The pose is the 4x4 camera-to-world matrix. Colour and depth are not registered; as is usual, the depth
-camera's intrinsics stand for both.
+camera's intrinsics stand for both. With ``register_depth`` depth is brought into the colour camera's view, whose focal
+length is about 525 pixels; the cameras' offset of some 2.5 cm is not published and left out.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.sources.fingerprint import fingerprint
 from vmloc_ros.core.encodings import depth_metres, rgb_from_compressed, unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Frame, PinholeCamera, Sample
@@ -24,7 +27,7 @@ from vmloc_ros.core.geometry import Pose
 
 _SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 _FRAME_FILE = re.compile(r"frame-(\d+)\.(color\.png|color\.jpg|depth\.png|pose\.txt)")
-_OFFICIAL_SIZE, _FOCAL_LENGTH = (640, 480), 585.0
+_OFFICIAL_SIZE, _FOCAL_LENGTH, _COLOR_FOCAL_LENGTH = (640, 480), 585.0, 525.0
 _INVALID_DEPTH_MM = 65535
 # The dataset has no clock: the first frame gets this stamp, and sequences follow each other after a pause.
 _FIRST_STAMP_NS = 1_000_000_000_000
@@ -35,6 +38,7 @@ _PAUSE_NS = 2_000_000_000
 class _Entry:
     color: Path
     depth: Path
+    pose: Path
     stamp_ns: int
     map_from_camera: Pose
 
@@ -51,6 +55,7 @@ class SevenScenesSource:
         sequences: restrict the split to these numbers.
         skip_invalid: leave out frames whose pose is missing, malformed or NaN and count them in ``report``.
         rate_hz: of the camera; 7-Scenes was recorded at 30 Hz.
+        register_depth: give depth as the colour camera would see it.
 
     Raises:
         DataError: a folder or file is missing or malformed, or nothing is left.
@@ -68,10 +73,12 @@ class SevenScenesSource:
         sequences: list[int] | None = None,
         skip_invalid: bool = False,
         rate_hz: float = 30.0,
+        register_depth: bool = False,
     ) -> None:
         if stride < 1 or not rate_hz > 0:
             raise DataError(f"stride must be at least 1 and rate_hz positive, got {stride} and {rate_hz}")
         self.name = f"{root.name}/{split}"
+        self._focal_length = _COLOR_FOCAL_LENGTH if register_depth else _FOCAL_LENGTH
         self._entries: list[_Entry] = []
         self.report = {"frames": 0, "frames without a valid pose": 0}
         start_ns = _FIRST_STAMP_NS
@@ -92,7 +99,8 @@ class SevenScenesSource:
     def __iter__(self) -> Iterator[Sample]:
         for index, entry in enumerate(self._entries):
             image, depth_mm = self.read(index)
-            frame = Frame(entry.stamp_ns, image, depth_metres(depth_mm), camera=camera_of(image))
+            camera = camera_of(image, self._focal_length)
+            frame = Frame(entry.stamp_ns, image, depth_metres(depth_mm), camera=camera)
             yield Sample(frame, entry.map_from_camera)
 
     def poses(self) -> list[Pose]:
@@ -100,6 +108,10 @@ class SevenScenesSource:
 
     def stamps_ns(self) -> list[int]:
         return [entry.stamp_ns for entry in self._entries]
+
+    def fingerprint(self) -> str:
+        files = [path for entry in self._entries for path in (entry.color, entry.depth, entry.pose)]
+        return fingerprint(files, self.stamps_ns(), self._focal_length)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Colour ``(H, W, 3)`` uint8 RGB and depth ``(H, W)`` uint16 millimetres, 0 = none, of a frame.
@@ -112,7 +124,9 @@ class SevenScenesSource:
             image = rgb_from_compressed(entry.color.read_bytes(), entry.color.suffix.lstrip("."))
         except (OSError, MessageError) as error:
             raise DataError(f"{entry.color}: {error}") from error
-        return image, _read_depth_mm(entry.depth)
+        depth_mm = _read_depth_mm(entry.depth)
+        registered = self._focal_length != _FOCAL_LENGTH
+        return image, register_depth(depth_mm) if registered else depth_mm
 
     def _add(self, files: dict[str, Path], stamp_ns: int, skip_invalid: bool) -> None:
         try:
@@ -123,14 +137,34 @@ class SevenScenesSource:
             self.report["frames without a valid pose"] += 1
             return
         color = files.get("color.png") or files["color.jpg"]
-        self._entries.append(_Entry(color, files["depth.png"], stamp_ns, pose))
+        self._entries.append(_Entry(color, files["depth.png"], files["pose.txt"], stamp_ns, pose))
 
 
-def camera_of(image: NDArray[np.uint8]) -> PinholeCamera:
+def camera_of(image: NDArray[Any], focal_length: float = _FOCAL_LENGTH) -> PinholeCamera:
     """The official intrinsics (f = 585, centre 320, 240 at 640x480), scaled to the image's size."""
     height, width = image.shape[:2]
     sx, sy = width / _OFFICIAL_SIZE[0], height / _OFFICIAL_SIZE[1]
-    return PinholeCamera(width, height, _FOCAL_LENGTH * sx, _FOCAL_LENGTH * sy, width / 2, height / 2)
+    return PinholeCamera(width, height, focal_length * sx, focal_length * sy, width / 2, height / 2)
+
+
+def register_depth(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Depth as a camera of the colour camera's focal length at the same place sees it.
+
+    Both cameras share their centre and axis, so a ray's depth stays and the picture only shrinks: each pixel takes the
+    depth of the one that looks along its ray, 0 where the depth camera does not reach. Nearest, never averaged: a mean
+    across an edge lies on no surface.
+
+    Args:
+        depth_mm: ``(H, W)``, 0 = none.
+    """
+    target, source = camera_of(depth_mm, _COLOR_FOCAL_LENGTH), camera_of(depth_mm)
+    rows, columns = (np.arange(count, dtype=np.float64) for count in depth_mm.shape)
+    u = (columns - target.cx) * (source.fx / target.fx) + source.cx
+    v = (rows - target.cy) * (source.fy / target.fy) + source.cy
+    u, v = np.floor(u + 0.5).astype(int), np.floor(v + 0.5).astype(int)
+    inside = (v >= 0)[:, None] & (v < len(rows))[:, None] & (u >= 0) & (u < len(columns))
+    looked_up = depth_mm[np.ix_(v.clip(0, len(rows) - 1), u.clip(0, len(columns) - 1))]
+    return np.where(inside, looked_up, np.uint16(0))
 
 
 def _sequence_numbers(root: Path, split: str, wanted: list[int] | None) -> list[int]:

@@ -172,6 +172,8 @@ class Stream:
             return [self._localizer.localize(frame)]
         batch = self._localizer.preprocess(frame)
         features = self._model.frame_features(batch)
+        if not bool(torch.isfinite(features).all()):  # or the clip would answer nothing for as long as it holds them
+            raise ModelError(f"frame at {frame.stamp_ns} ns: the network's features are not finite")
         broken = self._features and not 0 < frame.stamp_ns - self._newest_ns <= self._max_gap_ns
         due = self.flush() if broken else []
         self._newest_ns = frame.stamp_ns
@@ -190,7 +192,7 @@ class Stream:
         """Estimates of all waiting frames but the newest ``keep``."""
         if self._model is None or len(self._waiting) <= keep:
             return []
-        vectors = self._model.decode_clip(torch.stack(list(self._features)).unsqueeze(0))[0]
+        vectors = self._model.decode_window(torch.stack(list(self._features)))
         estimates = []
         while len(self._waiting) > keep:
             row = vectors[-len(self._waiting)]

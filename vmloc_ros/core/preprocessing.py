@@ -23,6 +23,8 @@ from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
 
+PREPARED_VERSION = 1  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
+
 
 @dataclass(frozen=True, slots=True)
 class PreprocessConfig:

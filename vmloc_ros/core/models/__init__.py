@@ -19,6 +19,10 @@ from vmloc_ros.core.models.base import (
     RegressionModel,
     VariationalModel,
 )
+from vmloc_ros.core.models.baselines import AtLoc, AttentionVMLoc, MapNet, PoseNetPlus
+from vmloc_ros.core.models.hourglass import Hourglass
+from vmloc_ros.core.models.nearest import NearestImage
+from vmloc_ros.core.models.vidloc import VidLoc
 from vmloc_ros.core.models.vmloc import VMLoc
 
 
@@ -42,7 +46,14 @@ REGISTRY: dict[str, System] = {
     "vmloc": System(VMLoc, MODALITIES, "product of experts, importance-weighted bound, attention (the paper's)"),
     "image_vmloc": System(VMLoc, (IMAGE,), "vmloc with the camera's expert alone"),
     "depth_vmloc": System(VMLoc, (DEPTH, LIDAR), "vmloc with the depth camera's or the lidar's expert alone"),
+    "attention_vmloc": System(AttentionVMLoc, MODALITIES, "features side by side, attention; no posterior"),
     "poe_vmloc": System(VMLoc, MODALITIES, "product of experts with the plain single-sample ELBO (MVAE)"),
+    "atloc": System(AtLoc, (IMAGE,), "one image, self-attention on its features"),
+    "mapnet": System(MapNet, (IMAGE,), "one image; trained on absolute and relative poses of tuples of frames"),
+    "posenet_plus": System(PoseNetPlus, (IMAGE,), "one image, unit quaternion, learned homoscedastic weights"),
+    "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections"),
+    "vidloc": System(VidLoc, MODALITIES, "a clip: modalities as channels of one picture, LSTM over the frames"),
+    "nearest": System(NearestImage, (IMAGE,), "image retrieval: the pose of the nearest training image"),
 }
 
 

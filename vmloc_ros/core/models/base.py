@@ -32,10 +32,10 @@ class ModelConfig:
         attention_reduction: the attended features divided by the attention's inner size.
         dropout: before the pose heads, in training only.
         feature_dim: width of the layer before the heads of ``atloc``, ``mapnet``, ``posenet_plus`` (AtLoc: 2048),
-            ``hourglass``.
+            ``hourglass``, and before the LSTM of ``vidloc``.
         clip_length: frames that training shows together, and that ``vidloc`` looks back on; None takes the system's
             own: 3 for ``mapnet``, 16 for ``vidloc``, 1 for all others.
-        clip_spacing: frames from one of them to the next; None takes the system's own: 10 for ``mapnet``, else 1.
+        clip_spacing: frames from one of them to the next, for ``mapnet``; None takes its own: 10.
         recurrent_dim: LSTM units per direction of ``vidloc``.
         bidirectional: whether ``vidloc``'s LSTM reads clips backwards too.
     """
@@ -210,11 +210,21 @@ class ClipModel(RegressionModel):
 
     @abstractmethod
     def decode_clip(self, features: Tensor) -> Tensor:
-        """Pose vectors ``(B, T, 6)`` of clips ``(B, T, F)``, oldest frame first; T may differ from training's."""
+        """Pose vectors ``(B, T, 6)`` of clips ``(B, T, F)``, oldest frame first."""
+
+    def decode_window(self, features: Tensor) -> Tensor:
+        """Pose vectors ``(T, 6)`` of the newest frames ``(T, F)``, T from 1 to ``clip_length``.
+
+        Where there are fewer frames than a clip has, the oldest is repeated in front of it, as training does.
+        """
+        missing = self.clip_length - len(features)
+        clip = torch.cat([features[:1].expand(missing, -1), features])
+        return self.decode_clip(clip.unsqueeze(0))[0, missing:]
 
     def forward(self, batch: ModelInput) -> Tensor:
         """Pose vectors ``(B, 6)`` of frames without neighbours."""
-        return self.decode_clip(self.frame_features(batch).unsqueeze(1)).squeeze(1)
+        features = self.frame_features(batch).unsqueeze(1)
+        return self.decode_clip(features.expand(-1, self.clip_length, -1))[:, -1]
 
 
 class MemoryModel(PoseModel):
@@ -227,6 +237,14 @@ class MemoryModel(PoseModel):
     @abstractmethod
     def memorise(self, descriptors: Tensor, positions_m: Array, quaternions_wxyz: Array) -> None:
         """Replace what is remembered: ``(N, F)``, ``(N, 3)``, ``(N, 4)``; part of the state dict from then on."""
+
+
+def require_modality(batch: ModelInput, modalities: tuple[str, ...]) -> None:
+    """Raises ModelError: a sample has none of the modalities."""
+    present = torch.stack([batch.present[name] for name in modalities]).any(dim=0)
+    if not bool(present.all()):
+        missing = torch.nonzero(~present).flatten().tolist()
+        raise ModelError(f"no modality is present in sample {missing} of the batch; a pose needs at least one")
 
 
 def decode_vectors(vectors: Tensor, codec: PoseCodec, posterior: Posterior | None = None) -> Prediction:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial import cKDTree
+
+from helpers import yaw_pose
+from training.coverage import TrainingArea, nearest_training_poses, pose_record, warn_of_unknown_places
+
+
+def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() -> None:
+    rng = np.random.default_rng(0)
+    train = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (300, 3))]
+    asked = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (40, 3))]
+    tree = cKDTree([pose.position_m for pose in train])
+    distance, rows = tree.query([pose.position_m for pose in asked])
+    angles = [
+        np.degrees(np.arccos(np.clip((np.trace(a.rotation.T @ train[row].rotation) - 1) / 2, -1, 1)))
+        for a, row in zip(asked, rows, strict=True)
+    ]
+    found = nearest_training_poses(train, asked)
+    assert np.isclose(found["median_distance_m"], np.median(distance), atol=1e-6)
+    assert np.isclose(found["p95_distance_m"], np.percentile(distance, 95), atol=1e-6)
+    assert np.isclose(found["median_angle_deg"], np.median(angles), atol=1e-5)
+    assert np.isclose(found["p95_angle_deg"], np.percentile(angles, 95), atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=1, max_size=30))
+def test_training_poses_and_their_surroundings_are_inside(places: list[tuple[float, float]]) -> None:
+    poses = [yaw_pose(x, y) for x, y in places]
+    area = TrainingArea.of(poses)
+    assert not area.outside(poses).any()
+    beside = [yaw_pose(x + 0.9 * area.cell_m, y - 0.9 * area.cell_m) for x, y in places]
+    assert not area.outside(beside).any()
+
+
+def test_the_middle_of_a_loop_is_outside() -> None:
+    angles = np.linspace(0, 2 * np.pi, 500)
+    area = TrainingArea.of([yaw_pose(20 * np.cos(a), 20 * np.sin(a)) for a in angles])
+    asked = [yaw_pose(0, 0), yaw_pose(20.1, 0), yaw_pose(0, -19.9), yaw_pose(17, 0), yaw_pose(400, 0)]
+    assert area.outside(asked).tolist() == [True, False, False, True, True]
+
+
+def test_the_record_stays_small_however_far_the_robot_drove() -> None:
+    rng = np.random.default_rng(0)
+    area = TrainingArea.of([yaw_pose(*xy) for xy in rng.uniform(0, 5000, (5000, 2))])
+    assert len(area.cells) <= 1000
+    again = TrainingArea.from_record(json.loads(json.dumps(area.to_record())))
+    assert again is not None
+    assert again.cell_m == area.cell_m
+    np.testing.assert_array_equal(again.cells, area.cells)
+    assert TrainingArea.from_record({}) is None
+
+
+def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: pytest.LogCaptureFixture) -> None:
+    record = json.loads(json.dumps(pose_record([yaw_pose(x) for x in range(10)], [yaw_pose(2.5)])))
+    assert record["held_out"]["median_distance_m"] == 0.5
+    with caplog.at_level("WARNING"):
+        warn_of_unknown_places(record, [yaw_pose(3.0), yaw_pose(5.1)])
+        warn_of_unknown_places({}, [yaw_pose(100.0)])
+        assert not caplog.records
+        warn_of_unknown_places(record, [yaw_pose(3.0), yaw_pose(30.0), yaw_pose(4.0, 5.0)])
+    assert "2 of 3 poses are outside the training area" in caplog.text

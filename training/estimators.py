@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMLoc's objective, the importance-weighted bound, and estimators of the encoders' gradient; MVAE's plain ELBO.
+
+Every estimator has the same value and the same gradient of decoder, beta and gamma: weights ``w~_i = w_i / sum_j w_j``
+(VMLoc Eq. 14). They differ in the gradient of the encoders phi, which reaches the objective through the samples z_i and
+through the parameters of ``log q(z_i | x)`` (the score term; its expectation is not zero once samples are weighted):
+
+``iwae``         both ways, plain differentiation of the bound (VMLoc Eq. 8; Burda et al. 2016). Unbiased.
+``stl``          the score term is left out (Roeder et al. 2017): weights ``w~_i`` on ``d log w_i/dz_i dz_i/dphi``.
+                 Unbiased for k = 1, and for lambda = 0.
+``dreg``         weights ``w~_i^2`` (VMLoc Eq. 13; Tucker et al. 2019). Unbiased for lambda = 1, and for k = 1.
+``dreg_lambda``  weights ``(1 - lambda) w~_i + lambda w~_i^2``. Unbiased for every lambda: the score term is
+                 ``-lambda w~_i d log q(z_i | x)/dphi``, and in expectation ``w~_i d log q(z_i | x)/dphi`` equals
+                 ``(w~_i - w~_i^2) d log w_i/dz_i dz_i/dphi``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.losses import PoseLoss
+from vmloc_ros.core.models import Posterior, VariationalModel
+from vmloc_ros.core.models.fusion import Gaussian, standard_normal_log_prob
+
+
+class Bound(NamedTuple):
+    """What :func:`bound_loss` returns.
+
+    Attributes:
+        loss: scalar, the negative bound, mean over the batch.
+        effective_samples: ``(B,)`` from 1 to k, ``1 / sum_i w~_i^2``; without gradient.
+    """
+
+    loss: Tensor
+    effective_samples: Tensor
+
+
+def bound_loss(
+    model: VariationalModel,
+    posterior: Posterior,
+    target: Tensor,
+    pose_loss: PoseLoss,
+    samples: int,
+    kl_weight: float,
+    estimator: str,
+) -> Bound:
+    """Negative importance-weighted bound (VMLoc Eq. 7, 10, 15).
+
+    ``log w_i = -L_p(y_i, y*) + lambda (log p(z_i) - log q(z_i | x))``; the bound is ``log mean_i w_i``.
+
+    Args:
+        target: ``(B, 6)`` pose vectors.
+        samples: k.
+        kl_weight: lambda.
+        estimator: ``iwae``, ``stl``, ``dreg`` or ``dreg_lambda``; see the module.
+    """
+    joint = posterior.joint
+    z = joint.sample(samples)  # (k, B, D)
+    density = joint if estimator == "iwae" else Gaussian(joint.mean.detach(), joint.log_variance.detach())
+    log_ratio = standard_normal_log_prob(z) - density.log_prob(z)
+    log_weights = -pose_loss(model.decode(z), target) + kl_weight * log_ratio  # (k, B)
+    weights = torch.softmax(log_weights.detach(), dim=0)
+    _reweight_gradient(z, weights, {"iwae": 0.0, "stl": 0.0, "dreg": 1.0, "dreg_lambda": kl_weight}[estimator])
+    loss = -(torch.logsumexp(log_weights, dim=0) - math.log(samples)).mean()
+    return Bound(loss, 1 / weights.square().sum(dim=0))
+
+
+def _reweight_gradient(z: Tensor, weights: Tensor, share: float) -> None:
+    """Let what flows back into z, by the bound itself weighted with ``w~``, go on with ``(1-share) w~ + share w~^2``.
+
+    The hook sits on the samples that decoder and densities read: all of phi's gradient passes it, none of theta's does.
+    """
+    if share and z.requires_grad:
+        factor = (1 - share + share * weights).unsqueeze(-1)
+        z.register_hook(lambda gradient: gradient * factor)
+
+
+def elbo_loss(
+    model: VariationalModel, posterior: Posterior, target: Tensor, pose_loss: PoseLoss, kl_weight: float
+) -> Tensor:
+    """Negative evidence lower bound, mean over the batch: ``L_p`` of one sample and lambda times the KL in closed form.
+
+    VMLoc Eq. 3, as in MVAE (Wu & Goodman 2018).
+
+    Args:
+        target: ``(B, 6)`` pose vectors.
+        kl_weight: lambda.
+    """
+    joint = posterior.joint
+    predicted = model.decode(joint.sample(1).squeeze(0))
+    return (pose_loss(predicted, target) + kl_weight * joint.kl_to_standard_normal()).mean()

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tells one state of a source from another, without reading its data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def fingerprint(files: Iterable[Path], *settings: object) -> str:
+    """A digest of the files' paths, sizes and times of change, and of what decides how they are read.
+
+    Args:
+        files: all that the source reads; a missing one counts as such.
+        settings: anything whose ``repr`` tells it from another.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        try:
+            status = path.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except FileNotFoundError:
+            state = "missing"
+        digest.update(f"{path.resolve()} {state}\n".encode())
+    digest.update(repr(settings).encode())
+    return digest.hexdigest()

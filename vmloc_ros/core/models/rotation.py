@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logarithm and exponential of quaternions for networks: batched, differentiable, finite everywhere.
+
+The conventions are those of :mod:`vmloc_ros.core.geometry`: ``(w, x, y, z)``, hemisphere ``w >= 0``, half-angle axis
+vectors (VMLoc Eq. 12).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def quaternion_log(quaternion_wxyz: Tensor) -> Tensor:
+    """Half-angle axis vectors ``(..., 3)`` of ``(..., 4)`` quaternions (VMLoc Eq. 12), norm in ``[0, pi/2]``.
+
+    The quaternion's length does not matter, save that it must not be zero. ``atan2`` keeps the precision that
+    ``acos`` loses at small angles, and its gradient is finite at ``w = 1``.
+    """
+    canonical = _canonical(quaternion_wxyz)
+    w, vector = canonical[..., :1], canonical[..., 1:]
+    squared = vector.square().sum(dim=-1, keepdim=True)
+    zero = _vanishes(squared)
+    # where() outside and inside: the branch not taken must not divide by zero either, or NaN reaches the gradient.
+    sine = torch.where(zero, 1.0, squared).sqrt()
+    limit = torch.where(zero, w, 1.0).reciprocal()
+    return vector * torch.where(zero, limit, torch.atan2(sine, w) / sine)
+
+
+def quaternion_exp(log_quaternion: Tensor) -> Tensor:
+    """Unit quaternions ``(..., 4)``, ``w >= 0``, of half-angle axis vectors ``(..., 3)``."""
+    squared = log_quaternion.square().sum(dim=-1, keepdim=True)
+    zero = _vanishes(squared)
+    half_angle = torch.where(zero, 1.0, squared).sqrt()
+    w = torch.where(zero, 1 - squared / 2, half_angle.cos())
+    sinc = torch.where(zero, 1 - squared / 6, half_angle.sin() / half_angle)
+    return _canonical(torch.cat([w, log_quaternion * sinc], dim=-1))
+
+
+def _canonical(quaternion_wxyz: Tensor) -> Tensor:
+    """The one of ``q`` and ``-q`` with ``w >= 0``: both are the same rotation."""
+    return torch.where(quaternion_wxyz[..., :1] < 0, -quaternion_wxyz, quaternion_wxyz)
+
+
+def _vanishes(squared: Tensor) -> Tensor:
+    """Where a squared length is too small for its root to be taken and divided by."""
+    return squared < torch.finfo(squared.dtype).tiny

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VidLoc: a CNN on image and depth together, an LSTM over the clip, a pose for each frame (Clark et al. 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vmloc_ros.core.errors import ModelError
+from vmloc_ros.core.models.base import ClipModel, ModelConfig, ModelInput, require_modality
+from vmloc_ros.core.models.encoder import make_trunk
+
+
+class VidLoc(ClipModel):
+    """Modalities are fused before the first layer, as channels of one picture; an absent one's channels are zeros.
+
+    The picture has the size of the first modality. Where a robot's frame lacks that one, it is the size that it had
+    in training, so that the others look as they did there.
+
+    Pose heads are linear: outputs of an LSTM lie in (-1, 1) and could not reach the extent of a map.
+
+    Args:
+        config: sizes; ``bidirectional`` decides whether frames after one may change its pose.
+        channels: input channels per modality, in the order of the modalities.
+        pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
+
+    Raises:
+        ModelError: ``clip_spacing`` is not 1.
+
+    Attributes:
+        input_size: ``(2,)`` height and width of the first modality in training; zeros in an untrained model.
+    """
+
+    input_size: Tensor
+
+    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+        super().__init__(tuple(channels))
+        self.clip_length = config.clip_length or 16
+        if (config.clip_spacing or 1) != 1:
+            raise ModelError(
+                f"vidloc reads successive frames, as a robot gets them: model.clip_spacing is {config.clip_spacing}, "
+                "leave it out, or reduce the frames with source.stride"
+            )
+        self._channels = dict(channels)
+        self.trunk, width = make_trunk(config.backbone, sum(channels.values()), pretrained)
+        self.feature = nn.Linear(width, config.feature_dim)
+        self.lstm = nn.LSTM(
+            config.feature_dim, config.recurrent_dim, batch_first=True, bidirectional=config.bidirectional
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        # Position and log-quaternion: linear heads side by side are one linear layer.
+        self.heads = nn.Linear(config.recurrent_dim * (1 + config.bidirectional), 6)
+        self.register_buffer("input_size", torch.zeros(2, dtype=torch.int64))
+
+    def frame_features(self, batch: ModelInput) -> Tensor:
+        """Features ``(B, feature_dim)`` of single frames.
+
+        Raises:
+            ModelError: a sample has no modality.
+        """
+        require_modality(batch, self.modalities)
+        size = self._picture_size(batch)
+        picture = torch.cat([self._layers(name, batch, size) for name in self.modalities], dim=1)
+        return torch.relu(self.feature(self.trunk(picture).mean(dim=(2, 3))))
+
+    def decode_clip(self, features: Tensor) -> Tensor:
+        states, _ = self.lstm(features)
+        return self.heads(self.dropout(states))
+
+    def _picture_size(self, batch: ModelInput) -> tuple[int, int]:
+        first = batch.tensors[self.modalities[0]]
+        if first.dim() == 4:  # else it stands for a modality that no sample has
+            if self.training:
+                self.input_size.copy_(torch.tensor(first.shape[2:]))
+            return first.shape[2], first.shape[3]
+        height, width = self.input_size.tolist()
+        if height:
+            return height, width
+        other = next(x for x in batch.tensors.values() if x.dim() == 4)
+        return other.shape[2], other.shape[3]
+
+    def _layers(self, name: str, batch: ModelInput, size: tuple[int, int]) -> Tensor:
+        """The modality's channels ``(B, C, *size)`` of the picture."""
+        x, present = batch.tensors[name], batch.present[name]
+        if x.dim() < 4:
+            return x.new_zeros(len(batch), self._channels[name], *size)
+        x = torch.where(present.view(-1, 1, 1, 1), x, 0.0)
+        if x.shape[2:] == size:
+            return x
+        # Nearest: averages of measurements with "no measurement" would invent surfaces.
+        return nn.functional.interpolate(x, size=size, mode="nearest-exact")
