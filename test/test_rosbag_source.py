@@ -13,108 +13,32 @@ import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from helpers import yaw_pose
+from bag_builders import (
+    BASE_FROM_CAMERA,
+    BASE_FROM_LIDAR,
+    CAMERA,
+    MS,
+    T0,
+    Message,
+    assert_pose,
+    calibration,
+    clouds,
+    depths,
+    images,
+    odometry,
+    poses,
+    source,
+    true_pose,
+    write_bag,
+)
 from training.sources import open_sources
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource, is_bag
-from vmloc_ros.core.bag_messages import (
-    camera_info_message,
-    image_message,
-    odometry_message,
-    point_cloud_message,
-    pose_stamped_message,
-    tf_message,
-    typestore,
-)
+from training.sources.rosbag import is_bag
+from vmloc_ros.core.bag_messages import camera_info_message, image_message, typestore
 from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.frame import PinholeCamera, PointCloud
-from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 
-T0 = 1_700_000_000_000_000_000
-MS = 1_000_000
-CAMERA = PinholeCamera(8, 6, 5.0, 5.0, 3.5, 2.5)
-BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.2, 0.0, 1.0], [-np.pi / 2, 0.0, -np.pi / 2])
-BASE_FROM_LIDAR = Pose.from_xyz_rpy([0.0, 0.1, 1.5], [0.0, 0.0, 0.3])
 OPTIONS = SourceOptions()
-
-Message = tuple[str, Any, int]  # topic, message, stamp
-
-
-def picture(value: int) -> np.ndarray:
-    return np.full((6, 8, 3), value, np.uint8)
-
-
-def images(count: int = 10, topic: str = "/camera/image_raw", start: int = T0, step: int = 100 * MS) -> list[Message]:
-    """Every pixel of image i has the value i."""
-    stamps = [start + i * step for i in range(count)]
-    return [(topic, image_message(t, "camera_optical_frame", picture(i), "rgb8"), t) for i, t in enumerate(stamps)]
-
-
-def depths(count: int = 10, topic: str = "/camera/depth/image_raw") -> list[Message]:
-    stamps = [T0 + i * 100 * MS for i in range(count)]
-    return [
-        (topic, image_message(t, "camera_optical_frame", np.full((6, 8), 1000 + i, np.uint16), "16UC1"), t)
-        for i, t in enumerate(stamps)
-    ]
-
-
-def clouds(count: int = 10, offset: int = 30 * MS) -> list[Message]:
-    """x of every point of cloud i is i + 1; clouds lag behind the images."""
-    stamps = [T0 + i * 100 * MS + offset for i in range(count)]
-    return [
-        (
-            "/lidar/points",
-            point_cloud_message(
-                t, "lidar_link", PointCloud(np.full((5, 3), i + 1, np.float32), np.full(5, i, np.float32))
-            ),
-            t,
-        )
-        for i, t in enumerate(stamps)
-    ]
-
-
-def true_pose(stamp_ns: int) -> Pose:
-    """1 m/s along x and 30 deg/s: linear, so that interpolation between poses is exact."""
-    seconds = (stamp_ns - T0) * 1e-9
-    return yaw_pose(seconds, -2 * seconds, 30 * seconds)
-
-
-def poses(first: int = -2, last: int = 30, topic: str = "/ground_truth/pose", step: int = 70 * MS) -> list[Message]:
-    stamps = [T0 + i * step for i in range(first, last)]
-    return [(topic, pose_stamped_message(t, "map", true_pose(t)), t) for t in stamps]
-
-
-def odometry(topic: str = "/odom", child: str = "base_footprint") -> list[Message]:
-    stamps = [T0 + i * 50 * MS for i in range(-2, 40)]
-    return [(topic, odometry_message(t, "odom", child, true_pose(t)), t) for t in stamps]
-
-
-def calibration() -> list[Message]:
-    transforms = [
-        ("base_link", "camera_optical_frame", BASE_FROM_CAMERA, T0),
-        ("base_link", "lidar_link", BASE_FROM_LIDAR, T0),
-    ]
-    return [
-        ("/tf_static", tf_message(transforms), T0 - 1),
-        ("/camera/camera_info", camera_info_message(T0, "camera_optical_frame", CAMERA), T0),
-    ]
-
-
-def write_bag(path: Path, *streams: Iterable[Message]) -> Path:
-    with BagWriter(path) as bag:
-        for topic, message, stamp in sorted(itertools.chain(*streams), key=lambda entry: entry[2]):
-            bag.write(topic, message, stamp)
-    return path
-
-
-def source(path: Path, modalities: tuple[str, ...] = ("image", "lidar"), **options: Any) -> RosbagSource:
-    return RosbagSource(path, dataclasses.replace(OPTIONS, **options), modalities)
-
-
-def assert_pose(actual: Pose, expected: Pose) -> None:
-    np.testing.assert_allclose(actual.position_m, expected.position_m, atol=1e-6)
-    assert rotation_angle_deg(actual.quaternion_wxyz, expected.quaternion_wxyz) < 1e-6
 
 
 @pytest.fixture
@@ -304,22 +228,6 @@ def test_an_uncalibrated_camera_is_a_camera_without_intrinsics(
 # --- storage -----------------------------------------------------------------------------------------------------
 
 
-def test_sqlite_bags_are_read_like_mcap(tmp_path: Path, bag: Path) -> None:
-    path, store = tmp_path / "sqlite", typestore()
-    with Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
-        connections: dict[str, Any] = {}
-        for topic, message, stamp in sorted([*images(), *clouds(), *poses(), *calibration()], key=lambda m: m[2]):
-            kind = message.__msgtype__
-            if topic not in connections:
-                connections[topic] = writer.add_connection(topic, kind, typestore=store)
-            writer.write(connections[topic], stamp, store.serialize_cdr(message, kind))
-    for ours, theirs in zip(source(path), source(bag), strict=True):
-        assert ours.frame.stamp_ns == theirs.frame.stamp_ns
-        np.testing.assert_array_equal(ours.frame.image, theirs.frame.image)
-        np.testing.assert_array_equal(ours.frame.cloud.xyz_m, theirs.frame.cloud.xyz_m)
-        np.testing.assert_array_equal(ours.map_from_body.matrix, theirs.map_from_body.matrix)
-
-
 def test_a_bare_storage_file_is_a_bag_too(bag: Path, tmp_path: Path) -> None:
     (storage,) = bag.glob("*.mcap")
     bare = Path(shutil.copy(storage, tmp_path / "bare.mcap"))
@@ -342,7 +250,7 @@ def test_a_folder_of_bags_gives_a_source_for_each_in_order_of_name(tmp_path: Pat
 def test_a_bag_without_a_pose_topic_is_refused_with_what_it_has(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(), clouds())
     with pytest.raises(
-        DataError, match=r"bag has no pose topic \(geometry_msgs/msg/PoseStamped or .*Odometry\); it has /camera"
+        DataError, match=r"bag has no pose topic \(geometry_msgs/msg/PoseStamped or .*tfMessage\); it has /camera"
     ):
         source(path)
     with pytest.raises(DataError, match=r"has no pose topic /gt; it has /camera/image_raw \(sensor_msgs/msg/Image\)"):
@@ -372,7 +280,7 @@ def test_a_missing_sensor_is_refused(tmp_path: Path, modalities: tuple[str, ...]
             "the image topic /lidar/points is sensor_msgs/msg/PointCloud2, expected sensor_msgs/msg/Image or",
         ),
         ("cloud_topic", "/camera/image_raw", "the lidar topic /camera/image_raw is sensor_msgs/msg/Image, expected"),
-        ("pose_topic", "/tf_static", "the pose topic /tf_static is tf2_msgs/msg/TFMessage, expected"),
+        ("pose_topic", "/lidar/points", "the pose topic /lidar/points is sensor_msgs/msg/PointCloud2, expected"),
         ("image_topic", "/nothing", "has no image topic /nothing; it has"),
     ],
 )
@@ -434,8 +342,12 @@ def test_an_empty_bag_is_refused(tmp_path: Path) -> None:
 def test_a_pose_of_nan_is_refused_with_its_topic(tmp_path: Path) -> None:
     broken = poses()
     broken[4][1].pose.position.y = float("nan")
-    with pytest.raises(DataError, match=r"bag: /ground_truth/pose: invalid pose .*finite"):
+    with pytest.raises(DataError, match=rf"bag: /ground_truth/pose: invalid pose at {broken[4][2]} ns: .*finite"):
         source(write_bag(tmp_path / "bag", images(), broken), ("image",))
+    opened = source(tmp_path / "bag", ("image",), skip_invalid=True)
+    assert opened.report["invalid poses"] == 1
+    for sample in opened:
+        assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
 
 
 def test_extrinsics_of_nan_are_refused_with_their_topic(tmp_path: Path) -> None:
@@ -449,8 +361,33 @@ def test_a_message_that_cannot_be_decoded_is_refused_with_its_stamp(tmp_path: Pa
     broken = images()
     broken[3][1].encoding = "sepia"
     opened = source(write_bag(tmp_path / "bag", broken, poses()), ("image",))
-    with pytest.raises(DataError, match=rf"bag: frame at {T0 + 300 * MS} ns: .*sepia"):
+    with pytest.raises(DataError, match=rf"bag: /camera/image_raw at {T0 + 300 * MS} ns: .*sepia"):
         list(opened)
+
+
+def test_a_picture_of_another_size_is_refused_with_its_topic_and_stamp(tmp_path: Path) -> None:
+    """One CameraInfo cannot be true of both."""
+    mixed = images()
+    mixed[5] = (mixed[5][0], image_message(mixed[5][2], "camera", np.zeros((12, 16, 3), np.uint8), "rgb8"), mixed[5][2])
+    opened = source(write_bag(tmp_path / "bag", mixed, poses()), ("image",))
+    with pytest.raises(DataError, match=rf"/camera/image_raw at {T0 + 500 * MS} ns: .* 16x12, those before it 8x6"):
+        list(opened)
+
+
+def test_images_that_repeat_a_stamp_are_counted_once(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), images(3), poses())
+    opened = source(path, ("image",))
+    assert len(opened) == len(list(opened)) == 10
+    assert opened.report["late or duplicate"] == 3
+
+
+def test_a_header_too_short_to_hold_a_stamp_is_refused(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        for topic, message, stamp in poses():
+            bag.write(topic, message, stamp)
+        bag.write_raw("/camera/image_raw", "sensor_msgs/msg/Image", b"\0\1\0\0\0\0", T0)
+    with pytest.raises(DataError, match=rf"bag: /camera/image_raw: damaged message logged at {T0} ns: it has 6 bytes"):
+        source(tmp_path / "bag", ("image",))
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags: rosbag2 (MCAP, sqlite3) and ROS 1, paired by the node's own synchronizer."""
+"""Bags: rosbag2 (MCAP, sqlite3, compressed or not) and ROS 1, paired by the node's own synchronizer."""
 
 from __future__ import annotations
 
@@ -10,42 +10,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection
 
+from training.sources.fingerprint import fingerprint
 from training.sources.options import SourceOptions
-from vmloc_ros.core.bags import open_bag
+from training.sources.rosbag_frames import FrameReader, Serialized
+from training.sources.rosbag_index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag_topics import choose_camera_topic, connections_of
+from vmloc_ros.core.bags import BagReader, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
-from vmloc_ros.core.geometry import Pose, interpolate_poses
-from vmloc_ros.core.messages import (
-    decode_camera_info,
-    decode_depth,
-    decode_image,
-    decode_point_cloud,
-    decode_pose,
-    stamp_ns,
-)
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
 from vmloc_ros.core.transforms import StaticTransformTree
-from vmloc_ros.synchronizer import Bundle, Synchronizer
+from vmloc_ros.synchronizer import Bundle
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-# Ground truth is usually a PoseStamped and odometry, which drifts, an Odometry: the first type found wins.
-_POSES = (
-    "geometry_msgs/msg/PoseStamped",
-    "geometry_msgs/msg/PoseWithCovarianceStamped",
-    "nav_msgs/msg/Odometry",
-)
-_TYPES = {
-    IMAGE: _IMAGES,
-    DEPTH: _IMAGES,
-    LIDAR: ("sensor_msgs/msg/PointCloud2",),
-    "camera_info": ("sensor_msgs/msg/CameraInfo",),
-    "pose": _POSES,
-}
-_DEADLINE_NS = 200_000_000
+_DECODERS = {IMAGE: decode_image, DEPTH: decode_depth, LIDAR: decode_point_cloud}
 
 
 def is_bag(path: Path) -> bool:
@@ -56,59 +37,54 @@ def is_bag(path: Path) -> bool:
 class RosbagSource:
     """Frames of one bag with the pose interpolated at each frame's stamp.
 
-    The bag is read once for poses and stamps, then streamed at each iteration. Frames outside the poses' time span are
-    dropped and counted in ``report``.
+    The bag is read once for poses and stamps, then streamed at each iteration. Frames without a pose, and those of the
+    other split, are dropped and counted in ``report``.
 
     Args:
         path: see :func:`is_bag`.
-        options: topics and pairing.
+        options: topics, pairing, poses and split.
         modalities: of ``image``, ``depth``, ``lidar``: what to read.
+        split: ``train``, ``test`` or ``all``; without a split in the options each of them is all. May leave no frame.
+        index_folder: where to keep what the first reading finds out; see :func:`load_or_build`.
 
     Raises:
-        DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, or no
-            frame has a pose.
+        DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
+            invalid, transforms do not lead from map to body, or no frame has a pose.
     """
 
-    def __init__(self, path: Path, options: SourceOptions, modalities: tuple[str, ...] = (IMAGE, LIDAR)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: SourceOptions,
+        modalities: tuple[str, ...] = (IMAGE, LIDAR),
+        split: str = "all",
+        index_folder: Path | None = None,
+    ) -> None:
         self.name = path.name
         self._path, self._options = path, options
-        self._camera_frame: str | None = None  # of the latest image: a cloud without one still lies in its view
-        with open_bag(path) as reader:
-            self._streams = self._choose_streams(reader, modalities)
-            self.modalities = tuple(self._streams)
-            stamps, poses = self._read_poses(reader)
-            self._transforms = self._read_static_transforms(reader)
-            # A stamp comes twice where the recorded clock jumped back, as in a bag that was played in a loop.
-            frame_stamps = list(dict.fromkeys(b.stamp_ns for b in self._bundles(reader, decode=False)))
-        if options.stride > 1:
-            frame_stamps = frame_stamps[:: options.stride]
-        labels = interpolate_poses(stamps, poses, frame_stamps)
-        inside = sum(pose is not None for pose in labels)
-        labels = [
-            pose if near else None for pose, near in zip(labels, self._near_poses(stamps, frame_stamps), strict=True)
-        ]
-        self._labels = {stamp: pose for stamp, pose in zip(frame_stamps, labels, strict=True) if pose is not None}
+        self._split = split if options.test_from_s or options.test_every else "all"
+        self._index = index = load_or_build(path, options, modalities, index_folder)
+        self.modalities = tuple(index.streams)
+        self.map_frame, self.body_frame = index.map_frame, index.body_frame
+        self._transforms = _static_tree(index)
+        rows = np.arange(0, len(index.stamps_ns), options.stride)
+        has_pose = ~np.isnan(index.poses[rows, 0])
+        if not has_pose.any():
+            raise DataError(self._no_poses(rows))
+        chosen = np.ones(len(rows), bool)
+        if self._split != "all":
+            chosen = in_test(index.stamps_ns, options)[rows] == (self._split == "test")
+        self._labels = {
+            int(index.stamps_ns[row]): Pose(index.poses[row, :3], index.poses[row, 3:])
+            for row in rows[has_pose & chosen]
+        }
         self.report = {
             "frames": len(self._labels),
-            "frames outside the poses' time span": len(frame_stamps) - inside,
-            "frames in a gap between poses": inside - len(self._labels),
-            **self._pairing,
+            "frames outside the poses' time span": int((index.outside[rows] & chosen).sum()),
+            "frames in a gap between poses": int((~has_pose & ~index.outside[rows] & chosen).sum()),
+            "frames of the other split": int((~chosen).sum()),
+            **index.counts,
         }
-        if not self._labels:
-            span = f"from {stamps[0]} to {stamps[-1]} ns" if stamps else "at all"
-            raise DataError(
-                f"{path}: none of {len(frame_stamps)} frames of {', '.join(self._streams.values())} is within poses "
-                f"of {self._pose_topic} ({len(poses)} {span}); check that their stamps share one clock"
-            )
-
-    def _near_poses(self, pose_stamps: list[int], frame_stamps: list[int]) -> NDArray[np.bool_]:
-        """Whether each frame is at a pose, or between two that are near each other in time."""
-        if not pose_stamps:
-            return np.zeros(len(frame_stamps), bool)
-        stamps, frames = np.asarray(pose_stamps, np.int64), np.asarray(frame_stamps, np.int64)
-        after = np.searchsorted(stamps, frames).clip(0, len(stamps) - 1)
-        before = (np.searchsorted(stamps, frames, side="right") - 1).clip(0)
-        return np.asarray(stamps[after] - stamps[before] <= self._options.pose_gap_s * 1e9)
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -120,12 +96,14 @@ class RosbagSource:
         return list(self._labels)
 
     def __iter__(self) -> Iterator[Sample]:
+        sizes: dict[str, tuple[int, ...]] = {}
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
-            labels = dict(self._labels)
-            for bundle in self._bundles(reader, decode=True):
-                if (pose := labels.pop(bundle.stamp_ns, None)) is not None:
-                    yield Sample(self._frame(bundle, camera), pose)
+            for bundle, pose in self._labelled(reader):
+                yield Sample(self._frame(reader, bundle, camera, sizes), pose)
+
+    def fingerprint(self) -> str:
+        return fingerprint(bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split)
 
     def map_points(self, every: int = 10) -> NDArray[np.float64]:
         """Points ``(N, 3)`` of every ``every``-th cloud in the map, by the true poses; for pictures of the map.
@@ -135,138 +113,106 @@ class RosbagSource:
         """
         clouds = [np.empty((0, 3))]
         with open_bag(self._path) as reader:
-            for number, bundle in enumerate(self._bundles(reader, decode=True)):
-                if number % every or LIDAR not in bundle.messages or bundle.stamp_ns not in self._labels:
+            for number, (bundle, pose) in enumerate(self._labelled(reader)):
+                if number % every or LIDAR not in bundle.messages:
                     continue
-                message = bundle.messages[LIDAR][1]
-                body_from_lidar = self._transforms.lookup(self.body_frame, message.header.frame_id)
-                points = decode_point_cloud(message).xyz_m
-                clouds.append((self._labels[bundle.stamp_ns] @ body_from_lidar).transform(points))
+                frame_id, cloud = self._decode(reader, bundle, LIDAR)
+                body_from_lidar = self._transforms.lookup(self.body_frame, frame_id)
+                clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
 
-    def _choose_streams(self, reader: AnyReader, modalities: tuple[str, ...]) -> dict[str, str]:
-        options = self._options
-        wanted = {IMAGE: options.image_topic, DEPTH: options.depth_topic, LIDAR: options.cloud_topic}
-        streams = {name: self._topic(reader, name, wanted[name]) for name in modalities}
-        self._pose_topic = self._topic(reader, "pose", options.pose_topic)
-        return streams
+    def _labelled(self, reader: BagReader) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
+        """Frames that have a pose, still serialized; the rest of the bag is not read after the last."""
+        frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
+        connections = connections_of(reader, list(self._index.streams.values()))
+        left = dict(self._labels)
+        for message in reader.messages(connections):
+            if not left:
+                return
+            yield from ((b, left.pop(b.stamp_ns)) for b in frames.add(*message) if b.stamp_ns in left)
+        yield from ((b, left.pop(b.stamp_ns)) for b in frames.flush() if b.stamp_ns in left)
 
-    def _topic(self, reader: AnyReader, role: str, wanted: str) -> str:
-        """The topic that plays a role: the one asked for, or the only one that fits."""
-        types, kind = _TYPES[role], role.replace("_", " ")
-        listing = ", ".join(f"{name} ({info.msgtype})" for name, info in sorted(reader.topics.items()))
-        if wanted:
-            if wanted not in reader.topics:
-                raise DataError(f"{self._path} has no {kind} topic {wanted}; it has {listing}")
-            if reader.topics[wanted].msgtype not in types:
+    def _frame(
+        self,
+        reader: BagReader,
+        bundle: Bundle[Serialized | None],
+        camera: PinholeCamera | None,
+        sizes: dict[str, tuple[int, ...]],
+    ) -> Frame:
+        """Decode a frame; ``sizes`` remembers those of the pictures before."""
+        decoded = {name: self._decode(reader, bundle, name) for name in bundle.messages}
+        frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
+        data = {name: content for name, (_, content) in decoded.items()}
+        for name in (IMAGE, DEPTH):
+            if name in data and data[name].shape[:2] != sizes.setdefault(name, data[name].shape[:2]):
+                (height, width), (first_height, first_width) = data[name].shape[:2], sizes[name]
                 raise DataError(
-                    f"{self._path}: the {kind} topic {wanted} is {reader.topics[wanted].msgtype}, "
-                    f"expected {' or '.join(types)}"
+                    f"{self._where(bundle, name)}: the picture is {width}x{height}, those before it {first_width}x"
+                    f"{first_height}; one recording has one size and one calibration: split the bag there"
                 )
-            return wanted
-        groups = [[t] for t in types] if role == "pose" else [list(types)]
-        for group in groups:
-            found = [name for name, info in reader.topics.items() if info.msgtype in group and info.msgcount]
-            if role in (IMAGE, DEPTH):
-                found = [name for name in found if ("depth" in name.lower()) == (role == DEPTH)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                option = f"source.{'cloud' if role == LIDAR else role}_topic"
-                raise DataError(f"{self._path} has several {kind} topics ({', '.join(sorted(found))}); set {option}")
-        raise DataError(f"{self._path} has no {kind} topic ({' or '.join(types)}); it has {listing}")
-
-    def _read_poses(self, reader: AnyReader) -> tuple[list[int], list[Pose]]:
-        by_stamp: dict[int, Pose] = {}
-        self.map_frame, self.body_frame = "map", self._options.body_frame
-        for message in _messages(reader, self._pose_topic):
-            by_stamp[stamp_ns(message.header)] = self._pose(self._pose_topic, message)
-            self.map_frame = message.header.frame_id or self.map_frame
-            self.body_frame = getattr(message, "child_frame_id", "") or self.body_frame
-        stamps = sorted(by_stamp)
-        return stamps, [by_stamp[stamp] for stamp in stamps]
-
-    def _read_static_transforms(self, reader: AnyReader) -> StaticTransformTree:
-        tree = StaticTransformTree()
-        for message in _messages(reader, "/tf_static"):
-            for transform in message.transforms:
-                tree.add(transform.header.frame_id, transform.child_frame_id, self._pose("/tf_static", transform))
-        return tree
-
-    def _pose(self, topic: str, message: Any) -> Pose:
-        try:
-            return decode_pose(message)
-        except MessageError as error:
-            raise DataError(f"{self._path}: {topic}: {error}") from error
-
-    def _read_camera(self, reader: AnyReader) -> PinholeCamera | None:
-        """Intrinsics of the image; None where the bag has none or the camera is not calibrated."""
-        topics = [name for name, info in reader.topics.items() if info.msgtype in _TYPES["camera_info"]]
-        if IMAGE not in self._streams or not (topics or self._options.camera_info_topic):
-            return None
-        # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
-        beside_image = f"{self._streams[IMAGE].rpartition('/')[0]}/camera_info"
-        wanted = self._options.camera_info_topic or (beside_image if beside_image in topics else "")
-        topic = self._topic(reader, "camera_info", wanted)
-        message = next(_messages(reader, topic), None)
-        try:
-            return None if message is None else decode_camera_info(message)
-        except MessageError as error:
-            logger.warning("%s: %s: %s; pinhole projection is not possible", self._path, topic, error)
-            return None
-
-    def _bundles(self, reader: AnyReader, decode: bool) -> Iterator[Bundle[Any]]:
-        """Synchronized messages; only their stamps matter, and only those are kept, unless ``decode``."""
-        primary, *others = self._streams
-        synchronizer: Synchronizer[Any] = Synchronizer(
-            primary,
-            tuple(others),
-            slop_ns=int(self._options.slop_s * 1e9),
-            deadline_ns=_DEADLINE_NS,
+        camera_frame = frame_ids.get(IMAGE, self._index.camera_frame)
+        return Frame(
+            stamp_ns=bundle.stamp_ns,
+            image=data.get(IMAGE),
+            depth_m=data.get(DEPTH),
+            cloud=data.get(LIDAR),
+            camera=camera,
+            camera_from_lidar=(
+                self._transforms.find(camera_frame, frame_ids[LIDAR]) if LIDAR in data and camera_frame else None
+            ),
         )
-        roles = {topic: name for name, topic in self._streams.items()}
-        connections = [c for topic in roles for c in _connections(reader, topic)]
-        for connection, logged_ns, data in reader.messages(connections=connections):
-            message: Any = reader.deserialize(data, connection.msgtype)
-            payload = message if decode else None
-            yield from synchronizer.add(roles[connection.topic], stamp_ns(message.header), payload, logged_ns)
-        yield from synchronizer.flush()
-        counts = synchronizer.statistics
-        self._pairing = {
-            "paired": counts.paired,
-            f"{primary} alone": counts.primary_only,
-            f"without {primary}": counts.secondary_only,
-            "late or duplicate": counts.late + counts.duplicate,
-        }
 
-    def _frame(self, bundle: Bundle[Any], camera: PinholeCamera | None) -> Frame:
-        messages = {name: message for name, (_, message) in bundle.messages.items()}
+    def _decode(self, reader: BagReader, bundle: Bundle[Serialized | None], name: str) -> tuple[str, Any]:
+        """Frame and content of one of the bundle's messages."""
+        payload = bundle.messages[name][1]
+        assert payload is not None, "the reader keeps the data"
+        msgtype, data = payload
         try:
-            return Frame(
-                stamp_ns=bundle.stamp_ns,
-                image=decode_image(messages[IMAGE]) if IMAGE in messages else None,
-                depth_m=decode_depth(messages[DEPTH]) if DEPTH in messages else None,
-                cloud=decode_point_cloud(messages[LIDAR]) if LIDAR in messages else None,
-                camera=camera,
-                camera_from_lidar=self._camera_from_lidar(messages),
-            )
-        except MessageError as error:
-            raise DataError(f"{self._path}: frame at {bundle.stamp_ns} ns: {error}") from error
+            message: Any = reader.deserialize(data, msgtype)
+            return message.header.frame_id, _DECODERS[name](message)
+        except (DataError, MessageError) as error:
+            raise DataError(f"{self._where(bundle, name)}: {error}") from error
 
-    def _camera_from_lidar(self, messages: dict[str, Any]) -> Pose | None:
-        if IMAGE in messages:
-            self._camera_frame = messages[IMAGE].header.frame_id
-        if LIDAR not in messages or self._camera_frame is None:
+    def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
+        return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"
+
+    def _read_camera(self, reader: BagReader) -> PinholeCamera | None:
+        """Intrinsics of the image; None where the bag has none or the camera is not calibrated."""
+        if IMAGE not in self._index.streams:
             return None
-        return self._transforms.find(self._camera_frame, messages[LIDAR].header.frame_id)
+        topic = choose_camera_topic(reader, self._options, self._index.streams[IMAGE])
+        if topic is None:
+            return None
+        for connection, _, data in reader.messages(connections_of(reader, [topic])):
+            try:
+                return decode_camera_info(reader.deserialize(data, connection.msgtype))
+            except MessageError as error:
+                logger.warning("%s: %s: %s; pinhole projection is not possible", self._path, topic, error)
+                return None
+        return None
+
+    def _no_poses(self, rows: NDArray[np.int64]) -> str:
+        index, gap_s = self._index, self._options.pose_gap_s
+        stamps, in_gap = index.stamps_ns[rows], int((~index.outside[rows]).sum())
+        span = f" (from {stamps[0]} to {stamps[-1]} ns)" if len(rows) else ""
+        hint = f"; {in_gap} are between poses more than source.pose_gap_s = {gap_s:g} s apart" if in_gap else ""
+        return (
+            f"{self._path}: none of {len(rows)} frames of {', '.join(index.streams.values())}{span} is within poses of "
+            f"{index.pose_description}; check that their stamps share one clock{hint}"
+        )
 
 
-def _connections(reader: AnyReader, topic: str) -> list[Connection]:
-    return [connection for connection in reader.connections if connection.topic == topic]
+def in_test(stamps_ns: NDArray[np.int64], options: SourceOptions) -> NDArray[np.bool_]:
+    """Which of a bag's frames are its test split, by their time since the first."""
+    since_ns = stamps_ns - stamps_ns[0]
+    if options.test_from_s:
+        return np.asarray(since_ns >= round(options.test_from_s * 1e9))
+    block = since_ns // max(round(options.test_block_s * 1e9), 1)
+    return np.asarray(block % options.test_every == options.test_every - 1)
 
 
-def _messages(reader: AnyReader, topic: str) -> Iterator[Any]:
-    """Decoded messages of one topic; none where the bag lacks it (the reader takes no connections for all)."""
-    connections = _connections(reader, topic)
-    for connection, _, data in reader.messages(connections=connections) if connections else ():
-        yield reader.deserialize(data, connection.msgtype)
+def _static_tree(index: BagIndex) -> StaticTransformTree:
+    tree = StaticTransformTree()
+    for (parent, child), row in zip(index.static_edges, index.static_poses, strict=True):
+        tree.add(parent, child, Pose(row[:3], row[3:]))
+    return tree

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of a bag without decoding them: serialized messages, paired by the node's own synchronizer."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
+
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.synchronizer import Bundle, Synchronizer
+
+# What is kept of a message: its type and its bytes.
+Serialized = tuple[str, bytes]
+
+_DEADLINE_NS = 200_000_000
+
+
+def read_header(data: bytes, is_ros2: bool) -> tuple[int, str]:
+    """Stamp (ns) and frame of a serialized message that begins with a ``std_msgs/Header``.
+
+    Both layouts have them at the same place: four bytes (ROS 2: the CDR encapsulation, whose second byte tells the
+    byte order; ROS 1: ``seq``), seconds, nanoseconds, the length of the frame's name, and the name.
+
+    Raises:
+        ValueError: the message is too short.
+    """
+    order = "<" if data[1:2] != b"\0" or not is_ros2 else ">"
+    try:
+        seconds, nanoseconds, length = struct.unpack_from(f"{order}i2I", data, 4)
+    except struct.error as error:
+        raise ValueError(f"it has {len(data)} bytes, too few for a header") from error
+    name = bytes(data[16 : 16 + length]).rstrip(b"\0").decode(errors="replace")
+    return seconds * 1_000_000_000 + nanoseconds, name
+
+
+class FrameReader:
+    """Pairs the streams' messages by the stamps in their bytes.
+
+    Where the clock jumps back, frames are left out until it has caught up: each stamp comes once, and in order.
+
+    Args:
+        reader: an open bag.
+        streams: topics by modality; the first decides when a frame exists.
+        slop_s: see :class:`SourceOptions`.
+        keep_data: keep the messages in the bundles, not just their stamps.
+
+    Attributes:
+        first_frames: by modality ``header.frame_id`` of its first message.
+        repeated: frames left out after the clock jumped back.
+
+    Raises:
+        DataError: a topic's type does not begin with a header.
+    """
+
+    def __init__(self, reader: AnyReader, streams: dict[str, str], slop_s: float, keep_data: bool) -> None:
+        self._path, self._is_ros2, self._keep_data = reader.paths[0], reader.is2, keep_data
+        self._roles = {topic: name for name, topic in streams.items()}
+        self._primary, *others = streams
+        self._synchronizer: Synchronizer[Serialized | None] = Synchronizer(
+            self._primary, tuple(others), slop_ns=round(slop_s * 1e9), deadline_ns=_DEADLINE_NS
+        )
+        self.first_frames: dict[str, str] = {}
+        self.repeated = 0
+        self._newest_ns = -(1 << 63)
+        for topic in self._roles:
+            _check_begins_with_header(reader, topic)
+
+    def add(self, connection: Connection, logged_ns: int, data: bytes) -> list[Bundle[Serialized | None]]:
+        """Take a message in and return the frames that it completes.
+
+        Raises:
+            DataError: the message is too short.
+        """
+        try:
+            stamp_ns, frame_id = read_header(data, self._is_ros2)
+        except ValueError as error:
+            raise DataError(
+                f"{self._path}: {connection.topic}: damaged message logged at {logged_ns} ns: {error}"
+            ) from error
+        role = self._roles[connection.topic]
+        self.first_frames.setdefault(role, frame_id)
+        payload = (connection.msgtype, data) if self._keep_data else None
+        return self._new(self._synchronizer.add(role, stamp_ns, payload, logged_ns))
+
+    def flush(self) -> list[Bundle[Serialized | None]]:
+        """The frames that are still pending at the bag's end."""
+        return self._new(self._synchronizer.flush())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How the messages paired."""
+        counts = self._synchronizer.statistics
+        return {
+            "paired": counts.paired,
+            f"{self._primary} alone": counts.primary_only,
+            f"without {self._primary}": counts.secondary_only,
+            "late or duplicate": counts.late + counts.duplicate,
+        }
+
+    def _new(self, bundles: Iterable[Bundle[Serialized | None]]) -> list[Bundle[Serialized | None]]:
+        kept = []
+        for bundle in bundles:
+            if bundle.stamp_ns > self._newest_ns:
+                self._newest_ns = bundle.stamp_ns
+                kept.append(bundle)
+            else:
+                self.repeated += 1
+        return kept
+
+
+def _check_begins_with_header(reader: AnyReader, topic: str) -> None:
+    msgtype = reader.topics[topic].msgtype
+    fields = reader.typestore.fielddefs[msgtype][1] if msgtype in reader.typestore.fielddefs else []
+    if not fields or fields[0][1][1] != "std_msgs/msg/Header":
+        raise DataError(f"{reader.paths[0]}: the bag's definition of {msgtype} ({topic}) does not begin with a header")

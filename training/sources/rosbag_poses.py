@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""True poses of a bag: where to find them in messages of one topic, or in a tree of transforms."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from training.sources.options import SourceOptions
+from training.sources.rosbag_tracks import PoseChain, PoseTrack
+from vmloc_ros.core.errors import DataError, MessageError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+
+Edge = tuple[str, str]  # parent, child
+
+
+class PoseCollector:
+    """Takes the messages of the pose topic and of the static transforms in, and gives the chain from map to body.
+
+    Args:
+        path: the bag's, for messages.
+        topic: of the poses.
+        is_tree: whether they are transforms between many frames.
+        options: ``map_frame``, ``body_frame`` and ``skip_invalid`` concern it.
+    """
+
+    def __init__(self, path: Path, topic: str, is_tree: bool, options: SourceOptions) -> None:
+        self._path, self._topic, self._is_tree, self._options = path, topic, is_tree, options
+        self._tracks: dict[Edge, PoseTrack] = {}
+        self._static: dict[str, tuple[str, Pose]] = {}  # parent and transform by child
+
+    @property
+    def static_transforms(self) -> list[tuple[str, str, Pose]]:
+        """Parent, child and ``parent_from_child``."""
+        return [(parent, child, pose) for child, (parent, pose) in self._static.items()]
+
+    def add_static(self, topic: str, message: Any) -> None:
+        """Take in a message of static transforms; the newest of a child counts.
+
+        Raises:
+            DataError: a transform is invalid.
+        """
+        for transform in message.transforms:
+            parent, child = _frames(transform)
+            try:
+                self._static[child] = parent, decode_pose(transform)
+            except MessageError as error:
+                raise DataError(f"{self._path}: {topic}: {error}") from error
+
+    def add(self, message: Any, logged_ns: int) -> None:
+        """Take in a message of the pose topic, in the order of logging."""
+        if self._is_tree:
+            for transform in message.transforms:
+                self._track(_frames(transform)).add(stamp_ns(transform.header), logged_ns, transform)
+            return
+        parent, child = _frames(message)
+        edge = parent or self._options.map_frame, child or self._options.body_frame
+        self._track(edge).add(stamp_ns(message.header), logged_ns, message)
+
+    def finish(self) -> PoseChain:
+        """The chain from map to body.
+
+        Raises:
+            DataError: there is none or more than one, nothing on it moves, or a pose on it is invalid.
+        """
+        chain = self._find_in_tree() if self._is_tree else self._only_track()
+        for transform, _ in chain.steps:
+            if isinstance(transform, PoseTrack):
+                transform.settle(f"{self._path}: {self._topic}", self._options.skip_invalid)
+        return chain
+
+    def _track(self, edge: Edge) -> PoseTrack:
+        if edge not in self._tracks:
+            self._tracks[edge] = PoseTrack()
+        return self._tracks[edge]
+
+    def _only_track(self) -> PoseChain:
+        if len(self._tracks) > 1:
+            edges = ", ".join(f"{parent} -> {child}" for parent, child in sorted(self._tracks))
+            raise DataError(f"{self._path}: the poses of {self._topic} are of several frames ({edges})")
+        frames = self._options.map_frame, self._options.body_frame
+        [(edge, track)] = self._tracks.items() or [(frames, PoseTrack())]
+        return PoseChain(*edge, [(track, True)], f"{self._topic} ({track.span})")
+
+    def _find_in_tree(self) -> PoseChain:
+        start, goal = self._options.map_frame.lstrip("/"), self._options.body_frame.lstrip("/")
+        transforms: dict[Edge, Pose | PoseTrack] = dict(self._tracks)
+        transforms.update({(parent, child): pose for child, (parent, pose) in self._static.items()})
+        path = find_path(transforms, start, goal)
+        if path is None:
+            raise DataError(self._broken(transforms, start, goal))
+        for edge, _ in path:
+            if (other := find_path(transforms.keys() - {edge}, start, goal)) is not None:
+                ways = [" -> ".join([start, *(edge[down] for edge, down in way)]) for way in (path, other)]
+                raise DataError(
+                    f"{self._path}: {self._topic} leads from {start} to {goal} in two ways, {' and '.join(ways)}; "
+                    "choose source.map_frame and source.body_frame, or another source.pose_topic"
+                )
+        moving = [(edge, transforms[edge]) for edge, _ in path if isinstance(transforms[edge], PoseTrack)]
+        if not moving:
+            raise DataError(
+                f"{self._path}: nothing moves between {start} and {goal} in {self._topic}; "
+                "choose source.map_frame and source.body_frame, or another source.pose_topic"
+            )
+        spans = "; ".join(f"{' -> '.join(edge)}: {track.span}" for edge, track in moving)
+        return PoseChain(start, goal, [(transforms[edge], down) for edge, down in path], f"{self._topic} ({spans})")
+
+    def _broken(self, edges: Collection[Edge], start: str, goal: str) -> str:
+        known = sorted({frame for edge in edges for frame in edge})
+        parents = {child: parent for parent, child in edges}
+        chain = [goal]
+        while (above := parents.get(chain[-1])) is not None and above not in chain:
+            chain.append(above)
+        end = f"above {goal} the chain ends at {chain[-1]}" if goal in known else f"{goal} is unknown"
+        return (
+            f"{self._path}: {self._topic} does not lead from {start} to {goal}: {end}; frames known: "
+            f"{', '.join(known) or 'none'}; choose source.map_frame and source.body_frame, or another source.pose_topic"
+        )
+
+
+def find_path(edges: Collection[Edge], start: str, goal: str) -> list[tuple[Edge, bool]] | None:
+    """The edges of a shortest way, each with whether it is taken from parent to child; None where there is no way."""
+    ways: dict[str, list[tuple[Edge, bool]]] = {start: []}
+    ordered, queue = sorted(edges), deque([start])
+    while queue:
+        frame = queue.popleft()
+        if frame == goal:
+            return ways[frame]
+        for edge in ordered:
+            if frame not in edge:
+                continue
+            is_downwards = frame == edge[0]
+            other = edge[is_downwards]
+            if other not in ways:
+                ways[other] = [*ways[frame], (edge, is_downwards)]
+                queue.append(other)
+    return None
+
+
+def _frames(message: Any) -> Edge:
+    """Parent and child; of poses without a child frame that is empty. ROS 1 allowed leading slashes."""
+    return message.header.frame_id.lstrip("/"), getattr(message, "child_frame_id", "").lstrip("/")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which topic of a bag plays which role: the one asked for, or the only one that fits."""
+
+from __future__ import annotations
+
+from rosbags.highlevel import AnyReader
+from rosbags.interfaces import Connection
+
+from training.sources.options import SourceOptions
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
+
+_IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
+# The second is what ROS 1 had before tf2.
+_TRANSFORMS = ("tf2_msgs/msg/TFMessage", "tf/msg/tfMessage")
+_TYPES = {
+    IMAGE: _IMAGES,
+    DEPTH: _IMAGES,
+    LIDAR: ("sensor_msgs/msg/PointCloud2",),
+    "camera_info": _CAMERA_INFO,
+    "pose": (
+        "geometry_msgs/msg/PoseStamped",
+        "geometry_msgs/msg/PoseWithCovarianceStamped",
+        "nav_msgs/msg/Odometry",
+        "geometry_msgs/msg/TransformStamped",
+        *_TRANSFORMS,
+    ),
+}
+# Ground truth is usually a PoseStamped; odometry drifts; transforms need a chain of them: the first group found wins.
+_POSE_GROUPS = (*((kind,) for kind in _TYPES["pose"] if kind not in _TRANSFORMS), _TRANSFORMS)
+
+
+def choose_streams(reader: AnyReader, options: SourceOptions, modalities: tuple[str, ...]) -> dict[str, str]:
+    """Topics by modality.
+
+    Raises:
+        DataError: a topic is absent, ambiguous or of the wrong type.
+    """
+    wanted = {IMAGE: options.image_topic, DEPTH: options.depth_topic, LIDAR: options.cloud_topic}
+    return {name: _topic(reader, name, wanted[name]) for name in modalities}
+
+
+def choose_pose_topic(reader: AnyReader, options: SourceOptions) -> str:
+    """The topic of the true poses; errors as of :func:`choose_streams`."""
+    return _topic(reader, "pose", options.pose_topic)
+
+
+def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: str) -> str | None:
+    """The topic of the image's intrinsics, None where the bag has none; errors as of :func:`choose_streams`."""
+    topics = [name for name, info in reader.topics.items() if info.msgtype in _CAMERA_INFO]
+    if not (topics or options.camera_info_topic):
+        return None
+    # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
+    beside_image = f"{image_topic.rpartition('/')[0]}/camera_info"
+    return _topic(reader, "camera_info", options.camera_info_topic or (beside_image if beside_image in topics else ""))
+
+
+def is_transforms(reader: AnyReader, topic: str) -> bool:
+    """Whether a topic carries transforms between many frames."""
+    return reader.topics[topic].msgtype in _TRANSFORMS
+
+
+def static_topics(reader: AnyReader, pose_topic: str) -> list[str]:
+    """Topics of static transforms: the usual one, and in a namespace the one beside the chosen transforms."""
+    names = {"/tf_static", f"{pose_topic}_static"}
+    return sorted(name for name in names if name in reader.topics and is_transforms(reader, name))
+
+
+def connections_of(reader: AnyReader, topics: list[str]) -> list[Connection]:
+    """Connections of topics; a topic has one for each of its publishers."""
+    return [connection for connection in reader.connections if connection.topic in topics]
+
+
+def _topic(reader: AnyReader, role: str, wanted: str) -> str:
+    path, types, kind = reader.paths[0], _TYPES[role], role.replace("_", " ")
+    listing = ", ".join(f"{name} ({info.msgtype})" for name, info in sorted(reader.topics.items()))
+    if wanted:
+        if wanted not in reader.topics:
+            raise DataError(f"{path} has no {kind} topic {wanted}; it has {listing}")
+        if reader.topics[wanted].msgtype not in types:
+            raise DataError(
+                f"{path}: the {kind} topic {wanted} is {reader.topics[wanted].msgtype}, expected {' or '.join(types)}"
+            )
+        return wanted
+    for group in _POSE_GROUPS if role == "pose" else (types,):
+        found = _candidates(reader, role, group)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            option = f"source.{'cloud' if role == LIDAR else role}_topic"
+            raise DataError(f"{path} has several {kind} topics ({', '.join(sorted(found))}); set {option}")
+    raise DataError(f"{path} has no {kind} topic ({' or '.join(types)}); it has {listing}")
+
+
+def _candidates(reader: AnyReader, role: str, types: tuple[str, ...]) -> list[str]:
+    found = [name for name, info in reader.topics.items() if info.msgtype in types and info.msgcount]
+    if role in (IMAGE, DEPTH):
+        found = [name for name in found if ("depth" in name.lower()) == (role == DEPTH)]
+    return [name for name in found if not (types is _TRANSFORMS and name.endswith("_static"))]

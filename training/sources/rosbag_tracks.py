@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poses of a recording in time: tracks of stamped poses and chains of them, interpolated at the frames' stamps."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import matmul
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.sources.labels import label_frames
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.geometry import Pose
+
+_JUMP_BACK_NS = 1_000_000_000  # as the synchronizer has it
+_NEVER_NS = (1 << 63) - 1
+
+
+class PoseTrack:
+    """Poses of one frame in another, in 64 bytes each.
+
+    They may come out of order; of equal stamps the first to come counts. Where the clock jumps back (a bag played in a
+    loop, a simulation's reset), what follows is left out until the clock has caught up.
+    """
+
+    def __init__(self) -> None:
+        self._stamps_ns, self._numbers = array("q"), array("d")
+        self._newest_ns = -(1 << 63)
+        self._is_behind = False
+        # Of each jump back: when it was logged, the newest stamp before it, and the first newer one after it.
+        self._jumps_ns: list[tuple[int, int, int]] = []
+        self.repeated = 0
+        self.invalid = 0
+
+    def __len__(self) -> int:
+        return len(self._stamps_ns)
+
+    @property
+    def span(self) -> str:
+        """How many poses there are, and from when to when."""
+        return f"{len(self)} from {min(self._stamps_ns)} to {max(self._stamps_ns)} ns" if len(self) else "0 at all"
+
+    def add(self, stamp_ns: int, logged_ns: int, message: Any) -> None:
+        """Take a pose, transform or odometry message in, unchecked, in the order of logging."""
+        if stamp_ns < self._newest_ns - _JUMP_BACK_NS and not self._is_behind:
+            self._is_behind = True
+            self._jumps_ns.append((logged_ns, self._newest_ns, _NEVER_NS))
+        if self._is_behind and stamp_ns <= self._newest_ns:
+            self.repeated += 1
+            return
+        if self._is_behind:
+            self._is_behind = False
+            self._jumps_ns[-1] = (*self._jumps_ns[-1][:2], stamp_ns)
+        self._newest_ns = max(self._newest_ns, stamp_ns)
+        self._stamps_ns.append(stamp_ns)
+        self._numbers.extend(_numbers(message))
+
+    def settle(self, where: str, skip_invalid: bool) -> None:
+        """Check and sort what was added.
+
+        Args:
+            where: names the topic in the error.
+            skip_invalid: leave invalid poses out instead of raising.
+
+        Raises:
+            DataError: a pose has a number that is not finite or a zero quaternion.
+        """
+        stamps, first = np.unique(np.array(self._stamps_ns, np.int64), return_index=True)
+        numbers = np.array(self._numbers, np.float64).reshape(-1, 7)[first]
+        valid = np.isfinite(numbers).all(axis=1) & (np.linalg.norm(numbers[:, 3:], axis=1) > 1e-9)
+        if not (skip_invalid or valid.all()):
+            row = int(np.argmin(valid))
+            raise DataError(
+                f"{where}: invalid pose at {stamps[row]} ns: position {numbers[row, :3].tolist()}, quaternion wxyz "
+                f"{numbers[row, 3:].tolist()}; poses must be finite; source.skip_invalid leaves such ones out"
+            )
+        self.invalid = int((~valid).sum())
+        self._stamps_ns, self._numbers = array("q", stamps[valid]), array("d", numbers[valid].ravel())
+
+    def label(self, frames_ns: NDArray[np.int64], gap_s: float) -> tuple[list[Pose | None], NDArray[np.bool_]]:
+        """Poses at M stamps, after :meth:`settle`.
+
+        Args:
+            gap_s: nothing is interpolated between poses farther apart in time, seconds.
+
+        Returns:
+            M poses, None outside the time span and in gaps; and for each stamp whether it is outside.
+        """
+        if not len(self):
+            return [None] * len(frames_ns), np.ones(len(frames_ns), bool)
+        stamps = np.array(self._stamps_ns, np.int64)
+        numbers = np.array(self._numbers, np.float64).reshape(-1, 7)
+        after = np.searchsorted(stamps, frames_ns).clip(0, len(stamps) - 1)
+        before = (np.searchsorted(stamps, frames_ns, side="right") - 1).clip(0)
+        # A frame needs its two neighbours; odometry has many poses for each of them.
+        used = np.unique(np.concatenate([[0, len(stamps) - 1], before, after]))
+        poses = [Pose(row[:3], row[3:]) for row in numbers[used]]
+        labels, _ = label_frames(stamps[used].tolist(), poses, frames_ns.tolist(), gap_s)
+        return labels, (frames_ns < stamps[0]) | (frames_ns > stamps[-1])
+
+    def is_of_other_pass(self, frames_ns: NDArray[np.int64], logged_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which frames would get the pose of another pass over the same stamps, or one between two passes."""
+        mixed = np.zeros(len(frames_ns), bool)
+        for jump_ns, newest_ns, resumed_ns in self._jumps_ns:
+            is_newer = frames_ns > newest_ns
+            mixed |= (is_newer != (logged_ns > jump_ns)) | (is_newer & (frames_ns < resumed_ns))
+        return mixed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PoseChain:
+    """Where the poses of a body come from.
+
+    Attributes:
+        steps: from the map to the body: a transform (fixed, or changing with time) and whether to take it from parent
+            to child.
+        description: for messages.
+    """
+
+    map_frame: str
+    body_frame: str
+    steps: list[tuple[Pose | PoseTrack, bool]]
+    description: str
+
+    def label(self, frames_ns: NDArray[np.int64], gap_s: float) -> tuple[list[Pose | None], NDArray[np.bool_]]:
+        """``map_from_body`` at M stamps, each transform interpolated for itself; see :meth:`PoseTrack.label`."""
+        columns: list[list[Pose | None]] = []
+        outside = np.zeros(len(frames_ns), bool)
+        for transform, is_downwards in self.steps:
+            if isinstance(transform, Pose):
+                found: list[Pose | None] = [transform] * len(frames_ns)
+            else:
+                found, beyond = transform.label(frames_ns, gap_s)
+                outside |= beyond
+            columns.append(found if is_downwards else [pose and pose.inverse() for pose in found])
+        return [_product(poses) for poses in zip(*columns, strict=True)], outside
+
+    def is_of_other_pass(self, frames_ns: NDArray[np.int64], logged_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See :meth:`PoseTrack.is_of_other_pass`."""
+        mixed = np.zeros(len(frames_ns), bool)
+        for track in self._tracks:
+            mixed |= track.is_of_other_pass(frames_ns, logged_ns)
+        return mixed
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Poses left out, by reason."""
+        return {
+            "poses after the clock jumped back": sum(track.repeated for track in self._tracks),
+            "invalid poses": sum(track.invalid for track in self._tracks),
+        }
+
+    @property
+    def _tracks(self) -> list[PoseTrack]:
+        return [transform for transform, _ in self.steps if isinstance(transform, PoseTrack)]
+
+
+def _product(poses: Sequence[Pose | None]) -> Pose | None:
+    known = [pose for pose in poses if pose is not None]
+    return reduce(matmul, known) if len(known) == len(poses) else None
+
+
+def _numbers(message: Any) -> tuple[float, ...]:
+    """x, y, z, qw, qx, qy, qz; many times faster than decoding and checking one message at a time."""
+    inner = message
+    while (wrapped := getattr(inner, "pose", None) or getattr(inner, "transform", None)) is not None:
+        inner = wrapped
+    is_pose = hasattr(inner, "position")
+    p, q = (inner.position, inner.orientation) if is_pose else (inner.translation, inner.rotation)
+    return p.x, p.y, p.z, q.w, q.x, q.y, q.z
