@@ -3,12 +3,33 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from training.sources.seven_scenes import SevenScenesSource, camera_of
-from vmloc_ros.core.bags import BagWriter, camera_info_message, image_message, pose_stamped_message
+from training.sources import Source
+from training.sources.kitti import KittiSource
+from training.sources.options import SourceOptions
+from training.sources.seven_scenes import SevenScenesSource
+from training.sources.tum import TumSource
+from vmloc_ros.core.bags import (
+    BagWriter,
+    camera_info_message,
+    image_message,
+    point_cloud_message,
+    pose_stamped_message,
+    tf_message,
+)
+from vmloc_ros.core.frame import IMAGE, LIDAR, Frame
+from vmloc_ros.core.geometry import Pose
+
+logger = logging.getLogger(__name__)
+
+_CAMERA_FRAME, _LIDAR_FRAME = "camera_optical_frame", "lidar_link"
+_FRAMES = {IMAGE: _CAMERA_FRAME, LIDAR: _LIDAR_FRAME}
 
 
 def convert_seven_scenes(
@@ -24,9 +45,7 @@ def convert_seven_scenes(
 ) -> None:
     """Write a split of a 7-Scenes scene as a bag, with the stamps and poses of :class:`SevenScenesSource`.
 
-    Topics: ``/camera/image_raw`` (rgb8), ``/camera/depth/image_raw`` (16UC1, millimetres as in the files,
-    65535 replaced by 0), ``/camera/camera_info``, and ``/ground_truth/pose``: the pose of
-    ``camera_optical_frame`` in ``map``. There is no robot, hence no ``base_link`` and no ``/tf_static``.
+    There is no robot, hence no ``base_link`` and no ``/tf_static``: poses are of ``camera_optical_frame``.
 
     Args:
         scene: the scene's folder.
@@ -42,14 +61,91 @@ def convert_seven_scenes(
         DataError: the scene is malformed, or the bag exists or cannot be written.
     """
     source = SevenScenesSource(scene, split, stride=stride, skip_invalid=skip_invalid, rate_hz=rate_hz)
-    labels = list(zip(source.stamps_ns(), source.poses(), strict=True))
+    write_bag(source, out, overwrite=overwrite, progress=progress)
+
+
+def convert_tum(
+    sequence: Path,
+    out: Path,
+    *,
+    options: SourceOptions | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Write a sequence of TUM RGB-D as a bag: the frames of :class:`TumSource`, poses of ``camera_optical_frame``.
+
+    Depth is rounded to millimetres, and gets the stamp of the colour image that it goes with.
+
+    Raises:
+        DataError: the sequence is malformed, or the bag exists or cannot be written.
+    """
+    write_bag(TumSource(sequence, options), out, overwrite=overwrite, progress=progress)
+
+
+def convert_kitti(
+    folder: Path,
+    out: Path,
+    *,
+    options: SourceOptions | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Write a KITTI odometry sequence or raw drive as a bag: frames of :class:`KittiSource`, poses of ``base_link``.
+
+    Scans get the stamp of the image that they go with.
+
+    Raises:
+        DataError: the recording is malformed, or the bag exists or cannot be written.
+    """
+    source = KittiSource(folder, options)
+    mounts = {_FRAMES[modality]: pose for modality, pose in source.mounts.items()}
+    write_bag(source, out, mounts=mounts, overwrite=overwrite, progress=progress)
+
+
+def write_bag(
+    source: Source,
+    out: Path,
+    *,
+    mounts: Mapping[str, Pose] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> None:
+    """Write all samples of a source as a bag; one is held in memory at a time.
+
+    Topics, as far as the frames have them: ``/camera/image_raw`` (rgb8), ``/camera/depth/image_raw`` (16UC1,
+    millimetres), ``/lidar/points`` in ``lidar_link``, ``/camera/camera_info``, ``/ground_truth/pose``: the pose of the
+    source's body in its map, and ``/tf_static``. All of a frame has the frame's stamp.
+
+    Args:
+        source: depth is below 65.5 m.
+        out: the bag's folder; it appears when it is complete.
+        mounts: ``body_from_frame`` by the frame's name, for ``/tf_static``.
+        overwrite: replace an existing bag.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: the source is malformed, or the bag exists or cannot be written.
+    """
+    logger.info("%s: %s", source.name, ", ".join(f"{n} {what}" for what, n in source.report.items() if n))
     with BagWriter(out, overwrite=overwrite) as bag:
-        for index, (stamp_ns, pose) in enumerate(tqdm(labels, desc="converting", unit="frame", disable=not progress)):
-            image, depth_mm = source.read(index)
-            camera_info = camera_info_message(stamp_ns, source.body_frame, camera_of(image))
-            color = image_message(stamp_ns, source.body_frame, image, "rgb8")
-            depth = image_message(stamp_ns, source.body_frame, depth_mm, "16UC1")
+        if mounts:
+            stamp_ns = source.stamps_ns()[0]
+            transforms = [(source.body_frame, frame, pose, stamp_ns) for frame, pose in mounts.items()]
+            bag.write("/tf_static", tf_message(transforms), stamp_ns)
+        for sample in tqdm(source, desc="converting", unit="frame", disable=not progress):
+            stamp_ns, pose = sample.frame.stamp_ns, sample.map_from_body
             bag.write("/ground_truth/pose", pose_stamped_message(stamp_ns, source.map_frame, pose), stamp_ns)
-            bag.write("/camera/camera_info", camera_info, stamp_ns)
-            bag.write("/camera/image_raw", color, stamp_ns)
-            bag.write("/camera/depth/image_raw", depth, stamp_ns)
+            _write_frame(bag, sample.frame)
+
+
+def _write_frame(bag: BagWriter, frame: Frame) -> None:
+    stamp_ns = frame.stamp_ns
+    if frame.camera is not None:
+        bag.write("/camera/camera_info", camera_info_message(stamp_ns, _CAMERA_FRAME, frame.camera), stamp_ns)
+    if frame.image is not None:
+        bag.write("/camera/image_raw", image_message(stamp_ns, _CAMERA_FRAME, frame.image, "rgb8"), stamp_ns)
+    if frame.depth_m is not None:
+        depth_mm = np.rint(frame.depth_m * np.float32(1000)).astype(np.uint16)
+        bag.write("/camera/depth/image_raw", image_message(stamp_ns, _CAMERA_FRAME, depth_mm, "16UC1"), stamp_ns)
+    if frame.cloud is not None:
+        bag.write("/lidar/points", point_cloud_message(stamp_ns, _LIDAR_FRAME, frame.cloud), stamp_ns)
