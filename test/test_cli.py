@@ -22,7 +22,7 @@ from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
-COMMANDS = ("simulate", "convert", "train", "evaluate", "replay", "info", "demo")
+COMMANDS = ("simulate", "convert", "train", "evaluate", "replay", "models", "info", "demo")
 CONFIG = """
 model: {backbone: squeezenet1_1, latent_dim: 16, hidden_dim: 16}
 preprocess: {modalities: [image, depth], shortest_side: 32}
@@ -120,7 +120,7 @@ def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["localise"], ["train"], ["train", "--data", "x"], ["info"], ["convert", "kitti", "x", "--out", "y"]],
+    [[], ["localise"], ["train"], ["train", "--data", "x"], ["info"], ["convert", "cityscapes", "x", "--out", "y"]],
 )
 def test_a_wrong_call_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -162,11 +162,15 @@ def test_train_evaluate_and_info_in_a_row(
     assert "| validation | 4 |" in printed
     assert f"wrote {out}" in printed
 
-    assert run("info", out) == 0
+    assert run("info", out, "--json") == 0
     info = json.loads(capsys.readouterr().out)
     assert info["training"]["config"]["seed"] == 5
     assert info["training"]["frames"] == 4
     assert info["body_frame"] == "camera_optical_frame"
+    assert run("info", out) == 0
+    printed = capsys.readouterr().out
+    assert "4 for training, 4 for validation" in printed
+    assert "map -> camera_optical_frame" in printed
 
     assert run("evaluate", out, scene, "--out", results, "--device", "cpu") == 0
     printed = capsys.readouterr().out
@@ -196,11 +200,96 @@ def test_evaluation_can_add_the_nearest_training_image(
     table = capsys.readouterr().out
     assert "| vmloc | 4 |" in table
     # Both sequences hold the same pictures and poses.
-    assert "| nearest training image | 4 | 0.000 | 0.000 | 0.000 | 0.000 |" in table
+    assert "| nearest training image | 4 | 0.000 | 0.000 | 0.000 | 0.00 |" in table
+
+
+def test_the_nearest_image_is_trained_and_evaluated_like_any_system(
+    scene: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "nearest.safetensors"
+    train = (
+        "train",
+        "--config",
+        config,
+        "--data",
+        scene,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--set",
+        "model.name=nearest",
+    )
+    assert run(*train) == 0
+    assert run(*train, "--resume") == 0
+    capsys.readouterr()
+    assert run("info", out) == 0
+    assert "4 x 512 float32, remembered" in capsys.readouterr().out
+    assert run("evaluate", out, scene, "--split", "train", "--out", tmp_path / "r", "--device", "cpu") == 0
+    assert "| nearest | 8 |" in capsys.readouterr().out
+    errors = (tmp_path / "r" / "errors.csv").read_text().splitlines()[1:]
+    assert [float(line.split(",")[1]) == 0 for line in errors] == [True] * 4 + [False] * 4  # the last four: held out
+
+
+def test_evaluation_can_corrupt_the_input_and_says_so(
+    scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = ("evaluate", checkpoint, scene, "--device", "cpu")
+    levels = ("--corrupt", "image=1", "--corrupt", "depth=2")
+    assert run(*base, *levels, "--corruption-seed", "3") == 0
+    printed = capsys.readouterr().out
+    assert "| vmloc (image masked, depth missing, seed 3) | 8 |" in printed
+    folder = Path("evaluation") / "random_image1_depth2"
+    assert f"wrote {folder}" in printed
+    first = (folder / "estimate.tum").read_text()
+    assert json.loads((folder / "metrics.json").read_text())["corruption"]["seed"] == 3
+    for seed, same in (("3", True), ("4", False)):
+        assert run(*base, *levels, "--corruption-seed", seed) == 0
+        assert ((folder / "estimate.tum").read_text() == first) == same
+    capsys.readouterr()
+    for wrong, match in (
+        (("--corrupt", "image"), "not of the form modality=level"),
+        (("--corrupt", "lidar=1"), "corruption of 'lidar': the model takes image, depth"),
+        (("--corrupt", "image=2", "--corrupt", "depth=2"), "corruption removes all that the model takes"),
+        (("--corrupt", "image=1", "--corruption-seed", "-1"), "seed must not be negative"),
+    ):
+        assert_one_line(capsys, run(*base, *wrong), match)
+
+
+def test_evaluation_of_several_checkpoints_gives_mean_and_deviation(
+    scene: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preprocess = PreprocessConfig(modalities=("image", "depth"), shortest_side=32)
+    kind = {"backbone": "squeezenet1_1", "body_frame": "camera_optical_frame"}
+    other, larger = tmp_path / "seed_1.safetensors", tmp_path / "larger.safetensors"
+    write_random_checkpoint(other, preprocess=preprocess, seed=1, **kind)
+    write_random_checkpoint(larger, preprocess=PreprocessConfig(("image", "depth"), 64), **kind)
+    out = ("--out", tmp_path / "results", "--device", "cpu")
+    assert run("evaluate", checkpoint, scene, *out, "--also", other) == 0
+    printed = capsys.readouterr().out
+    single = [
+        json.loads((tmp_path / "results" / name / "metrics.json").read_text()) for name in ("1_random", "2_seed_1")
+    ]
+    medians = [metrics["median_position_m"] for metrics in single]
+    assert f"| vmloc | 8 | {np.mean(medians):.3f} ± {np.std(medians, ddof=1):.3f} |" in printed
+    assert f"| {other} | 8 | {medians[1]:.3f} |" in printed
+
+    code = run("evaluate", checkpoint, scene, *out, "--also", larger)
+    assert_one_line(capsys, code, "larger.safetensors differs from", "preprocess.shortest_side is 64, not 32", "seed")
+    code = run("evaluate", checkpoint, scene, *out, "--also", checkpoint)
+    assert_one_line(capsys, code, "a checkpoint is given twice")
+
+
+def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
+    from vmloc_ros.core.models import REGISTRY
+
+    assert run("models") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == list(REGISTRY)
 
 
 def test_info_is_valid_json_and_equals_the_header(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("info", checkpoint) == 0
+    assert run("info", checkpoint, "--json") == 0
     info = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert info["pose_codec"]["scale_m"] == read_header(checkpoint).pose_codec.scale_m
     assert info["model"]["backbone"] == "squeezenet1_1"
@@ -379,7 +468,7 @@ def test_only_the_reading_of_data_can_be_overridden_in_evaluation(
     scene: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run("evaluate", checkpoint, scene, "--set", "preprocess.shortest_side=64", "--device", "cpu")
-    assert_one_line(capsys, code, "only source.KEY=VALUE can be set")
+    assert_one_line(capsys, code, "only source.KEY=VALUE can be set here")
     code = run("evaluate", checkpoint, scene, "--set", "source.strid=2", "--device", "cpu")
     assert_one_line(capsys, code, "unknown key strid")
 
@@ -407,7 +496,7 @@ def test_results_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--traversals", "0"], "--traversals must be at least 1, got 0"),
+        (["--traversals", "0"], "traversals and jobs must be at least 1, got 0"),
         (["--laps", "0"], "laps must"),
         (["--seed", "-1"], "seed"),
     ],

@@ -41,6 +41,8 @@ def test_the_summary_is_that_of_hand_made_errors() -> None:
     assert summary["frames"] == 5
     assert summary["median_position_m"] == 0.3
     assert summary["mean_position_m"] == pytest.approx(10.92)
+    assert summary["p75_position_m"] == 4.0
+    assert summary["p90_position_m"] == pytest.approx(4.0 + 0.6 * 46.0)
     assert summary["p95_position_m"] == pytest.approx(4.0 + 0.8 * 46.0)
     assert summary["median_rotation_deg"] == 3.0
     assert summary["within_0.25m_2deg"] == pytest.approx(1 / 5)

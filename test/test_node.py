@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +29,11 @@ from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
-from vmloc_ros.core.frame import Frame
+from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.synchronizer import Bundle
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -51,9 +55,17 @@ def localizer(checkpoint):
 
 
 @pytest.fixture(scope="module")
+def clip_checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "vidloc.safetensors"
+    write_random_checkpoint(path, ("image", "lidar"), system="vidloc")
+    return path
+
+
+@pytest.fixture(scope="module")
 def graph(ros_domain, checkpoint, tmp_path_factory):
     """A running node and a peer that feeds it and hears all that it says."""
-    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "path_length": 15}
+    # A deadline that a busy machine keeps: else images go on alone.
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "path_length": 15, "deadline_s": 2.0}
     log = tmp_path_factory.mktemp("log") / "node.log"
     with peer() as us, running(node_arguments(parameters), log) as node:
         us.publisher(Image, IMAGES)
@@ -101,10 +113,19 @@ def answers(us: Peer, topic: str, frames: list[Frame]) -> list:
 
 
 def assert_equals_localizer(messages: list, frames: list[Frame], localizer: Localizer) -> None:
-    for message, frame in zip(messages, frames, strict=True):
-        expected, got = localizer.localize(frame).map_from_body, decode_pose(message)
+    assert_are(messages, [localizer.localize(frame) for frame in frames])
+
+
+def assert_are(messages: list, estimates: list[Estimate]) -> None:
+    for message, estimate in zip(messages, estimates, strict=True):
+        expected, got = estimate.map_from_body, decode_pose(message)
+        assert stamp_ns(message.header) == estimate.stamp_ns
         np.testing.assert_allclose(got.position_m, expected.position_m, atol=1e-6)
         np.testing.assert_allclose(got.quaternion_wxyz, expected.quaternion_wxyz, atol=1e-6)
+
+
+def latest_values(us: Peer) -> dict[str, str]:
+    return {pair.key: pair.value for m in us.received["/diagnostics"][-1:] for pair in m.status[0].values}
 
 
 def test_each_image_gets_one_pose_equal_to_the_localizers(graph, localizer):
@@ -181,7 +202,7 @@ def test_diagnostics_carry_counts_latency_and_identity(graph, checkpoint):
     us, _ = graph
 
     def complete():
-        values = {pair.key: pair.value for m in us.received["/diagnostics"][-1:] for pair in m.status[0].values}
+        values = latest_values(us)
         return values if float(values.get("latency p95 [ms]") or 0) > 0 else None
 
     values = wait_until(complete, "diagnostics")
@@ -193,11 +214,69 @@ def test_diagnostics_carry_counts_latency_and_identity(graph, checkpoint):
     assert us.received["/diagnostics"][-1].status[0].name == "vmloc_node: localization"
 
 
+@pytest.mark.parametrize("clouds", [True, False])
+def test_diagnostics_show_the_spread_of_the_latest_posterior(graph, localizer, clouds):
+    us, _ = graph
+    frames = frames_from(next(STARTS_NS), 3)
+    send(us, frames, clouds)
+    answers(us, "/vmloc_node/pose", frames)
+    expected = localizer.localize(frames[-1] if clouds else replace(frames[-1], cloud=None)).posterior_std
+    assert set(expected) == ({"joint", "image", "lidar"} if clouds else {"joint", "image"})
+
+    def shown():
+        prefix = "posterior std "
+        return {k.removeprefix(prefix): float(v) for k, v in latest_values(us).items() if k.startswith(prefix)}
+
+    wait_until(lambda: shown() == pytest.approx(expected, rel=1e-3), f"{expected}")
+
+
 def test_sigterm_during_inference_ends_the_node_with_zero(graph):
     us, node = graph
     send(us, frames_from(next(STARTS_NS), 5))
     assert node.interrupt(signal.SIGTERM) == 0
     assert "Traceback" not in node.output
+
+
+def test_a_system_of_clips_is_served_a_window_that_slides_and_ends_at_breaks(clip_checkpoint, tmp_path):
+    """A gap and a jump back release what waited; the newest two frames go on waiting."""
+    start_ns = next(STARTS_NS)
+    frames = [
+        *frames_from(start_ns, 6),
+        *frames_from(start_ns + 20_000_000_000, 4),
+        *frames_from(start_ns - 20_000_000_000, 5),
+    ]
+    stream = Localizer.load(clip_checkpoint, "cpu").stream(2)
+    expected = [estimate for frame in frames for estimate in stream.feed(frame)]
+    assert [estimate.stamp_ns for estimate in expected] == [frame.stamp_ns for frame in frames[:-2]]
+    parameters = {"checkpoint": clip_checkpoint, "device": "cpu", "lookahead_frames": 2, "deadline_s": 2.0}
+    with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
+        us.publisher(Image, IMAGES)
+        us.publisher(PointCloud2, CLOUDS)
+        us.collect(PoseStamped, "/vmloc_node/pose")
+        us.collect(DiagnosticArray, "/diagnostics")
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES, CLOUDS], ["/vmloc_node/pose"])
+        send(us, frames)
+        assert_are(answers(us, "/vmloc_node/pose", frames[:-2]), expected)
+        wait_until(lambda: latest_values(us).get("poses published") == str(len(expected)), "their count")
+        assert not [key for key in latest_values(us) if key.startswith(("posterior", "refused"))]
+        assert len(us.received["/vmloc_node/pose"]) == len(expected)
+        assert node.interrupt(signal.SIGTERM) == 0
+
+
+def test_a_system_of_one_image_trained_on_tuples_is_served(tmp_path):
+    checkpoint = tmp_path / "mapnet.safetensors"
+    write_random_checkpoint(checkpoint, ("image",), system="mapnet")
+    frames = frames_from(next(STARTS_NS), 6)
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100}
+    with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
+        us.publisher(Image, IMAGES)
+        us.collect(PoseStamped, "/vmloc_node/pose")
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES], ["/vmloc_node/pose"])
+        send(us, frames, clouds=False)
+        poses = answers(us, "/vmloc_node/pose", frames)
+        assert_equals_localizer(poses, frames, Localizer.load(checkpoint, "cpu"))
 
 
 def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_path):
@@ -219,6 +298,7 @@ def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_pa
     [
         ({"checkpoint": "/nope"}, r"cannot configure: checkpoint /nope does not exist"),
         ({"queue_depth": 0}, r"parameter queue_depth .*out of range"),
+        ({"lookahead_frames": -1}, r"parameter lookahead_frames .*out of range"),
         ({"cloud_topic": "a#b"}, r"parameter cloud_topic is 'a#b', which is no topic"),
         ({"image_transport": "theora"}, r"parameter image_transport is 'theora'; expected raw or compressed"),
     ],
@@ -227,6 +307,14 @@ def test_what_cannot_start_says_why_in_one_line(parameters, line, tmp_path):
     with running(node_arguments(parameters), tmp_path / "log") as node:
         assert node.wait() == 1
         node.wait_for_output(line)
+        assert len(node.output.splitlines()) == 1
+
+
+def test_a_lookahead_that_the_model_cannot_have_says_so_in_one_line(checkpoint, tmp_path):
+    arguments = node_arguments({"checkpoint": checkpoint, "lookahead_frames": 1})
+    with running(arguments, tmp_path / "log") as node:
+        assert node.wait() == 1
+        node.wait_for_output(r"cannot configure: lookahead must be .* less than the 1 frame\(s\) that vmloc .*, got 1")
         assert len(node.output.splitlines()) == 1
 
 
@@ -311,3 +399,75 @@ def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
     assert not set_parameter(idle_node, "queue_depth", 0).successful
     assert not set_parameter(idle_node, "autostart", False).successful  # read-only
     assert set_parameter(idle_node, "base_from_body", [0.0, 0.0, 1.5, 0.0, 0.0, 0.0]).successful
+
+
+def process(node, frame: Frame, age_s: float) -> None:
+    """Let the node's worker function answer an image that came ``age_s`` ago."""
+    message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
+    arrival_ns = time.monotonic_ns() - round(age_s * 1e9)
+    node._session._process(Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
+
+
+def start_with_clips(node, checkpoint) -> None:
+    set_parameter(node, "checkpoint", str(checkpoint))
+    set_parameter(node, "lookahead_frames", 2)
+    assert node.start()
+
+
+def test_count_and_latency_are_of_the_frames_answered_be_it_none_one_or_several(idle_node, clip_checkpoint):
+    start_with_clips(idle_node, clip_checkpoint)
+    for age_s, frame in zip((500, 400, 300, 200, 100), frames_from(next(STARTS_NS), 5), strict=True):
+        process(idle_node, frame, age_s)
+    values = idle_node._session.diagnose()[2]
+    assert values["poses published"] == 3
+    assert float(values["latency p50 [ms]"]) == pytest.approx(400e3, abs=20e3)
+    assert float(values["latency p95 [ms]"]) == pytest.approx(500e3, abs=20e3)
+    process(idle_node, frames_from(next(STARTS_NS), 1)[0], 0)  # a gap: the two that wait are answered
+    values = idle_node._session.diagnose()[2]
+    assert values["poses published"] == values["pose rate [Hz]"] + 3 == 5
+    assert float(values["latency p50 [ms]"]) == pytest.approx(300e3, abs=20e3)
+
+
+def test_frames_refused_in_between_change_no_other_frames_latency(idle_node, clip_checkpoint):
+    start_with_clips(idle_node, clip_checkpoint)
+    frames = frames_from(next(STARTS_NS), 8)
+    for age_s, frame in zip((800, 700), frames[:2], strict=True):
+        process(idle_node, frame, age_s)
+    for frame in frames[2:7]:
+        process(idle_node, replace(frame, image=np.zeros((2, 0, 3), np.uint8)), 1)
+    process(idle_node, frames[7], 0)
+    values = idle_node._session.diagnose()[2]
+    assert (values["poses published"], values["refused: undecodable"]) == (1, 5)
+    assert float(values["latency p95 [ms]"]) == pytest.approx(800e3, abs=20e3)
+
+
+def test_every_pose_that_cannot_be_published_is_counted(idle_node, clip_checkpoint):
+    set_parameter(idle_node, "base_frame", "no_such_frame")
+    start_with_clips(idle_node, clip_checkpoint)
+    for frame in (*frames_from(next(STARTS_NS), 2), *frames_from(next(STARTS_NS), 1)):
+        process(idle_node, frame, 0)
+    values = idle_node._session.diagnose()[2]
+    assert (values["poses published"], values["refused: not localized"]) == (0, 2)
+
+
+def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):
+    start_with_clips(idle_node, clip_checkpoint)
+    before, after = frames_from(next(STARTS_NS), 4)[:2], frames_from(next(STARTS_NS), 3)
+    for frame in before:
+        process(idle_node, frame, 0)
+    assert idle_node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    assert idle_node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    for frame in after:
+        process(idle_node, frame, 0)
+    assert idle_node._session.diagnose()[2]["poses published"] == 1
+
+
+def test_the_readme_lists_every_parameter_with_its_default():
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? \|", readme.partition("### Parameters")[2], re.MULTILINE))
+    quoted = {str: '"{}"', bool: "{}", int: "{}", float: "{}", type(None): ""}
+    defaults = {
+        row.name: quoted[type(row.default)].format(str(row.default).lower() if row.default is not None else "")
+        for row in fields(NodeConfig)
+    }
+    assert table == defaults

@@ -3,21 +3,18 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ros_graph import node_arguments, running
+from ros_graph import served_poses
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from training.convert import convert_seven_scenes
-from training.run import evaluate_checkpoint
+from training.run import evaluate_checkpoints
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import open_bag
-from vmloc_ros.core.messages import decode_pose, stamp_ns
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -26,28 +23,15 @@ IMAGE, DEPTH = "/camera/image_raw", "/camera/depth/image_raw"
 
 def test_the_node_gives_the_poses_of_evaluate(real_data: Path, tmp_path: Path) -> None:
     scene = real_data / "7scenes" / "redkitchen"
-    checkpoint, bag, results = tmp_path / "random.safetensors", tmp_path / "bag", tmp_path / "results"
+    checkpoint, bag = tmp_path / "random.safetensors", tmp_path / "bag"
     write_random_checkpoint(checkpoint, ("image", "depth"), body_frame="camera_optical_frame")
     convert_seven_scenes(scene, "test", bag, stride=10, progress=False)
-    rows, folder = evaluate_checkpoint(
-        checkpoint, [scene], out=tmp_path / "evaluation", overrides=["source.stride=10"], device="cpu", progress=False
+    report = evaluate_checkpoints(
+        [checkpoint], [scene], out=tmp_path / "evaluation", overrides=["source.stride=10"], device="cpu", progress=False
     )
-    parameters = {"checkpoint": checkpoint, "device": "cpu", "base_frame": "camera_optical_frame", "queue_depth": 100}
-    player = ["-m", "training.cli", "replay", str(bag), "--wait-for", IMAGE, DEPTH]
-    player += ["--record", str(results), "--record-topics", "/vmloc_node/pose"]
-    with running(node_arguments(parameters), tmp_path / "node.log") as node:
-        node.wait_for_output("now active")
-        with running(player, tmp_path / "player.log") as process:
-            assert process.wait() == 0, process.output
-        assert node.interrupt(signal.SIGTERM) == 0
-
-    answered = {}
-    with open_bag(results) as reader:
-        for connection, _, data in reader.messages():
-            message = reader.deserialize(data, connection.msgtype)
-            answered[stamp_ns(message.header)] = decode_pose(message)
-    expected = np.loadtxt(folder / "estimate.tum")
-    assert len(answered) == len(expected) == rows["vmloc"]["frames"] == 20
+    answered = served_poses(checkpoint, bag, [IMAGE, DEPTH], tmp_path)
+    expected = np.loadtxt(report.folder / "estimate.tum")
+    assert len(answered) == len(expected) == report.metrics["frames"] == 20
     poses = [answered[stamp] for stamp in sorted(answered)]
     np.testing.assert_allclose(np.array(sorted(answered)) * 1e-9, expected[:, 0], atol=1e-6)
     np.testing.assert_allclose([pose.position_m for pose in poses], expected[:, 1:4], atol=1e-3)

@@ -106,6 +106,7 @@ def test_clock_follows_the_log_time_and_stamps_the_recording(bag, tmp_path):
             bag,
             clock=True,
             topics=[TRUTH],
+            wait_for=["/clock"],
             record=tmp_path / "out",
             record_topics=[TRUTH],
             linger_s=0.2,

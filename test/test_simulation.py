@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from training.simulation import Traversal, simulate, street
+from training.simulation import Traversal, simulate, simulate_many, street
 from training.simulation.camera import CameraRenderer, Light
 from training.simulation.mesh import MeshBuilder
 from training.simulation.scene import Scene
@@ -465,3 +465,18 @@ def test_existing_bag_is_kept_unless_asked(bag):
     with pytest.raises(DataError, match="exists already"):
         simulate(bag, seed=9, **SMALL)
     assert raw(bag) == before
+
+
+def test_traversals_driven_at_the_same_time_are_those_driven_one_by_one(tmp_path: Path) -> None:
+    for jobs in (1, 2):
+        folders = list(simulate_many(tmp_path / str(jobs), seeds=range(3, 5), laps=0.01, jobs=jobs))
+        assert sorted(folder.name for folder in folders) == ["seed_3", "seed_4"]
+    for seed in (3, 4):
+        first, second = (tmp_path / str(jobs) / f"seed_{seed}" / f"seed_{seed}.mcap" for jobs in (1, 2))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_traversal_that_fails_in_another_process_stops_the_rest(tmp_path: Path) -> None:
+    (tmp_path / "seed_3").mkdir()
+    with pytest.raises(DataError, match="seed_3 exists already"):
+        list(simulate_many(tmp_path, seeds=range(3, 5), laps=0.01, jobs=2))

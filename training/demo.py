@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from training.metrics import pose_errors
-from training.plots import save_trajectory_plot
+from training.pictures import save_trajectory_plot
 from training.simulation import simulate
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource

@@ -1,89 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the robot's own localizer over a source and report its errors."""
+"""Run the robot's own localizer over sources."""
 
 from __future__ import annotations
 
-import csv
-import json
+import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 from tqdm import tqdm
 
+from training.corruption import NO_CORRUPTION, Corruption, corrupt
 from training.metrics import PoseErrors, pose_errors
-from training.plots import save_trajectory_plot
 from training.sources import Source
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.frame import Estimate
+from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.preprocessing import PreprocessConfig
 
 logger = logging.getLogger(__name__)
+
+_EXAMPLES = 4
+_PAUSE_S = 1.0  # as the localizer's Stream has it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Track:
+    """Estimates of one source with their truth, in time order.
+
+    Attributes:
+        name: fit for a folder, and no other track's of the evaluation.
+    """
+
+    name: str
+    truth: list[Pose]
+    estimates: list[Estimate]
+
+    @property
+    def poses(self) -> list[Pose]:
+        return [estimate.map_from_body for estimate in self.estimates]
+
+    @property
+    def stamps_ns(self) -> list[int]:
+        return [estimate.stamp_ns for estimate in self.estimates]
+
+    @property
+    def errors(self) -> PoseErrors:
+        return pose_errors(self.truth, self.poses)
+
+    def runs(self) -> list[Track]:
+        """The parts between pauses, where the recording went on elsewhere: more than 1 s and thrice the usual step."""
+        steps_s = np.diff(self.stamps_ns) / 1e9
+        if not len(steps_s):
+            return [self]
+        breaks = np.flatnonzero(steps_s > max(_PAUSE_S, 3 * float(np.median(steps_s)))) + 1
+        limits = [0, *breaks.tolist(), len(self.truth)]
+        return [
+            Track(self.name, self.truth[start:end], self.estimates[start:end])
+            for start, end in itertools.pairwise(limits)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """Estimates with their truth, in time order."""
+    """What one checkpoint answered, and to what.
 
-    truth: list[Pose]
-    estimates: list[Estimate]
+    Attributes:
+        system: name of the model.
+        preprocess: how the model sees frames.
+        examples: some of the frames, before and after the corruption; none without.
+        checkpoint: its file.
+    """
+
+    tracks: list[Track]
+    system: str
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    corruption: Corruption = NO_CORRUPTION
+    examples: list[tuple[Frame, Frame]] = field(default_factory=list)
+    checkpoint: str = ""
+
+    @property
+    def name(self) -> str:
+        """The system and what was done to its input."""
+        return f"{self.system} ({self.corruption})" if self.corruption.tag else self.system
+
+    @property
+    def truth(self) -> list[Pose]:
+        return [pose for track in self.tracks for pose in track.truth]
+
+    @property
+    def estimates(self) -> list[Estimate]:
+        return [estimate for track in self.tracks for estimate in track.estimates]
 
     @property
     def errors(self) -> PoseErrors:
         return pose_errors(self.truth, [estimate.map_from_body for estimate in self.estimates])
 
 
-def evaluate(localizer: Localizer, sources: Sequence[Source], progress: bool = True) -> Evaluation:
-    """Localize every frame of the sources.
+def evaluate(
+    localizer: Localizer,
+    sources: Sequence[Source],
+    progress: bool = True,
+    lookahead: int = 0,
+    corruption: Corruption = NO_CORRUPTION,
+) -> Evaluation:
+    """Localize every frame of the sources, each source as one stream.
+
+    Args:
+        lookahead: see :class:`vmloc_ros.core.localizer.Stream`.
+        corruption: done to every frame first; frames that it leaves nothing to localize by are left out, and counted
+            in the log.
 
     Raises:
-        DataError: a source's poses are of another body than the checkpoint's, or there are no frames.
+        ConfigError: ``lookahead`` or ``corruption`` does not fit the system.
+        DataError: a source's poses are of another body than the checkpoint's, there are no frames, or corruption
+            leaves the system nothing.
     """
-    truth: list[Pose] = []
-    estimates: list[Estimate] = []
+    corruption.check(localizer.modalities)
+    every = max(1, math.ceil(sum(len(source) for source in sources) / _EXAMPLES)) if corruption.tag else None
+    tracks: list[Track] = []
+    examples: list[tuple[Frame, Frame]] = []
     for source in sources:
-        if source.body_frame != localizer.body_frame:
-            raise DataError(
-                f"{source.name} has poses of {source.body_frame!r}, the checkpoint predicts {localizer.body_frame!r}; "
-                "their difference would be no localization error"
-            )
-        if source.map_frame != localizer.map_frame:
-            logger.warning(
-                "%s has poses in %s, the checkpoint in %s", source.name, source.map_frame, localizer.map_frame
-            )
-        for sample in tqdm(source, total=len(source), desc=source.name, unit="frame", disable=not progress):
+        _check_frames(localizer, source)
+        stream = localizer.stream(lookahead)
+        truth: list[Pose] = []
+        stamps_ns: list[int] = []
+        estimates: list[Estimate] = []
+        samples = tqdm(source, total=len(source), desc=source.name, unit="frame", disable=not progress)
+        for sample, frame in _corrupted(samples, corruption, localizer.header.preprocess, source.name):
+            if every and (sum(len(track.truth) for track in tracks) + len(truth)) % every == 0:
+                examples.append((sample.frame, frame))
             truth.append(sample.map_from_body)
-            estimates.append(localizer.localize(sample.frame))
-    if not estimates:
+            stamps_ns.append(frame.stamp_ns)
+            estimates += stream.feed(frame)
+        estimates += stream.flush()
+        assert [estimate.stamp_ns for estimate in estimates] == stamps_ns, "a stream answers every frame, in order"
+        if estimates:
+            tracks.append(Track(_track_name(source.name, [track.name for track in tracks]), truth, estimates))
+    if not tracks:
         raise DataError("there is no frame to evaluate")
-    return Evaluation(truth, estimates)
+    return Evaluation(tracks, localizer.header.model.name, localizer.header.preprocess, corruption, examples)
 
 
-def write_results(evaluation: Evaluation, folder: Path, title: str) -> None:
-    """Write ``metrics.json``, ``errors.csv``, TUM files ``estimate.tum`` and ``truth.tum`` and ``trajectory.png``."""
-    stamps = [estimate.stamp_ns for estimate in evaluation.estimates]
-    poses = [estimate.map_from_body for estimate in evaluation.estimates]
-    errors = evaluation.errors
-    with write_aside(folder / "metrics.json") as path:
-        path.write_text(json.dumps(errors.summary(), indent=2) + "\n")
-    with write_aside(folder / "errors.csv") as path, path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["stamp_ns", "position_m", "rotation_deg"])
-        writer.writerows(zip(stamps, errors.position_m, errors.rotation_deg, strict=True))
-    write_tum(folder / "estimate.tum", stamps, poses)
-    write_tum(folder / "truth.tum", stamps, evaluation.truth)
-    save_trajectory_plot(folder / "trajectory.png", evaluation.truth, poses, title)
+def _check_frames(localizer: Localizer, source: Source) -> None:
+    if source.body_frame != localizer.body_frame:
+        raise DataError(
+            f"{source.name} has poses of {source.body_frame!r}, the checkpoint predicts {localizer.body_frame!r}; "
+            "their difference would be no localization error"
+        )
+    if source.map_frame != localizer.map_frame:
+        logger.warning("%s has poses in %s, the checkpoint in %s", source.name, source.map_frame, localizer.map_frame)
 
 
-def write_tum(file: Path, stamps_ns: Sequence[int], poses: Sequence[Pose]) -> None:
-    """A trajectory in the TUM format: ``stamp_s tx ty tz qx qy qz qw`` per line."""
-    with write_aside(file) as path, path.open("w") as text:
-        for stamp, pose in zip(stamps_ns, poses, strict=True):
-            w, x, y, z = pose.quaternion_wxyz
-            px, py, pz = pose.position_m
-            # Integer arithmetic: a float of seconds since 1970 holds no nanoseconds.
-            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
-            text.write(f"{seconds}.{nanoseconds:09d} {px:.6f} {py:.6f} {pz:.6f} {x:.9f} {y:.9f} {z:.9f} {w:.9f}\n")
+def _track_name(name: str, taken: Collection[str]) -> str:
+    stem = re.sub(r"[^\w.-]+", "_", name).strip(".") or "data"  # a source may be called ".."
+    number, unique = 1, stem
+    while unique in taken:
+        number += 1
+        unique = f"{stem}_{number}"
+    return unique
+
+
+def _corrupted(
+    samples: Iterable[Sample], corruption: Corruption, preprocess: PreprocessConfig, name: str
+) -> Iterator[tuple[Sample, Frame]]:
+    """Samples with their corrupted frame."""
+    left_out = 0
+    for sample in samples:
+        frame = corrupt(sample.frame, corruption.levels, corruption.seed, preprocess)
+        if corruption.tag and not set(frame.modalities) & set(preprocess.modalities):
+            left_out += 1
+        else:
+            yield sample, frame
+    if left_out:
+        logger.warning("%s: %d frames left out: nothing to localize by with %s", name, left_out, corruption)

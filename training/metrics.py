@@ -14,6 +14,7 @@ from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 
 # (metres, degrees) of the long-term visual localization benchmarks
 THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
+PERCENTILES = (75, 90, 95)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +33,12 @@ class PoseErrors:
         return len(self.position_m)
 
     def summary(self) -> dict[str, float]:
-        """Median, mean, 95th percentile and the shares within :data:`THRESHOLDS`."""
+        """Median, mean, :data:`PERCENTILES` and the shares within :data:`THRESHOLDS`."""
         result: dict[str, float] = {"frames": float(len(self))}
         for name, values in (("position_m", self.position_m), ("rotation_deg", self.rotation_deg)):
             result[f"median_{name}"] = float(np.median(values))
             result[f"mean_{name}"] = float(np.mean(values))
-            result[f"p95_{name}"] = float(np.percentile(values, 95))
+            result |= {f"p{rank}_{name}": float(np.percentile(values, rank)) for rank in PERCENTILES}
         for metres, degrees in THRESHOLDS:
             within = (self.position_m <= metres) & (self.rotation_deg <= degrees)
             result[f"within_{metres:g}m_{degrees:g}deg"] = float(np.mean(within))

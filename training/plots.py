@@ -3,85 +3,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
 
-from training.metrics import pose_errors
-from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.geometry import Pose
+from training.calibration import COVERAGES
+from training.metrics import PoseErrors
+from training.trajectory_metrics import Trajectory
+
+Array = NDArray[np.float64]
+
+_FLOOR = 1e-3  # smaller errors, also of exact answers, are drawn there on a logarithmic scale
+_MOST_NAMES = 10  # of curves in one legend
 
 
-def plot_trajectory(
-    axes: Axes, truth: Sequence[Pose], estimates: Sequence[Pose], map_points_m: NDArray[np.float64] | None = None
-) -> None:
-    """Seen from above along the two axes of greatest extent: truth as a line, estimates coloured by position error.
+def plot_trajectory(axes: Axes, runs: Sequence[Trajectory]) -> None:
+    """Seen from above, as in VMLoc's Figure 3: truth black, estimates red, a yellow star at the start.
 
     Args:
+        runs: parts of a trajectory; no line joins one to the next.
+    """
+    truth, positions = _positions(runs)
+    plane = _plane(truth)
+    for part, (true_poses, estimated) in enumerate(runs):
+        for poses, style in ((true_poses, "k-"), (estimated, "r-")):
+            path = np.stack([pose.position_m for pose in poses])[:, plane]
+            label = {"k-": "ground truth", "r-": "estimate"}[style] if part == 0 else None
+            axes.plot(path[:, 0], path[:, 1], style, linewidth=1, label=label)
+    outside = _show_from_above(axes, truth, positions, plane)
+    if outside:
+        axes.plot([], [], " ", label=f"{outside} of {len(positions)} estimates are outside")
+    _mark_start(axes, truth, plane)
+    _legend_above(axes)
+
+
+def plot_error_map(axes: Axes, runs: Sequence[Trajectory], map_points_m: Array | None = None) -> None:
+    """Seen from above: truth as a line, estimates coloured by position error and joined to their truth.
+
+    Args:
+        runs: as for :func:`plot_trajectory`.
         map_points_m: ``(N, 3)`` points of the map drawn underneath.
     """
-    true_positions = np.stack([pose.position_m for pose in truth])
-    positions = np.stack([pose.position_m for pose in estimates])
-    first, second = sorted(np.argsort(np.ptp(true_positions, axis=0))[-2:])
-    error = pose_errors(truth, estimates).position_m
+    truth, positions = _positions(runs)
+    plane = _plane(truth)
     if map_points_m is not None:
-        axes.scatter(map_points_m[:, first], map_points_m[:, second], s=0.3, c="0.75", linewidths=0, rasterized=True)
-    pairs = np.stack([true_positions, positions], axis=1)[:, :, [first, second]]
+        points = map_points_m[:, plane]
+        axes.scatter(points[:, 0], points[:, 1], s=0.3, c="0.75", linewidths=0, rasterized=True)
+    pairs = np.stack([truth, positions], axis=1)[:, :, plane]
     axes.add_collection(LineCollection(list(pairs), colors="0.5", linewidths=0.5))
-    axes.plot(true_positions[:, first], true_positions[:, second], "k-", linewidth=1.2, label="ground truth")
+    for part, (true_poses, _) in enumerate(runs):
+        path = np.stack([pose.position_m for pose in true_poses])[:, plane]
+        axes.plot(path[:, 0], path[:, 1], "k-", linewidth=1.2, label=None if part else "ground truth")
+    error = np.linalg.norm(positions - truth, axis=1)
     # A few wild errors shall not make all others look alike.
-    top = max(float(np.percentile(error, 95)), 1e-3)
-    dots = axes.scatter(
-        positions[:, first],
-        positions[:, second],
-        c=error,
-        s=14,
-        cmap="turbo",
-        vmin=0,
-        vmax=top,
-        zorder=3,
-        label="estimate",
-    )
-    axes.plot(true_positions[0, first], true_positions[0, second], "*", color="gold", ms=14, mec="k", label="start")
+    top = max(float(np.percentile(error, 95)), _FLOOR)
+    x, y = positions[:, plane].T
+    dots = axes.scatter(x, y, c=error, s=14, cmap="turbo", vmin=0, vmax=top, zorder=3, label="estimate")
     axes.figure.colorbar(dots, ax=axes, label="position error (m)", extend="max")
-    axes.set(xlabel=f"{'xyz'[first]} (m)", ylabel=f"{'xyz'[second]} (m)", aspect="equal")
-    margin = 0.15 * np.ptp(true_positions, axis=0).max() + 0.1
-    for set_limits, axis in ((axes.set_xlim, first), (axes.set_ylim, second)):
-        set_limits(true_positions[:, axis].min() - margin, true_positions[:, axis].max() + margin)
-    axes.legend(loc="best", fontsize="small")
+    _show_from_above(axes, truth, positions, plane)
+    _mark_start(axes, truth, plane)
+    _legend_above(axes)
 
 
-def plot_errors(axes: Axes, truth: Sequence[Pose], estimates: Sequence[Pose]) -> None:
-    """Position and rotation error over the frames, on a logarithmic scale."""
-    errors = pose_errors(truth, estimates)
-    axes.semilogy(np.maximum(errors.position_m, 1e-3), color="tab:blue", linewidth=1, label="position (m)")
-    axes.semilogy(np.maximum(errors.rotation_deg, 1e-3), color="tab:orange", linewidth=1, label="rotation (deg)")
-    axes.axhline(np.median(errors.position_m), color="tab:blue", linestyle=":", linewidth=1)
-    axes.axhline(np.median(errors.rotation_deg), color="tab:orange", linestyle=":", linewidth=1)
-    axes.set(xlabel="frame", ylabel="error (dotted: median)")
+def plot_errors(axes: Axes, errors: PoseErrors, times_s: ArrayLike | None = None) -> None:
+    """Position and rotation error on a logarithmic scale; NaN interrupts the lines.
+
+    Args:
+        times_s: ``(N,)`` of the estimates; without, the axis counts frames.
+    """
+    x = np.arange(len(errors)) if times_s is None else np.asarray(times_s)
+    for values, label, colour in (
+        (errors.position_m, "position (m)", "tab:blue"),
+        (errors.rotation_deg, "rotation (deg)", "tab:orange"),
+    ):
+        axes.semilogy(x, np.maximum(values, _FLOOR), color=colour, linewidth=1, label=label)
+        axes.axhline(np.nanmedian(values), color=colour, linestyle=":", linewidth=1)
+    axes.set(xlabel="frame" if times_s is None else "time (s)", ylabel="error (dotted: median)")
+    _label_plainly(axes.yaxis)
     axes.grid(True, which="major", alpha=0.3)
+    axes.margins(x=0.01)
     axes.legend(fontsize="small")
 
 
-def save_trajectory_plot(
-    file: Path,
-    truth: Sequence[Pose],
-    estimates: Sequence[Pose],
-    title: str,
-    map_points_m: NDArray[np.float64] | None = None,
-) -> None:
-    """A PNG with the trajectory and, below it, the errors."""
-    figure = Figure(figsize=(9, 9), layout="constrained")
-    canvas = FigureCanvasAgg(figure)  # no display, no pyplot state
-    above, below = figure.subplots(2, 1, height_ratios=[3, 1])
-    plot_trajectory(above, truth, estimates, map_points_m)
-    plot_errors(below, truth, estimates)
-    above.set_title(title)
-    with write_aside(file) as path, path.open("wb") as stream:
-        canvas.print_png(stream)
+def plot_error_cdf(axes: Axes, errors: Mapping[str, Array], label: str) -> None:
+    """Share of frames with at most a certain error, a curve for each name; the last one is drawn boldly.
+
+    Args:
+        errors: ``(N,)`` values by name.
+        label: of the axis, with the unit.
+    """
+    few = len(errors) <= _MOST_NAMES
+    for number, (name, values) in enumerate(errors.items(), start=1):
+        ordered = np.maximum(np.sort(values), _FLOOR)
+        last = number == len(errors)
+        colour, width = ("k", 2.0) if last else (f"C{number - 1}" if few else "0.6", 1.0)
+        share = np.arange(1, len(ordered) + 1) / len(ordered)
+        shown = name if few or last else f"{len(errors) - 1} others" if number == 1 else None
+        axes.step(ordered, share, where="post", color=colour, linewidth=width, label=shown)
+    axes.set(xscale="log", xlabel=label, ylabel="share of frames", ylim=(0, 1))
+    _label_plainly(axes.xaxis)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(True, which="both", alpha=0.3)
+    if len(errors) > 1:
+        axes.legend(loc="upper left", fontsize="small")
+
+
+def plot_calibration(axes: Axes, levels: Mapping[str, Array]) -> None:
+    """How many true poses the covariance's ellipsoids hold against how many they should; marks at 50, 90 and 95 %.
+
+    Args:
+        levels: by name, see :func:`training.calibration.confidence_levels`.
+    """
+    nominal = np.linspace(0, 1, 201)
+    axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="covariances that tell the truth")
+    for number, (name, values) in enumerate(levels.items()):
+        observed, marked = (np.mean(values[:, None] <= wanted, axis=0) for wanted in (nominal, np.array(COVERAGES)))
+        axes.plot(nominal, observed, color=f"C{number}", label=name)
+        axes.plot(COVERAGES, marked, "o", color=f"C{number}", markersize=4)
+    note = {"style": "italic", "color": "0.4", "bbox": {"color": "w", "alpha": 0.7, "pad": 1}}
+    axes.text(0.97, 0.05, "covariance too small", ha="right", **note)
+    axes.text(0.03, 0.72, "covariance too large", ha="left", **note)
+    axes.set(
+        xlabel="probability of the ellipsoid",
+        ylabel="share of true poses inside",
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        aspect=1,
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(True, alpha=0.3)
+    axes.legend(loc="upper left", fontsize="small")
+
+
+def _legend_above(axes: Axes) -> None:
+    """Outside, where it hides no estimate."""
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small", frameon=False)
+
+
+def _label_plainly(axis: Axis) -> None:
+    """A logarithmic axis with 0.1, 0.2, 0.5, 1 instead of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _positions(runs: Sequence[Trajectory]) -> tuple[Array, Array]:
+    """True and estimated positions ``(N, 3)`` of all runs."""
+    truth, estimates = (np.stack([pose.position_m for run in runs for pose in run[side]]) for side in (0, 1))
+    return truth, estimates
+
+
+def _plane(truth: Array) -> list[int]:
+    """The two axes of greatest extent: a camera's world may have y down."""
+    return sorted(np.argsort(np.ptp(truth, axis=0))[-2:].tolist())
+
+
+def _show_from_above(axes: Axes, truth: Array, positions: Array, plane: list[int]) -> int:
+    """Frame the truth and the bulk of the estimates, without the wildest tenth; how many are left outside."""
+    bulk = np.percentile(positions, [5, 95], axis=0)
+    low = np.minimum(truth.min(axis=0), bulk[0])[plane]
+    high = np.maximum(truth.max(axis=0), bulk[1])[plane]
+    margin = 0.15 * (high - low).max() + 0.1
+    low, high = low - margin, high + margin
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    axes.set(xlabel=f"{'xyz'[plane[0]]} (m)", ylabel=f"{'xyz'[plane[1]]} (m)")
+    seen = np.all((positions[:, plane] >= low) & (positions[:, plane] <= high), axis=1)
+    return int(np.count_nonzero(~seen))
+
+
+def _mark_start(axes: Axes, truth: Array, plane: list[int]) -> None:
+    x, y = truth[0, plane]
+    axes.plot(x, y, "*", color="gold", ms=14, mec="k", zorder=4, label="start", linestyle="none")

@@ -3,20 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from training.cache import load_dataset
 from training.config import TrainConfig, load_config, parse_config
-from training.dataset import prepare_dataset
-from training.evaluate import evaluate, write_results
-from training.metrics import pose_statistics
+from training.corruption import NO_CORRUPTION, Corruption
+from training.coverage import warn_of_unknown_places
+from training.dataset import PreparedDataset, prepare_dataset
+from training.evaluate import Evaluation, evaluate
+from training.results import write_comparison, write_results
 from training.retrieval import nearest_image_errors
 from training.sources import Source, open_sources
 from training.sources.options import SourceOptions
 from training.trainer import Trainer
-from vmloc_ros.core.checkpoint import CheckpointHeader
+from vmloc_ros.core.checkpoint import CheckpointHeader, read_header
+from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.localizer import Localizer, select_device
 from vmloc_ros.core.models import select_modalities
@@ -36,9 +42,13 @@ def train(
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
+    cache: Path | None = None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Fit a model and write its checkpoint; return its validation metrics.
+
+    Args:
+        cache: where prepared frames are kept from run to run; None holds them in memory.
 
     Raises:
         VmlocError: configuration, data, model or output are at fault; the message says which.
@@ -57,12 +67,15 @@ def train(
     validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
     map_frame, body_frame = _common_frames([*sources, *validation_sources])
     preprocessor = Preprocessor(config.preprocess)
-    prepared = prepare_dataset(sources, preprocessor, progress)
-    validation = prepare_dataset(validation_sources, preprocessor, progress) if validation_sources else None
-    record = {
-        "data": [{"name": source.name, "frames": len(source), **source.report} for source in sources],
-        "poses": pose_statistics(prepared.poses),
-    }
+
+    def load(wanted: Sequence[Source]) -> PreparedDataset:
+        if cache is None:
+            return prepare_dataset(wanted, preprocessor, progress)
+        return load_dataset(wanted, preprocessor, cache, progress)
+
+    prepared = load(sources)
+    validation = load(validation_sources) if validation_sources else None
+    record = {"data": [{"name": source.name, "frames": len(source), **source.report} for source in sources]}
     trainer = Trainer(
         config,
         prepared,
@@ -78,8 +91,17 @@ def train(
     return trainer.run(progress)
 
 
-def evaluate_checkpoint(
-    checkpoint: Path,
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an evaluation wrote: where, the text of ``results.md`` and the contents of ``metrics.json``."""
+
+    folder: Path
+    text: str
+    metrics: dict[str, Any]
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[Path],
     data: Sequence[Path],
     *,
     split: str = "test",
@@ -89,33 +111,70 @@ def evaluate_checkpoint(
     nearest: Sequence[Path] | None = None,
     nearest_backbone: str = "resnet34",
     nearest_weights: bool | str = True,
+    lookahead: int = 0,
+    corruption: Corruption = NO_CORRUPTION,
     progress: bool = True,
-) -> tuple[dict[str, dict[str, float]], Path]:
-    """Evaluate a checkpoint, and the retrieval baseline where ``nearest`` names its training data.
+) -> Report:
+    """Evaluate a checkpoint, or several of one system that were trained with different seeds, and write the results.
 
-    Returns:
-        Summaries by name, and the folder with the results.
+    Several get a folder each, beside mean and standard deviation over them. Where ``nearest`` names the training
+    data, the retrieval baseline is added; its images are never corrupted.
 
     Raises:
-        VmlocError: checkpoint, data or output are at fault.
+        VmlocError: checkpoints, data or output are at fault.
     """
-    localizer = Localizer.load(checkpoint, device)
-    options = _source_options(localizer.header, overrides)
-    sources = _open_all(data, split, options, localizer.modalities)
-    evaluation = evaluate(localizer, sources, progress)
-    folder = out or Path("evaluation") / checkpoint.stem
-    errors = evaluation.errors.summary()
-    names = ", ".join(source.name for source in sources)
-    figures = f"median {errors['median_position_m']:.2f} m, {errors['median_rotation_deg']:.1f} deg"
-    write_results(evaluation, folder, f"{checkpoint.name} on {names}: {figures}")
-    rows = {localizer.header.model.name: errors}
+    header = _common_header(checkpoints)
+    options = _source_options(header, overrides)
+    sources = _open_all(data, split, options, header.preprocess.modalities)
+    folder = out or _default_folder(checkpoints, corruption)
+    baselines = {}
     if nearest:
         known = _open_all(nearest, "train", options, ("image",))
         asked = _open_all(data, split, options, ("image",))
-        rows["nearest training image"] = nearest_image_errors(
-            known, asked, nearest_backbone, nearest_weights, progress
-        ).summary()
-    return rows, folder
+        errors = nearest_image_errors(known, asked, nearest_backbone, nearest_weights, progress)
+        baselines["nearest training image"] = errors.summary()
+    evaluations: list[Evaluation] = []
+    text = ""
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        localizer = Localizer.load(checkpoint, device)
+        warn_of_unknown_places(localizer.header.training, [pose for source in sources for pose in source.poses()])
+        evaluation = evaluate(localizer, sources, progress, lookahead, corruption)
+        evaluations.append(replace(evaluation, checkpoint=str(checkpoint)))
+        own = folder / f"{number}_{checkpoint.stem}" if len(checkpoints) > 1 else folder
+        text = write_results(evaluations[-1], own, baselines)
+    if len(checkpoints) > 1:
+        text = write_comparison(evaluations, folder, baselines)
+    return Report(folder, text, json.loads((folder / "metrics.json").read_text()))
+
+
+def _common_header(checkpoints: Sequence[Path]) -> CheckpointHeader:
+    """The first checkpoint's, after a look whether a mean over all of them says anything."""
+    first, *others = checkpoints
+    header = read_header(first)
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
+        raise ConfigError("a checkpoint is given twice; the deviation over checkpoints would be too small")
+    ours = _settings(header)
+    for path in others:
+        theirs = _settings(read_header(path))
+        for key in sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+            text = f"{path} differs from {first}: {key} is {theirs.get(key)}, not {ours.get(key)}"
+            if key.startswith(("model.", "preprocess.")):
+                raise ConfigError(f"{text}; a mean is over checkpoints that differ in their seed alone")
+            logger.warning("%s; the mean is over unlike trainings", text)
+    return header
+
+
+def _settings(header: CheckpointHeader) -> dict[str, Any]:
+    """What checkpoints of one experiment have in common, with flat keys."""
+    recorded = header.training.get("config", {})
+    sections = {"model": to_mapping(header.model), "preprocess": to_mapping(header.preprocess)}
+    sections |= {name: recorded.get(name, {}) for name in ("objective", "optimizer", "augment")}
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+
+
+def _default_folder(checkpoints: Sequence[Path], corruption: Corruption) -> Path:
+    more = f"and_{len(checkpoints) - 1}_more" if len(checkpoints) > 1 else ""
+    return Path("evaluation") / "_".join(filter(None, (checkpoints[0].stem, more, corruption.tag)))
 
 
 def _open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
@@ -141,11 +200,19 @@ def _common_frames(sources: Sequence[Source]) -> tuple[str, str]:
 
 
 def _source_options(header: CheckpointHeader, overrides: list[str] | None) -> SourceOptions:
-    """The options used in training, with overrides of the form ``source.key=value``."""
-    wrong = [override for override in overrides or [] if not override.startswith("source.")]
-    if wrong:
-        raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set; the rest is in the checkpoint")
+    """The options used in training, with overrides."""
     recorded = header.training.get("config", {}).get("source", {})
     # A PoseStamped names no body: take it to be the checkpoint's.
-    values = {"source": {**recorded, "body_frame": header.body_frame}}
-    return parse_config(values, overrides, "source options").source
+    return parse_source_options({**recorded, "body_frame": header.body_frame}, overrides)
+
+
+def parse_source_options(values: dict[str, Any], overrides: list[str] | None) -> SourceOptions:
+    """Options of data sources with overrides of the form ``source.key=value``.
+
+    Raises:
+        ConfigError: an override is of something else, or a value does not fit.
+    """
+    wrong = [override for override in overrides or [] if not override.startswith("source.")]
+    if wrong:
+        raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set here")
+    return parse_config({"source": values}, overrides, "source options").source

@@ -8,6 +8,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +19,7 @@ from training.simulation.traversal import Rates, Traversal
 from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.errors import ConfigError
 
-__all__ = ["Rates", "Traversal", "simulate"]
+__all__ = ["Rates", "Traversal", "simulate", "simulate_many"]
 
 
 def simulate(
@@ -56,6 +59,39 @@ def simulate(
         with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
             for record in traversal.records(on_frame=bar.update):
                 bag.write(record.topic, record.message, record.log_ns)
+
+
+def simulate_many(
+    out: Path, *, seeds: Sequence[int], world_seed: int = 0, laps: float = 1.0, jobs: int = 1, overwrite: bool = False
+) -> Iterator[Path]:
+    """Write one traversal per seed as ``out/seed_N``, ``jobs`` of them at a time; yields each bag's folder when done.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: a bag exists or cannot be written; those that are complete stay.
+    """
+    if not seeds or jobs < 1:
+        raise ConfigError(f"traversals and jobs must be at least 1, got {len(seeds)} and {jobs}")
+    folders = {seed: out / f"seed_{seed}" for seed in seeds}
+    common = {"world_seed": world_seed, "laps": laps, "overwrite": overwrite}
+    if jobs == 1:
+        for seed, folder in folders.items():
+            simulate(folder, seed=seed, **common)
+            yield folder
+        return
+    # Spawned, not forked: the ray caster's threads would not survive a fork.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        tasks = {
+            pool.submit(simulate, folder, seed=seed, progress=False, **common): folder
+            for seed, folder in folders.items()
+        }
+        try:
+            for task in tqdm(as_completed(tasks), total=len(tasks), desc="simulating", unit="traversal"):
+                task.result()
+                yield tasks[task]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _check(

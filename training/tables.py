@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of evaluations as rows, and rows as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from training.calibration import COVERAGES, PARTS, calibration_summary
+from training.evaluate import Evaluation, Track
+from training.metrics import THRESHOLDS, pose_errors
+from training.trajectory_metrics import RPE_FRAMES, RPE_METRES, trajectory_summary
+
+Summary = dict[str, float]
+
+ALL = "all"  # the row over all sequences
+
+
+class Row(NamedTuple):
+    """Metrics, or their mean and sample standard deviation over several checkpoints (empty over one)."""
+
+    mean: Summary
+    std: Summary
+
+
+class Column(NamedTuple):
+    """Of a Markdown table: title, key of the metric, decimals, and whether it is a share, shown in per cent."""
+
+    title: str
+    key: str
+    decimals: int = 3
+    share: bool = False
+
+
+class Table(NamedTuple):
+    """Of results.md."""
+
+    title: str
+    columns: Sequence[Column]
+    note: str
+
+
+_ERRORS = Table(
+    "Errors",
+    (
+        Column("frames", "frames", 0),
+        Column("median (m)", "median_position_m"),
+        Column("mean (m)", "mean_position_m"),
+        Column("95 % (m)", "p95_position_m"),
+        Column("median (deg)", "median_rotation_deg", 2),
+        Column("mean (deg)", "mean_rotation_deg", 2),
+        Column("95 % (deg)", "p95_rotation_deg", 2),
+        *(
+            Column(f"{metres:g} m, {degrees:g} deg", f"within_{metres:g}m_{degrees:g}deg", 1, True)
+            for metres, degrees in THRESHOLDS
+        ),
+    ),
+    "The last columns are the shares of frames within both limits.",
+)
+_TRAJECTORY = Table(
+    "Trajectory",
+    (
+        Column("ATE (m)", "ate_rmse_m"),
+        Column("aligned ATE (m)", "ate_aligned_rmse_m"),
+        *(
+            Column(f"RPE over {span} ({unit})", f"rpe_{span.replace(' ', '')}_rmse_{unit}", decimals)
+            for span in (f"{RPE_FRAMES} frame", *(f"{metres} m" for metres in RPE_METRES))
+            for unit, decimals in (("m", 3), ("deg", 2))
+        ),
+    ),
+    "Root mean squares. Aligned: after the rigid motion of each sequence's estimates that fits best (Umeyama).",
+)
+_COVARIANCE = Table(
+    "Covariance",
+    tuple(
+        column
+        for part in PARTS
+        for column in (
+            Column(f"NEES {part}", f"nees_{part}", 2),
+            *(Column(f"{100 * share:.0f} %", f"coverage{100 * share:.0f}_{part}", 1, True) for share in COVERAGES),
+        )
+    ),
+    "Mean NEES: 6 (pose) and 3 (position, rotation) of a covariance that tells the truth, more where it is too small. "
+    "After it the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %.",
+)
+
+
+def summarise(tracks: Sequence[Track]) -> Summary:
+    """All metrics over the frames of the tracks."""
+    truth = [pose for track in tracks for pose in track.truth]
+    estimates = [estimate for track in tracks for estimate in track.estimates]
+    return {
+        **pose_errors(truth, [estimate.map_from_body for estimate in estimates]).summary(),
+        **trajectory_summary([(track.truth, track.poses) for track in tracks]),
+        **calibration_summary(truth, estimates),
+    }
+
+
+def summaries(evaluation: Evaluation) -> dict[str, Summary]:
+    """Metrics of each sequence, and :data:`ALL` over the frames of all."""
+    return {track.name: summarise([track]) for track in evaluation.tracks} | {ALL: summarise(evaluation.tracks)}
+
+
+def mean_and_std(over: Sequence[Summary]) -> Row:
+    """Over checkpoints, of the metrics that all of them have."""
+    keys = [key for key in over[0] if all(key in summary for summary in over)]
+    values = np.array([[summary[key] for key in keys] for summary in over])
+    std = values.std(axis=0, ddof=1).tolist() if len(over) > 1 else []
+    return Row(dict(zip(keys, values.mean(axis=0).tolist(), strict=True)), dict(zip(keys, std, strict=bool(std))))
+
+
+def results_tables(rows: Mapping[str, Row]) -> str:
+    """All tables as Markdown, a row for each name; a table leaves out rows that have none of its metrics."""
+    return "\n\n".join(_table_text(table, rows) for table in (_ERRORS, _TRAJECTORY, _COVARIANCE))
+
+
+def errors_table(rows: Mapping[str, Row]) -> str:
+    """The table of errors alone, without heading and note."""
+    return _markdown(_ERRORS, rows)
+
+
+def _table_text(table: Table, rows: Mapping[str, Row]) -> str:
+    return f"## {table.title}\n\n{_markdown(table, rows)}\n\n{table.note}"
+
+
+def _markdown(table: Table, rows: Mapping[str, Row]) -> str:
+    lines = [f"| | {' | '.join(column.title for column in table.columns)} |"]
+    lines.append("|---" * (len(table.columns) + 1) + "|")
+    for name, row in rows.items():
+        if any(column.key in row.mean for column in table.columns):
+            lines.append(f"| {name} | {' | '.join(_cell(column, row) for column in table.columns)} |")
+    return "\n".join(lines)
+
+
+def _cell(column: Column, row: Row) -> str:
+    if column.key not in row.mean:
+        return "–"
+    scale, unit = (100, " %") if column.share else (1, "")
+    text = f"{scale * row.mean[column.key]:.{column.decimals}f}"
+    if column.key in row.std and column.decimals:
+        text += f" ± {scale * row.std[column.key]:.{column.decimals}f}"
+    return text + unit
