@@ -116,6 +116,31 @@ def node_arguments(parameters: dict[str, Any]) -> list[str]:
     return ["-m", "vmloc_ros.node", "--ros-args", *settings]
 
 
+def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:
+    """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped.
+
+    Args:
+        topics: the model's inputs.
+        folder: for logs and the recorded answers.
+    """
+    from vmloc_ros.core.bags import open_bag
+    from vmloc_ros.core.messages import decode_pose, stamp_ns
+
+    frame = "camera_optical_frame"
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "base_frame": frame, "queue_depth": 100}
+    answers = folder / "answers"
+    player = ["-m", "training.cli", "replay", str(bag), "--wait-for", *topics]
+    player += ["--record", str(answers), "--record-topics", "/vmloc_node/pose"]
+    with running(node_arguments(parameters), folder / "node.log") as node:
+        node.wait_for_output("now active")
+        with running(player, folder / "player.log") as process:
+            assert process.wait() == 0, process.output
+        assert node.interrupt(signal.SIGTERM) == 0
+    with open_bag(answers) as reader:
+        messages = [reader.deserialize(data, connection.msgtype) for connection, _, data in reader.messages()]
+    return {stamp_ns(message.header): decode_pose(message) for message in messages}
+
+
 class Peer:
     """A node in the test's own process, in a context of its own, that publishes and collects."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _WINDOW = 200  # latencies kept for the percentiles
@@ -18,6 +19,7 @@ class HealthReport:
         errors: refused frames by kind.
         latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
         modalities: what the latest pose rests on.
+        posterior_std: the latest pose's; see :class:`vmloc_ros.core.frame.Estimate`.
         latest_error: why the latest refused frame was refused, empty if none was since the report before.
     """
 
@@ -27,6 +29,7 @@ class HealthReport:
     errors: dict[str, int]
     latency_ms: tuple[float, float] | None
     modalities: tuple[str, ...]
+    posterior_std: Mapping[str, float]
     latest_error: str
 
 
@@ -39,14 +42,17 @@ class Health:
         self._errors: Counter[str] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
         self._modalities: tuple[str, ...] = ()
+        self._posterior_std: Mapping[str, float] = {}
         self._latest_error = ""
         self._reported = (0, 0)
 
-    def published(self, latency_ms: float, modalities: tuple[str, ...]) -> None:
+    def published(
+        self, latency_ms: float, modalities: tuple[str, ...], posterior_std: Mapping[str, float] = {}
+    ) -> None:
         with self._lock:
             self._published += 1
             self._latencies_ms.append(latency_ms)
-            self._modalities = modalities
+            self._modalities, self._posterior_std = modalities, posterior_std
 
     def refused(self, kind: str, reason: str) -> None:
         with self._lock:
@@ -65,6 +71,7 @@ class Health:
                 dict(self._errors),
                 _percentiles(sorted(self._latencies_ms)),
                 self._modalities,
+                self._posterior_std,
                 self._latest_error,
             )
             self._reported = (self._published, errors)

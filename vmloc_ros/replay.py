@@ -70,7 +70,7 @@ def replay(
         loop: start over at the end, until interrupted.
         clock: publish the bag's time on ``/clock`` at 100 Hz; recorded messages then get the bag's time too.
         topics: the topics to play, default all.
-        wait_for: played topics that must have a subscriber before the first message goes out.
+        wait_for: played topics (or ``/clock``) that must have a subscriber before the first message goes out.
         wait_timeout_s: how long to wait for them, and for the publishers of ``record_topics``.
         record: write the messages received on ``record_topics`` to this rosbag2 folder.
         record_topics: fully qualified names; types and QoS are taken from their publishers.

@@ -67,6 +67,7 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
         "latest modalities": ", ".join(report.modalities) or "none",
         "latency p50 [ms]": "" if latency is None else f"{latency[0]:.1f}",
         "latency p95 [ms]": "" if latency is None else f"{latency[1]:.1f}",
+        **{f"posterior std {name}": f"{value:.4g}" for name, value in report.posterior_std.items()},
         "dropped for newer": dropped,
         **{f"received {name}": count for name, count in received.items()},
         **{f"refused: {kind}": count for kind, count in report.errors.items()},

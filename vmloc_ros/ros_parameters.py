@@ -58,6 +58,9 @@ class NodeConfig:
         1.0, "Stamps that jump back by more than this reset the pairing.", low=0.01, high=60.0
     )
     queue_depth: int = _parameter(5, "Frames that wait for the model; newer ones replace older.", low=1, high=100)
+    lookahead_frames: int = _parameter(
+        0, "Later frames that a pose waits for, with models that read clips (vidloc).", high=1000
+    )
     input_timeout_s: float = _parameter(3.0, "Warn when an input has been silent for this long.", low=0.1, high=3600.0)
     map_frame: str = _parameter("", "Frame of the poses; empty: the checkpoint's.")
     base_frame: str = _parameter("base_link", "Frame whose pose is published; empty: the checkpoint's body frame.")

@@ -71,11 +71,12 @@ class Player:
 
     def wait(self, wait_for: Sequence[str], recorder: Recorder | None, timeout_s: float) -> None:
         """Wait for subscribers of ``wait_for`` and publishers of what is recorded."""
-        unknown = sorted(set(wait_for) - set(self._publishers))
+        publishers = self._publishers if self._clock is None else {**self._publishers, "/clock": self._clock}
+        unknown = sorted(set(wait_for) - set(publishers))
         if unknown:
             raise ConfigError(f"cannot wait for subscribers of {', '.join(unknown)}: not played from this bag")
         deadline_s = time.monotonic() + timeout_s
-        while unmatched := [t for t in wait_for if self._publishers[t].get_subscription_count() == 0]:
+        while unmatched := [t for t in wait_for if publishers[t].get_subscription_count() == 0]:
             if self._stop.wait(0.02):
                 return
             if time.monotonic() > deadline_s:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ class Resources:
 
         self.node, self.config = node, config
         self.localizer = Localizer.load(Path(config.checkpoint).expanduser(), config.device)
+        self.localizer.stream(config.lookahead_frames)  # to hear now, not at activation, that the model cannot
         self.localizer.warm_up()
         self.map_frame = config.map_frame or self.localizer.map_frame
         self.base_frame = config.base_frame or self.localizer.body_frame
@@ -81,6 +85,10 @@ class Session:
         self._extrinsics = resources.extrinsics
         self._base_frame = resources.base_frame
         self._health = Health()
+        lookahead = self._config.lookahead_frames
+        self._stream = self._localizer.stream(lookahead)
+        # Of the frames that the stream may answer next: stamp, and when the message came.
+        self._arrivals: deque[tuple[int, int]] = deque(maxlen=lookahead + 1)
         self._latest_ns: int | None = None
         self._frames = FrameBuilder(self._extrinsics, lambda error: self._refuse("undecodable", error))
         self._pipeline = Pipeline(self._synchronizer(), self._process, self._config.queue_depth)
@@ -129,9 +137,21 @@ class Session:
 
     def _process(self, bundle: Bundle[Any]) -> None:
         """In the worker thread: decode, localize, publish. Whatever a frame does, the node goes on."""
+        with self._refusing():
+            estimates = self._stream.feed(self._frames.build(bundle))
+            self._arrivals.append((bundle.stamp_ns, bundle.arrival_ns))
+            for estimate in estimates:  # of this frame, or of earlier ones that waited
+                with self._refusing():
+                    self._publish(estimate)
+                    arrival_ns = dict(self._arrivals)[estimate.stamp_ns]
+                    latency_ms = (time.monotonic_ns() - arrival_ns) * 1e-6
+                    self._health.published(latency_ms, estimate.modalities, estimate.posterior_std)
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Counts and logs what goes wrong inside, and goes on."""
         try:
-            estimate = self._localizer.localize(self._frames.build(bundle))
-            self._publish(estimate)
+            yield
         except MessageError as error:
             self._refuse("undecodable", str(error))
         except VmlocError as error:
@@ -140,9 +160,6 @@ class Session:
             if self._node.context.ok():  # else a signal has ended ROS under our feet
                 self._node.get_logger().debug(traceback.format_exc())
                 self._refuse("internal error", f"{type(error).__name__}: {error}")
-        else:
-            latency_ms = (time.monotonic_ns() - bundle.arrival_ns) * 1e-6
-            self._health.published(latency_ms, estimate.modalities)
 
     def _publish(self, estimate: Estimate) -> None:
         body_frame = self._localizer.body_frame
