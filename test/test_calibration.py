@@ -11,13 +11,14 @@ from training.calibration import (
     calibration_summary,
     chi_square_cdf,
     confidence_levels,
+    fit_inflation,
     map_errors,
     nees,
     pose_nees,
 )
 from vmloc_ros.core.frame import Estimate
-from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.uncertainty import residual_covariance
+from vmloc_ros.core.geometry import Pose, quaternion_exp
+from vmloc_ros.core.uncertainty import inflated_covariance, residual_covariance
 
 COUNT = 10_000
 STANDARD_ERROR_OF_NEES = {"pose": np.sqrt(12 / COUNT), "position": np.sqrt(6 / COUNT), "rotation": np.sqrt(6 / COUNT)}
@@ -122,3 +123,31 @@ def test_the_confidence_level_is_the_probability_of_the_ellipsoid_through_the_tr
     np.testing.assert_allclose(levels["position"], [0.5, 0.95])
     np.testing.assert_allclose(levels["rotation"], 0)
     np.testing.assert_allclose(levels["pose"], chi2.cdf(radius**2, 6))
+
+
+def heavy_tailed(count: int, seed: int) -> tuple[list[Pose], list[Pose], np.ndarray]:
+    """Truth, estimates whose errors are Student-t of 3 degrees of freedom and unit variance, and unit covariances."""
+    rng = np.random.default_rng(seed)
+    errors = rng.standard_t(3, (count, 6)) / np.sqrt(3) * np.repeat([1.0, 0.05], 3)
+    estimates = [Pose.identity()] * count
+    truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
+    return truth, estimates, np.tile(np.diag(np.repeat([1.0, 0.05**2], 3)), (count, 1, 1))
+
+
+def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind() -> None:
+    inflation = fit_inflation(*heavy_tailed(20_000, 0))
+    assert min(inflation) > 1.05
+    truth, estimates, covariances = heavy_tailed(20_000, 1)
+    errors = map_errors(truth, estimates)
+    for rows in (slice(0, 3), slice(3, 6)):
+        before, after = (
+            chi_square_cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
+            for matrices in (covariances, inflated_covariance(covariances, inflation))
+        )
+        assert np.mean(before <= 0.95) < 0.94
+        assert np.mean(after <= 0.95) == pytest.approx(0.95, abs=0.005)  # three standard errors of both draws
+
+
+def test_covariances_are_never_made_smaller() -> None:
+    truth, estimates, covariances = heavy_tailed(100, 0)
+    assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)

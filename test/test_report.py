@@ -135,6 +135,7 @@ def test_the_report_says_what_the_header_holds() -> None:
     assert section(text, "covariance") == [
         "position residual 0.100, 0.250, 0.300 m along the body's x, y, z",
         "rotation residual 1.50, 2.00, 0.25 deg about them",
+        "inflation position 1.00, rotation 1.00",
         "samples 16",
     ]
     assert section(text, "versions") == ["checkpoint format 1", "vmloc_ros 0.9.9", "torch 2.9.9"]

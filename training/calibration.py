@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammainc
+from scipy.special import gammainc, gammaincinv
 
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import (
@@ -53,6 +53,24 @@ def pose_nees(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str,
     errors = map_errors(truth, [estimate.map_from_body for estimate in estimates])
     covariances = np.stack([estimate.covariance for estimate in estimates])
     return {part: nees(errors[:, rows], covariances[:, rows, rows]) for part, rows in PARTS.items()}
+
+
+def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:
+    """Factors at least 1 on the standard deviations of position and rotation, from held-out errors.
+
+    With them the 95 % ellipsoids hold 95 % of these errors, if not more: covariances are never made smaller.
+
+    Args:
+        covariances: ``(N, 6, 6)`` as they would be without.
+    """
+    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+    factors = []
+    for part in ("position", "rotation"):
+        rows = PARTS[part]
+        reached = np.quantile(nees(errors[:, rows], matrices[:, rows, rows]), 0.95)
+        promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
+        factors.append(max(1.0, float(np.sqrt(reached / promised))))
+    return factors[0], factors[1]
 
 
 def map_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Array:

@@ -184,6 +184,7 @@ def _uncertainty_rows(uncertainty: Uncertainty) -> Rows:
     return [
         ("position residual", ", ".join(f"{x:.3f}" for x in std[:3]) + " m along the body's x, y, z"),
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
+        ("inflation", "position {:.2f}, rotation {:.2f}".format(*uncertainty.inflation)),
         ("samples", str(uncertainty.samples)),
     ]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.augment import augment, drop_modalities
+from training.calibration import fit_inflation
 from training.clips import clip_table, segments
 from training.config import TrainConfig
 from training.coverage import pose_record
@@ -30,7 +31,7 @@ from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, ModelError, OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import prediction_covariance
+from vmloc_ros.core.localizer import prediction_covariance, total_covariance
 from vmloc_ros.core.models import MemoryModel, ModelInput, Prediction, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -260,6 +261,8 @@ class Trainer:
         )
         metrics = {**pose_errors(truth, estimates).summary(), "held_out": float(on_held_out)}
         uncertainty = replace(uncertainty, residual_std=tuple(residual_std.tolist()))
+        covariances = [total_covariance(prediction, i, uncertainty) for i in range(len(truth))]
+        uncertainty = replace(uncertainty, inflation=fit_inflation(truth, estimates, covariances))
         save_checkpoint(
             self._out, replace(self._header, uncertainty=uncertainty, metrics=metrics), self.model.state_dict()
         )

@@ -35,14 +35,17 @@ class Uncertainty:
         residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
             the body.
         samples: posterior samples drawn for each estimate.
+        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
+            held-out errors: these have heavier tails than a normal distribution of their variance.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
     samples: int = 32
+    inflation: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if min(self.residual_std) <= 0 or self.samples < 2:
-            raise ValueError(f"residuals must be positive and samples at least 2, got {self}")
+        if min(self.residual_std) <= 0 or self.samples < 2 or min(self.inflation) < 1:
+            raise ValueError(f"residuals must be positive, samples at least 2 and inflation at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

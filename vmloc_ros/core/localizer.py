@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Estimate, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import residual_covariance, sample_covariance
+from vmloc_ros.core.uncertainty import inflated_covariance, residual_covariance, sample_covariance
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,7 @@ class Localizer:
     def estimate(self, stamp_ns: int, modalities: tuple[str, ...], prediction: Prediction) -> Estimate:
         """The answer for the first frame of a prediction."""
         pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
-        covariance = prediction_covariance(prediction, 0) + residual_covariance(
-            pose, self.header.uncertainty.residual_std
-        )
+        covariance = total_covariance(prediction, 0, self.header.uncertainty)
         posterior = prediction.posterior
         spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
         return Estimate(
@@ -200,6 +198,13 @@ class Stream:
             prediction = decode_vectors(row.view(1, 1, 6), self._localizer.header.pose_codec)
             estimates.append(self._localizer.estimate(stamp_ns, modalities, prediction))
         return estimates
+
+
+def total_covariance(prediction: Prediction, row: int, uncertainty: Uncertainty) -> NDArray[np.float64]:
+    """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated."""
+    pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
+    covariance = prediction_covariance(prediction, row) + residual_covariance(pose, uncertainty.residual_std)
+    return inflated_covariance(covariance, uncertainty.inflation)
 
 
 def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:

@@ -36,6 +36,12 @@ def residual_covariance(mean: Pose, residual_std: ArrayLike) -> Array:
     return np.asarray(rotation @ np.diag(np.square(np.asarray(residual_std, np.float64))) @ rotation.T)
 
 
+def inflated_covariance(covariance: ArrayLike, inflation: tuple[float, float]) -> Array:
+    """A covariance ``(..., 6, 6)`` whose position's and rotation's standard deviations are larger by these factors."""
+    factors = np.repeat(np.asarray(inflation, np.float64), 3)
+    return np.asarray(covariance) * np.outer(factors, factors)
+
+
 def body_errors(truth: Pose, estimate: Pose) -> Array:
     """Error ``(6,)`` of an estimate along its own body axes: metres, then the rotation vector in radians."""
     body_from_map = estimate.inverse()
