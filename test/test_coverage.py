@@ -59,7 +59,11 @@ def test_the_record_stays_small_however_far_the_robot_drove() -> None:
 
 
 def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: pytest.LogCaptureFixture) -> None:
-    record = json.loads(json.dumps(pose_record([yaw_pose(x) for x in range(10)], [yaw_pose(2.5)])))
+    with caplog.at_level("INFO"):
+        record = json.loads(json.dumps(pose_record([yaw_pose(x) for x in range(10)], [yaw_pose(2.5)], 1.66)))
+    assert "10 training poses over 9.0 x 0.0 x 0.0 m, mean 4.5, 0.0, 0.0 m, scale 1.66 m" in caplog.text
+    assert "nearest training pose 0.50 m and 0.0 deg away" in caplog.text
+    caplog.clear()
     assert record["held_out"]["median_distance_m"] == 0.5
     with caplog.at_level("WARNING"):
         warn_of_unknown_places(record, [yaw_pose(3.0), yaw_pose(5.1)])

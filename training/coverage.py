@@ -62,12 +62,17 @@ class TrainingArea:
         return TrainingArea(float(record["cell_m"]), np.array(record["cells"], np.int64).reshape(-1, 3))
 
 
-def pose_record(train: Sequence[Pose], held_out: Sequence[Pose]) -> dict[str, Any]:
-    """What a checkpoint remembers of its training poses and of how the held-out ones lie to them; logs the gist."""
+def pose_record(train: Sequence[Pose], held_out: Sequence[Pose], scale_m: float) -> dict[str, Any]:
+    """What a checkpoint remembers of its training poses and of how the held-out ones lie to them; logs the gist.
+
+    Args:
+        scale_m: the pose codec's, for the log.
+    """
     record: dict[str, Any] = {"poses": pose_statistics(train), "area": TrainingArea.of(train).to_record()}
     bounds = record["poses"]
     extent = " x ".join(f"{high - low:.1f}" for low, high in zip(bounds["min_m"], bounds["max_m"], strict=True))
-    logger.info("%d training poses over %s m", len(train), extent)
+    mean = ", ".join(f"{x:.1f}" for x in bounds["mean_m"])
+    logger.info("%d training poses over %s m, mean %s m, scale %.2f m", len(train), extent, mean, scale_m)
     if held_out:
         record["held_out"] = nearest = nearest_training_poses(train, held_out)
         logger.info(

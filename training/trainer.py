@@ -81,7 +81,12 @@ class Trainer:
         codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
         self._targets = torch.from_numpy(codec.encode(data.poses)).to(device)
         self._header = CheckpointHeader(
-            config.model, config.preprocess, codec, map_frame, body_frame, training=self._record(record or {})
+            config.model,
+            config.preprocess,
+            codec,
+            map_frame,
+            body_frame,
+            training=self._record(record or {}, codec.scale_m),
         )
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
         self.model = model.to(device, memory_format=torch.channels_last)
@@ -307,12 +312,12 @@ class Trainer:
         except OSError as error:
             raise OutputError(f"{self._path('.csv')} could not be written: {error}") from error
 
-    def _record(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
         train = [self._data.poses[i] for i in self._train_rows.tolist()]
         held_out = [self._validation_data.poses[i] for i in self._held_out.tolist()]
         return {
             **record,
-            **pose_record(train, held_out),
+            **pose_record(train, held_out, scale_m),
             "frames": len(self._train_rows),
             "validation_frames": len(self._held_out),
             "config": to_mapping(self._config),
