@@ -514,7 +514,7 @@ def test_trouble_with_the_machine_is_one_line_too(
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("training.cli._info", fail)
+    monkeypatch.setattr("training.commands.inspect._info", fail)
     assert_one_line(capsys, run("info", "x"), error.strerror)
 
 
@@ -524,6 +524,6 @@ def test_an_interrupt_ends_with_the_shells_code_and_one_line(
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.cli._info", interrupt)
+    monkeypatch.setattr("training.commands.inspect._info", interrupt)
     assert run("info", "x") == 130
     assert capsys.readouterr().err == "vmloc info: interrupted\n"

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of ``vmloc``, each with its options and the call to the library that does the work.
+
+Commands import what they need when they run: ``vmloc --help`` answers at once and without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    """A subparser whose options are given to ``run``."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmloc evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from training.commands import add_command
+
+
+def add_evaluate(commands: Any) -> None:
+    """``vmloc evaluate``."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "Localize every frame of some data; print errors, write tables, trajectories and pictures.",
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or 7-Scenes scenes")
+    parser.add_argument(
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="another one that differs in its seed: mean and standard deviation are reported; can be repeated",
+    )
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="test", help="of datasets that have splits"
+    )
+    parser.add_argument("--out", type=Path, help="folder for results (default: evaluation/CHECKPOINT)")
+    parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
+    )
+    parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
+    parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")
+    parser.add_argument(
+        "--lookahead", type=int, default=0, metavar="N", help="answer N frames late (models that read clips: vidloc)"
+    )
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="MODALITY=LEVEL",
+        help="damage the input as in the paper's Table 4: 1 masks a square of it, 2 takes it away; can be repeated",
+    )
+    parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' places")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from training.corruption import parse_corruption
+    from training.run import evaluate_checkpoints
+
+    report = evaluate_checkpoints(
+        [options.checkpoint, *options.also],
+        options.data,
+        split=options.split,
+        out=options.out,
+        overrides=options.set,
+        device=options.device,
+        nearest=options.nearest,
+        nearest_backbone=options.nearest_backbone,
+        nearest_weights=options.nearest_weights or True,
+        lookahead=options.lookahead,
+        corruption=parse_corruption(options.corrupt, options.corruption_seed),
+    )
+    print(report.text)
+    print(f"wrote {report.folder}")

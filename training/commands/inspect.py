@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmloc models`` and ``info``: what there is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from training.commands import add_command
+
+
+def add_models(commands: Any) -> None:
+    """``vmloc models``."""
+    add_command(commands, "models", _models, "List the systems that `model.name` in a configuration can choose.")
+
+
+def _models(_: argparse.Namespace) -> None:
+    from training.report import systems_text
+    from vmloc_ros.core.models import REGISTRY
+
+    print(systems_text(REGISTRY))
+
+
+def add_info(commands: Any) -> None:
+    """``vmloc info``."""
+    parser = add_command(commands, "info", _info, "Print what a checkpoint holds.")
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--json", action="store_true", help="for programs: the header alone, as JSON")
+
+
+def _info(options: argparse.Namespace) -> None:
+    from training.report import checkpoint_text
+    from vmloc_ros.core.checkpoint import read_header
+    from vmloc_ros.core.config import to_mapping
+
+    if options.json:
+        print(json.dumps(to_mapping(read_header(options.checkpoint)), indent=2))
+    else:
+        print(checkpoint_text(options.checkpoint))

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmloc train``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from training.commands import add_command
+
+
+def add_train(commands: Any) -> None:
+    """``vmloc train``."""
+    parser = add_command(commands, "train", _train, "Fit a model to bags or a dataset.")
+    parser.add_argument("--config", type=Path, help="YAML file; see config/train")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or 7-Scenes scenes")
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits"
+    )
+    parser.add_argument("--val-data", type=Path, nargs="+", help="validate on these instead of held-out blocks")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, such as optimizer.epochs=20")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep prepared frames here (default: $VMLOC_CACHE or ~/.cache/vmloc_ros)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="hold prepared frames in memory, write none to disk")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on from OUT's last epoch")
+    existing.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.set_defaults(interrupt_hint="; go on with --resume")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from training.cache import default_cache
+    from training.run import train
+
+    metrics = train(
+        config_file=options.config,
+        overrides=options.set,
+        data=options.data,
+        split=options.split,
+        validation_data=options.val_data,
+        out=options.out,
+        device=options.device,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        cache=None if options.no_cache else options.cache or default_cache(),
+    )
+    _print_metrics("validation" if metrics.pop("held_out") else "training data", metrics)
+    print(f"wrote {options.out}")
+
+
+def _print_metrics(name: str, metrics: dict[str, float]) -> None:
+    from training.metrics import format_table
+
+    print(format_table({name: metrics}))
