@@ -134,12 +134,24 @@ def test_no_content_raises_anything_but_a_config_error(values: dict[str, Any]) -
 
 
 def test_without_a_file_the_defaults_are_the_papers() -> None:
-    config = load_config(None)
+    config = load_config([])
     assert (config.optimizer.batch_size, config.optimizer.learning_rate) == (64, 5e-5)
     assert (config.optimizer.weight_decay, config.optimizer.epochs) == (5e-5, 300)
     assert (config.objective.samples, config.objective.beta, config.objective.gamma) == (10, -3.0, 0.0)
     assert (config.model.backbone, config.model.latent_dim, config.model.dropout) == ("resnet34", 1024, 0.5)
     assert (config.preprocess.shortest_side, config.augment.modality_dropout) == (256, 0.4)
+
+
+def test_later_files_win_key_by_key(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("seed: 3\noptimizer: {epochs: 5, batch_size: 8}\npreprocess: {modalities: [image, depth]}\n")
+    second.write_text("optimizer: {epochs: 9}\npreprocess: {modalities: [image]}\npretrained: false\n")
+    config = load_config([first, second])
+    assert (config.seed, config.optimizer.epochs, config.optimizer.batch_size) == (3, 9, 8)
+    assert (config.preprocess.modalities, config.pretrained) == (("image",), False)
+    second.write_text("optimizer: {epoch: 9}\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml.*epoch"):
+        load_config([first, second])
 
 
 def test_overrides_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
@@ -160,7 +172,7 @@ def test_overriding_does_not_change_the_mapping_it_starts_from() -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
-    assert load_config(tmp_path / "c.yaml") == TrainConfig()
+    assert load_config([tmp_path / "c.yaml"]) == TrainConfig()
 
 
 @pytest.mark.parametrize("overrides", [None, ["seed=1"], ["optimizer.epochs=3"]])
@@ -171,7 +183,7 @@ def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, over
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
-        load_config(path, overrides)
+        load_config([path], overrides)
     assert "\n" not in str(caught.value)
 
 
@@ -179,7 +191,7 @@ def test_missing_binary_and_folder_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 10)
     for name in ("none.yaml", "binary.yaml", "."):
         with pytest.raises(ConfigError, match="is not a readable YAML file"):
-            load_config(tmp_path / name)
+            load_config([tmp_path / name])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +212,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3")
     with pytest.raises(ConfigError, match=match):
-        load_config(path, [override])
+        load_config([path], [override])
 
 
 @pytest.mark.parametrize(
@@ -226,11 +238,11 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
 )
 def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        load_config(None, [override])
+        load_config([], [override])
 
 
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[1] / "config" / "train").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_configurations_that_ship_are_valid(path: Path) -> None:
-    assert load_config(path) != TrainConfig()
+    assert load_config([path]) != TrainConfig()

@@ -72,7 +72,7 @@ def test_32_real_frames_are_learnt_reloaded_and_served(system: str, scene: Path,
     values["model"]["name"] = system
     config.write_text(yaml.safe_dump(values))
     # Ten times the same frames: an epoch of more than one step, hence fewer checkpoints.
-    train(config_file=config, overrides=None, data=[scene] * 10, out=checkpoint, device="cpu", progress=False)
+    train(config_files=[config], overrides=None, data=[scene] * 10, out=checkpoint, device="cpu", progress=False)
 
     report = evaluate_checkpoints([checkpoint], [scene], out=tmp_path / "evaluation", device="cpu", progress=False)
     errors = report.metrics

@@ -285,14 +285,14 @@ def test_a_list_of_one_s_own_splits_a_folder(loop: Path, tmp_path: Path) -> None
 
 def test_options_are_set_from_a_configuration() -> None:
     overrides = ["source.robotcar.scene=full", "source.robotcar.accumulate_m=5", "source.robotcar.lidar=ldmrs"]
-    assert load_config(None, overrides).source.robotcar == RobotCarOptions(
+    assert load_config([], overrides).source.robotcar == RobotCarOptions(
         scene="full", accumulate_m=5.0, lidar="ldmrs"
     )
     assert RobotCarOptions(lidar="velodyne_left").distance_m == 0
     with pytest.raises(ConfigError, match=r"expected one of lms_front, .*got 'vlp16'"):
-        load_config(None, ["source.robotcar.lidar=vlp16"])
+        load_config([], ["source.robotcar.lidar=vlp16"])
     with pytest.raises(ConfigError, match="accumulate_m must be 0 or more metres, got -1"):
-        load_config(None, ["source.robotcar.accumulate_m=-1"])
+        load_config([], ["source.robotcar.accumulate_m=-1"])
 
 
 def test_poses_stay_exact_to_the_micrometre(sequence: Path) -> None:

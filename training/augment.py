@@ -85,11 +85,6 @@ def _jitter_colour(image: Tensor, strength: float, generator: torch.Generator) -
     return x.clamp_(0, 255)
 
 
-def _degrade(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    noisy = _add_noise(x, config.measurement_noise_m, generator)
-    return _drop_measurements(noisy, config.measurement_dropout, generator)
-
-
 def _drop_measurements(x: Tensor, most: float, generator: torch.Generator) -> Tensor:
     if most == 0:
         return x

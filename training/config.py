@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -107,21 +108,32 @@ class TrainConfig:
     seed: int = 0
 
 
-def load_config(path: Path | None, overrides: list[str] | None = None) -> TrainConfig:
-    """Read a YAML file and apply ``a.b=value`` overrides (values are YAML).
+def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> TrainConfig:
+    """Read YAML files, later ones over earlier ones, and apply ``a.b=value`` overrides (values are YAML).
 
     Raises:
-        ConfigError: the file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
+        ConfigError: a file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
     """
-    values = None
-    where = "config"
-    if path is not None:
-        where = str(path)
-        try:
-            values = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
-    return parse_config({} if values is None else values, overrides, where)
+    values: dict[str, Any] = {}
+    for path in paths:
+        layer = _read_yaml(path)
+        from_mapping(TrainConfig, layer, str(path))  # a mistake is reported with the file that it is in
+        values = _merged(values, layer)
+    return parse_config(values, overrides, " + ".join(map(str, paths)) or "config")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from error
+    return {} if values is None else values
+
+
+def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key, everything else is replaced."""
+    both = {key: _merged(lower[key], value) for key, value in upper.items() if isinstance(value, dict) and key in lower}
+    return {**lower, **upper, **both}
 
 
 def parse_config(values: dict[str, Any], overrides: list[str] | None, where: str) -> TrainConfig:

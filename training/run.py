@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     *,
-    config_file: Path | None,
+    config_files: Sequence[Path],
     overrides: list[str] | None,
     data: Sequence[Path],
     split: str = "train",
@@ -61,7 +61,7 @@ def train(
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out} could not be written: {error}") from error
-    config = _for_system(load_config(config_file, overrides))
+    config = _for_system(load_config(config_files, overrides))
     torch_device = select_device(device)
     sources = _open_all(data, split, config.source, config.preprocess.modalities)
     validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)

@@ -10,14 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
 from training.augment import augment, drop_modalities
-from training.calibration import fit_inflation
+from training.calibrate import calibrate, poses
 from training.clips import clip_table, segments
 from training.config import TrainConfig
 from training.coverage import pose_record
@@ -26,19 +25,14 @@ from training.memorise import memorise
 from training.metrics import pose_errors
 from training.objectives import build_objective
 from training.predict import model_input, predict
-from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, ModelError, OutputError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import prediction_covariance, total_covariance
 from vmloc_ros.core.models import MemoryModel, ModelInput, Prediction, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std
 
-# A covariance never gets smaller than 1 cm and 0.1 deg: no ground truth used here is better.
-_RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
 _LOGGED_METRICS = ("median_position_m", "mean_position_m", "median_rotation_deg", "mean_rotation_deg")
 
 
@@ -239,11 +233,11 @@ class Trainer:
             return None
         prediction = self._predict(self._validation_data, self._held_out)
         truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
-        return pose_errors(truth, _poses(prediction)).summary()
+        return pose_errors(truth, poses(prediction)).summary()
 
-    def _predict(self, data: PreparedDataset, rows: Tensor, samples: int = 0) -> Prediction:
+    def _predict(self, data: PreparedDataset, rows: Tensor) -> Prediction:
         try:
-            return predict(self.model, data, rows, self._preprocessor, self._header.pose_codec, self._device, samples)
+            return predict(self.model, data, rows, self._preprocessor, self._header.pose_codec, self._device)
         except ModelError as error:
             raise DataError(f"epoch {self._epoch}: {error}; reduce optimizer.learning_rate") from error
 
@@ -255,22 +249,12 @@ class Trainer:
         on_held_out = len(self._held_out) > 0
         rows = self._held_out if on_held_out else self._train_rows
         data = self._validation_data if on_held_out else self._data
-        truth = [data.poses[i] for i in rows.tolist()]
-        uncertainty = Uncertainty()
-        prediction = self._predict(data, rows, uncertainty.samples)
-        estimates = _poses(prediction)
-        residual_std = fit_residual_std(
-            [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
-            [body_variances(e, prediction_covariance(prediction, i)) for i, e in enumerate(estimates)],
-            _RESIDUAL_FLOOR,
-        )
-        metrics = {**pose_errors(truth, estimates).summary(), "held_out": float(on_held_out)}
-        uncertainty = replace(uncertainty, residual_std=tuple(residual_std.tolist()))
-        covariances = [total_covariance(prediction, i, uncertainty) for i in range(len(truth))]
-        uncertainty = replace(uncertainty, inflation=fit_inflation(truth, estimates, covariances))
-        save_checkpoint(
-            self._out, replace(self._header, uncertainty=uncertainty, metrics=metrics), self.model.state_dict()
-        )
+        try:
+            header = calibrate(self._header, self.model, data, rows, self._device)
+        except ModelError as error:
+            raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
+        metrics = {**header.metrics, "held_out": float(on_held_out)}
+        save_checkpoint(self._out, replace(header, metrics=metrics), self.model.state_dict())
         return metrics
 
     def _save(self, metrics: dict[str, float] | None) -> None:
@@ -332,10 +316,6 @@ class Trainer:
 
     def _path(self, suffix: str) -> Path:
         return self._out.with_name(self._out.stem + suffix)
-
-
-def _poses(prediction: Prediction) -> list[Pose]:
-    return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]
 
 
 def _postfix(epoch: int, loss: float, metrics: dict[str, float] | None) -> dict[str, str]:

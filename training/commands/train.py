@@ -13,7 +13,13 @@ from training.commands import add_command
 def add_train(commands: Any) -> None:
     """``vmloc train``."""
     parser = add_command(commands, "train", _train, "Fit a model to bags or a dataset.")
-    parser.add_argument("--config", type=Path, help="YAML file; see config/train")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        default=[],
+        help="YAML file, see config/train; can be repeated, later ones win",
+    )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or 7-Scenes scenes")
     parser.add_argument(
         "--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits"
@@ -40,7 +46,7 @@ def _train(options: argparse.Namespace) -> None:
     from training.run import train
 
     metrics = train(
-        config_file=options.config,
+        config_files=options.config,
         overrides=options.set,
         data=options.data,
         split=options.split,
