@@ -158,7 +158,7 @@ def test_overrides_win_over_the_file_and_leave_the_rest(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3\noptimizer: {epochs: 5, batch_size: 8}\n")
     config = load_config(
-        path, ["optimizer.epochs=7", "model.dropout=0", "preprocess.crop=[64, 64]", "pretrained=false"]
+        [path], ["optimizer.epochs=7", "model.dropout=0", "preprocess.crop=[64, 64]", "pretrained=false"]
     )
     assert (config.seed, config.optimizer.epochs, config.optimizer.batch_size) == (3, 7, 8)
     assert (config.model.dropout, config.preprocess.crop, config.pretrained) == (0.0, (64, 64), False)

@@ -285,9 +285,7 @@ def test_a_list_of_one_s_own_splits_a_folder(loop: Path, tmp_path: Path) -> None
 
 def test_options_are_set_from_a_configuration() -> None:
     overrides = ["source.robotcar.scene=full", "source.robotcar.accumulate_m=5", "source.robotcar.lidar=ldmrs"]
-    assert load_config([], overrides).source.robotcar == RobotCarOptions(
-        scene="full", accumulate_m=5.0, lidar="ldmrs"
-    )
+    assert load_config([], overrides).source.robotcar == RobotCarOptions(scene="full", accumulate_m=5.0, lidar="ldmrs")
     assert RobotCarOptions(lidar="velodyne_left").distance_m == 0
     with pytest.raises(ConfigError, match=r"expected one of lms_front, .*got 'vlp16'"):
         load_config([], ["source.robotcar.lidar=vlp16"])
