@@ -53,8 +53,12 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (SHARE, ["package.xml"]),
         share_files("launch", "*.launch.py"),
-        share_files("config", "*.yaml", "*.rviz", "fastdds.xml"),
+        share_files("launch/examples", "*.launch.py"),
+        share_files("config", "*.yaml", "*.rviz", "*.foxglove.json", "fastdds.xml"),
+        share_files("config/examples", "*.yaml"),
         share_files("config/train", "*.yaml"),
+        share_files("config/train/reduced", "*.yaml"),
+        share_files("config/train/systems", "*.yaml"),
         share_files("resource", "*.safetensors"),
     ],
     zip_safe=False,
@@ -68,7 +72,7 @@ setup(
     ],
     extras_require={
         "ros": ROS_WHEELS,
-        "training": ["embreex", "matplotlib", "rosbags", "scipy", "tqdm", "trimesh"],
+        "training": ["embreex", "matplotlib", "rosbags", "scipy", "tensorboard", "tqdm", "trimesh"],
         "test": [
             "catkin_pkg",
             "hypothesis",
@@ -85,6 +89,7 @@ setup(
     entry_points={
         "console_scripts": [
             "vmloc_node = vmloc_ros.node:main",
+            "vmloc_initialpose = vmloc_ros.ros_initialpose:main",
             "vmloc = training.cli:main",
         ]
     },

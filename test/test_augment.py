@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 import helpers  # noqa: F401 (one thread for torch)
-from training.augment import AugmentConfig, augment, drop_modalities
+from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -147,3 +147,15 @@ def test_noise_of_the_given_deviation_falls_on_measured_distances_and_on_nothing
 def test_negative_noise_is_refused() -> None:
     with pytest.raises(ValueError, match=r"measurement_noise_m must not be negative, got -0\.1"):
         AugmentConfig(measurement_noise_m=-0.1)
+
+
+def test_what_was_dropped_becomes_zero_and_what_was_never_there_stays_as_it_is() -> None:
+    data = batch(3)
+    present = {"image": torch.tensor([True, True, False]), "depth": torch.tensor([True, True, True])}
+    kept = {"image": torch.tensor([True, False, False]), "depth": torch.tensor([False, True, True])}
+    result = zero_dropped({name: data[name] for name in present}, present, kept)
+    assert not bool(result["image"][1].any())
+    assert not bool(result["depth"][0].any())
+    for name, rows in (("image", [0, 2]), ("depth", [1, 2])):
+        assert torch.equal(result[name][rows], data[name][rows])
+        assert result[name].dtype == data[name].dtype

@@ -22,7 +22,20 @@ from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
-COMMANDS = ("simulate", "convert", "train", "evaluate", "replay", "models", "info", "demo")
+COMMANDS = (
+    "simulate",
+    "convert",
+    "show",
+    "train",
+    "evaluate",
+    "calibrate",
+    "confidence",
+    "reproduce",
+    "replay",
+    "models",
+    "info",
+    "demo",
+)
 CONFIG = """
 model: {backbone: squeezenet1_1, latent_dim: 16, hidden_dim: 16}
 preprocess: {modalities: [image, depth], shortest_side: 32}

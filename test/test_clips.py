@@ -131,14 +131,14 @@ def test_training_shows_whole_clips_one_after_the_other(
 ) -> None:
     run = trainer(prepared(24), tmp_path / "m.safetensors", config(system, clip_length=length, clip_spacing=spacing))
     shown = []
-    objective = run._objective.forward
+    terms = run._objective.terms
 
-    def watch(model: ClipModel, batch: ModelInput, target: Tensor) -> Tensor:
+    def watch(model: ClipModel, batch: ModelInput, target: Tensor) -> dict[str, Tensor]:
         brightness = (batch.tensors["image"].mean(dim=(1, 2, 3)) + 1) * 127.5 / 10
         shown.append((brightness, target[:, 0]))
-        return objective(model, batch, target)
+        return terms(model, batch, target)
 
-    monkeypatch.setattr(run._objective, "forward", watch)
+    monkeypatch.setattr(run._objective, "terms", watch)
     run.run(progress=False)
     assert len(shown) == 3  # as many batches of 8 as there are frames
     rows = torch.stack([brightness for brightness, _ in shown]).view(-1, length)
@@ -154,7 +154,7 @@ def test_training_shows_whole_clips_one_after_the_other(
 
 
 def test_data_without_two_successive_frames_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="mapnet trains on clips of 3 frames, but no two of the training frames follow"):
+    with pytest.raises(DataError, match="MapNet trains on clips of 3 frames, but no two of the training frames follow"):
         trainer(prepared(8, break_before=range(8)), tmp_path / "m.safetensors", config("mapnet"))
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from helpers import yaw_pose
+from helpers import ListSource, random_frame, yaw_pose
 from training.coverage import TrainingArea, nearest_training_poses, pose_record, warn_of_unknown_places
+from training.run import training_record
+from vmloc_ros.core.frame import Sample
+from vmloc_ros.ros_extrinsics import trained_extrinsics
 
 
 def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() -> None:
@@ -71,3 +75,16 @@ def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: p
         assert not caplog.records
         warn_of_unknown_places(record, [yaw_pose(3.0), yaw_pose(30.0), yaw_pose(4.0, 5.0)])
     assert "2 of 3 poses are outside the training area" in caplog.text
+
+
+def test_the_record_of_a_training_holds_the_extrinsics_that_its_frames_came_with() -> None:
+    frame = random_frame(1)
+    source = ListSource([Sample(frame, yaw_pose(1.0))], "drive")
+    record = json.loads(json.dumps(training_record([source])))  # as the checkpoint's header keeps it
+    found = trained_extrinsics(record)["camera_from_lidar"]
+    assert frame.camera_from_lidar is not None
+    np.testing.assert_allclose(found.matrix, frame.camera_from_lidar.matrix)
+    assert record["data"] == [{"name": "drive", "frames": 1}]
+    blind = ListSource([Sample(random_frame(2, names=["image"]), yaw_pose(1.0))])
+    blind.samples[0] = Sample(dataclasses.replace(blind.samples[0].frame, camera_from_lidar=None), yaw_pose(1.0))
+    assert "extrinsics" not in training_record([blind])

@@ -11,7 +11,8 @@ import helpers  # noqa: F401 (one thread for torch)
 from training.config import ObjectiveConfig
 from training.objectives import build_objective
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ModelInput
+from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, build_model
+from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 
 EMPTY = ModelInput({}, {})
 WEIGHTS = ObjectiveConfig(beta=-1.0, gamma=0.5)
@@ -69,6 +70,90 @@ def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None
     )
     loss = build_objective("vidloc", WEIGHTS)(RunningMean(answers), EMPTY, target)
     assert loss.item() == pytest.approx(pose_loss(read - target.numpy()), rel=1e-6)
+
+
+# --- VMLoc and MVAE ----------------------------------------------------------------------------------------------
+
+
+class Posteriors(nn.Module):
+    """A variational system whose experts are given and whose answer is a share of the latent."""
+
+    def __init__(self, share: float = 0.1) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(7)
+        self.experts = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(2, 5, 8, generator=generator)) for name in ("image", "depth")}
+        )
+        self.share = share
+        self.present = {"image": torch.tensor([True, True, False, True, False]), "depth": torch.ones(5).bool()}
+
+    def encode(self, batch: ModelInput) -> Posterior:
+        experts = {name: Gaussian(*x) for name, x in self.experts.items()}
+        stacked = Gaussian(*(torch.stack([x[i] for x in self.experts.values()]) for i in range(2)))
+        present = torch.stack([self.present[name] for name in self.experts])
+        return Posterior(product_of_experts(stacked, present), experts, self.present)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.share * z[..., :6]
+
+
+def joint(model: Posteriors) -> torch.distributions.Normal:
+    """The product with the prior (Eq. 5), by precisions in double precision."""
+    precision, weighted = torch.ones(5, 8).double(), torch.zeros(5, 8).double()
+    for name, expert in model.experts.items():
+        mean, log_variance = expert.detach().double()
+        own = model.present[name].unsqueeze(1) / log_variance.exp()
+        precision, weighted = precision + own, weighted + own * mean
+    return torch.distributions.Normal(weighted / precision, precision.rsqrt())
+
+
+@pytest.mark.parametrize("system", ["vmloc", "poe_vmloc"])
+def test_systems_with_a_posterior_tell_its_kl_and_each_modalitys_variance_where_it_is_present(system: str) -> None:
+    model = Posteriors()
+    terms = build_objective(system, WEIGHTS).terms(model, EMPTY, vectors(5, 1))
+    prior = torch.distributions.Normal(torch.zeros(8).double(), torch.ones(8).double())
+    divergence = torch.distributions.kl_divergence(joint(model), prior).sum(dim=1).mean()
+    assert terms["kl"].item() == pytest.approx(divergence.item(), rel=1e-5)
+    for name, rows in model.present.items():
+        variance = np.exp(model.experts[name][1].detach().double().numpy())[rows.numpy()]
+        assert terms[f"variance_{name}"].item() == pytest.approx(variance.mean(), rel=1e-5)
+    assert [name for name, x in terms.items() if x.requires_grad] == ["loss"]
+
+
+def test_a_modality_that_no_sample_of_the_batch_has_makes_no_term_infinite() -> None:
+    model = Posteriors()
+    model.present["image"] = torch.zeros(5).bool()
+    terms = build_objective("vmloc", WEIGHTS).terms(model, EMPTY, vectors(5, 1))
+    assert all(bool(torch.isfinite(x)) for x in terms.values())
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 10.0, 10.0), (0.01, 9.0, 10.0), (1e4, 1.0, 1.05)])
+def test_effective_samples_are_all_where_samples_are_alike_and_one_where_one_fits_best(
+    share: float, low: float, high: float
+) -> None:
+    torch.manual_seed(0)
+    objective = build_objective("vmloc", ObjectiveConfig(samples=10, kl_weight=0.0, beta=-3.0))
+    effective = objective.terms(Posteriors(share), EMPTY, vectors(5, 1))["effective_samples"].item()
+    assert low - 1e-4 <= effective <= high + 1e-4
+
+
+def test_in_half_precision_the_posterior_and_its_densities_are_single() -> None:
+    """A system of its real size: its log densities are sums over 1024 numbers, where bfloat16 has 3 digits."""
+    torch.manual_seed(0)
+    config = ModelConfig("vmloc", "squeezenet1_1", hidden_dim=16, dropout=0.0)
+    model = build_model(config, {"image": 3, "depth": 2})
+    tensors = {"image": torch.randn(2, 3, 32, 32), "depth": torch.randn(2, 2, 32, 32)}
+    batch = ModelInput(tensors, {name: torch.ones(2).bool() for name in tensors})
+    objective, target = build_objective("vmloc", ObjectiveConfig(kl_weight=1.0)), vectors(2, 1)
+    terms = {}
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            torch.manual_seed(1)
+            assert model.encode(batch).joint.mean.dtype == torch.float32
+            terms[half] = objective.terms(model, batch, target)
+    for name in ("loss", "kl", "variance_image", "variance_depth"):
+        assert terms[True][name].dtype == torch.float32
+        assert terms[True][name].item() == pytest.approx(terms[False][name].item(), rel=0.02)
 
 
 # --- MapNet ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers import ListSource, yaw_pose
-from training.config import TrainConfig, parse_config
+from training.config import TrainConfig, load_config, parse_config
 from training.dataset import PreparedDataset, prepare_dataset
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
@@ -56,9 +56,12 @@ def config(**sections: dict[str, Any]) -> TrainConfig:
     return parse_config(values, None, "test")
 
 
-def prepared(configuration: TrainConfig, count: int = COUNT) -> PreparedDataset:
+def prepared(configuration: TrainConfig, count: int = COUNT, lost_cloud: int | None = None) -> PreparedDataset:
     times = [i / (COUNT - 1) for i in range(count)]
-    source = ListSource([Sample(street_frame(t), street_pose(t)) for t in times])
+    samples = [Sample(street_frame(t), street_pose(t)) for t in times]
+    if lost_cloud is not None:
+        samples[lost_cloud] = Sample(dataclasses.replace(samples[lost_cloud].frame, cloud=None), street_pose(0.0))
+    source = ListSource(samples)
     return prepare_dataset([source], Preprocessor(configuration.preprocess), progress=False)
 
 
@@ -172,7 +175,7 @@ def test_two_modalities_train_under_modality_dropout_and_either_answers_alone(tm
     configuration = config(
         preprocess={"modalities": ["image", "lidar"], "lidar_range_m": [0, 10], "lidar_intensity": [0, 100]},
         augment={"modality_dropout": 0.4},
-        optimizer={"epochs": 16, "learning_rate": 2e-3},
+        optimizer={"epochs": 24, "learning_rate": 2e-3},
     )
     make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
     localizer = Localizer.load(tmp_path / "m.safetensors", "cpu")
@@ -194,7 +197,7 @@ def test_a_run_leaves_best_and_newest_weights_state_and_log_and_nothing_else(
     trained: tuple[Path, dict[str, float], TrainConfig],
 ) -> None:
     out, _, configuration = trained
-    names = {"model.safetensors", "model.last.safetensors", "model.state.pt", "model.csv"}
+    names = {"model.safetensors", "model.last.safetensors", "model.state.pt", "model.csv", "model.yaml"}
     assert {path.name for path in out.parent.iterdir()} == names
     rows = log(out)
     assert [int(row["epoch"]) for row in rows] == list(range(1, configuration.optimizer.epochs + 1))
@@ -248,29 +251,187 @@ def test_separate_validation_data_leave_all_training_frames_to_training(tmp_path
     assert read_header(tmp_path / "m.safetensors").training["frames"] == COUNT
 
 
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("constant", 0, [1, 1, 1, 1, 1, 1]),
-        ("constant", 4, [0.25, 0.5, 0.75, 1, 1, 1]),
-        ("cosine", 0, [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]),
-    ],
-)
-def test_the_learning_rate_follows_its_schedule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: str, warmup: int, expected: list[float]
+def test_the_configuration_is_kept_with_all_its_defaults(
+    trained: tuple[Path, dict[str, float], TrainConfig],
 ) -> None:
-    configuration = config(optimizer={"schedule": schedule, "warmup_steps": warmup, "learning_rate": 1e-3})
-    trainer = make_trainer(configuration, tmp_path / "m.safetensors")
-    rates = []
+    out, _, configuration = trained
+    assert load_config([out.with_suffix(".yaml")]) == configuration
+    assert load_config([out.with_suffix(".yaml")], ["seed=4"]) == dataclasses.replace(configuration, seed=4)
 
-    def step(*_: Any) -> torch.Tensor:
-        rates.append([group["lr"] for group in trainer._optimizer.param_groups])
-        return torch.zeros(())
 
-    monkeypatch.setattr(trainer, "_step", step)
-    trainer.run(progress=False)
-    assert len(rates) == 2 * (48 // 16)
-    np.testing.assert_allclose(rates, np.repeat(np.array(expected)[:, None], 2, axis=1) * 1e-3)
+def test_the_schedule_of_the_learning_rate_spans_the_whole_training(
+    trained: tuple[Path, dict[str, float], TrainConfig],
+) -> None:
+    out, _, configuration = trained
+    steps = 48 // 16 * configuration.optimizer.epochs
+    last_steps = range(2, steps, 3)
+    expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in last_steps]
+    np.testing.assert_allclose([float(row["rate"]) for row in log(out)], expected, atol=1e-12)
+
+
+# --- early stopping ----------------------------------------------------------------------------------------------
+
+SCORES_M = [9.0, 5.0, 6.0, 5.5, 4.0, 4.5, 7.0, 1.0]  # the second best is followed by two that are worse
+
+
+def with_scores(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
+    """Validation says what the list above has for the epoch."""
+    validate = trainer._validate
+
+    def told() -> dict[str, float] | None:
+        return {**validate(), "median_position_m": SCORES_M[trainer._progress.epoch - 1], "median_rotation_deg": 0.0}
+
+    monkeypatch.setattr(trainer, "_validate", told)
+    return trainer
+
+
+def test_training_stops_after_so_many_validations_without_a_better_one_and_keeps_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "m.safetensors"
+    configuration = config(optimizer={"epochs": 8}, validation={"patience": 2})
+    trainer = make_trainer(configuration, out)
+    save, best = trainer._save_weights, []
+
+    def watch(metrics: dict[str, float] | None) -> None:
+        save(metrics)
+        best.append({name: x.clone() for name, x in load_checkpoint(out)[1].state_dict().items()})
+
+    monkeypatch.setattr(trainer, "_save_weights", watch)
+    with_scores(trainer, monkeypatch).run(progress=False)
+    assert [float(row["median_position_m"]) for row in log(out)] == SCORES_M[:4]
+    assert not all(torch.equal(best[0][name], x) for name, x in best[1].items())
+    kept = load_checkpoint(out)[1].state_dict()
+    assert all(torch.equal(kept[name], x) for name, x in best[1].items())
+
+    resumed = make_trainer(configuration, out)
+    resumed.resume()
+    monkeypatch.setattr(resumed, "_step", None)  # it has nothing left to train
+    resumed.run(progress=False)
+    assert len(log(out)) == 4
+
+
+def test_patience_survives_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One validation without a better one before it, one after."""
+    out = tmp_path / "m.safetensors"
+    configuration = config(optimizer={"epochs": 8}, validation={"patience": 2})
+    run_until_cut(with_scores(make_trainer(configuration, out), monkeypatch), 3, monkeypatch)
+    resumed = with_scores(make_trainer(configuration, out), monkeypatch)
+    resumed.resume()
+    resumed.run(progress=False)
+    assert len(log(out)) == 4
+
+
+# --- averaged weights, precision, determinism --------------------------------------------------------------------
+
+
+def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of what each step made, by its definition, with decay min(0.6, (1 + n) / (10 + n)) in step n."""
+    shape = {"backbone": "shufflenet_v2_x0_5"}
+    plain = make_trainer(config(model=shape), tmp_path / "plain.safetensors")
+    averaged = make_trainer(config(model=shape, optimizer={"ema_decay": 0.6}), tmp_path / "mean.safetensors")
+    states: dict[Trainer, list[dict[str, torch.Tensor]]] = {plain: [], averaged: []}
+    for trainer, seen in states.items():
+        step = trainer._step
+
+        def watch(*arguments: Any, trainer: Trainer = trainer, step: Any = step, seen: Any = seen) -> Any:
+            terms = step(*arguments)
+            seen.append({name: x.clone() for name, x in trainer.model.state_dict().items()})
+            return terms
+
+        monkeypatch.setattr(trainer, "_step", watch)
+        trainer.run(progress=False)
+    for old, new in zip(*states.values(), strict=True):
+        assert all(torch.equal(old[name], x) for name, x in new.items())
+
+    saved = load_checkpoint(tmp_path / "mean.last.safetensors")[1].state_dict()
+    weights = {name for name, _ in averaged.model.named_parameters()}
+    for name, x in saved.items():
+        history = [state[name] for state in states[averaged]]
+        expected = history[0].double()
+        for n, newest in enumerate(history[1:], start=1):
+            decay = min(0.6, (1 + n) / (10 + n))
+            expected = decay * expected + (1 - decay) * newest.double()
+        if name not in weights:  # running statistics are averages by themselves
+            expected = history[-1].double()
+        torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(saved["position.0.weight"], states[averaged][-1]["position.0.weight"])
+    # Validation saw the same weights: the robot's path gives the figure in the header.
+    header = read_header(tmp_path / "mean.last.safetensors")
+    localizer = Localizer.load(tmp_path / "mean.last.safetensors", "cpu")
+    times = [i / (COUNT - 1) for i in range(COUNT) if (i // 4) % 4 == 1]
+    answers = [localizer.localize(street_frame(t)).map_from_body.position_m for t in times]
+    errors = [np.linalg.norm(a - street_pose(t).position_m) for a, t in zip(answers, times, strict=True)]
+    assert np.median(errors) == pytest.approx(header.metrics["median_position_m"], abs=1e-3)
+
+
+def test_half_precision_trains_to_nearly_the_same_losses_and_saves_single_precision(tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        out = tmp_path / f"{precision}.safetensors"
+        optimizer = {"precision": precision, "epochs": 3, "learning_rate": 2e-4}
+        make_trainer(config(optimizer=optimizer), out).run(progress=False)
+        losses[precision] = [float(row["loss"]) for row in log(out)]
+        assert {x.dtype for x in load_checkpoint(out)[1].parameters()} == {torch.float32}
+    np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.03)
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"][-1] < losses["bf16"][0]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_pytorchs_switch_of_determinism_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    trainer = make_trainer(dataclasses.replace(config(), deterministic=True), tmp_path / "m.safetensors")
+    seen = []
+
+    def fail(*_: Any) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise Interrupted
+
+    monkeypatch.setattr(trainer, "_step", fail)
+    torch.use_deterministic_algorithms(before)
+    try:
+        with pytest.raises(Interrupted):
+            trainer.run(progress=False)
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert seen == [True]
+
+
+def test_zeroed_modalities_are_shown_as_zeros_that_count_as_present(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that lacks its lidar from the start stays without."""
+    sections = {"preprocess": {"modalities": ["image", "lidar"]}, "augment": {"modality_dropout": 0.9}}
+    shown = {}
+    for dropped in ("zeroed", "absent"):
+        sections["augment"]["dropped"] = dropped
+        configuration = config(**sections, optimizer={"epochs": 1})
+        data = prepared(configuration, lost_cloud=0)
+        trainer = make_trainer(configuration, tmp_path / f"{dropped}.safetensors", data)
+        terms, seen = trainer._objective.terms, shown.setdefault(dropped, [])
+
+        def watch(model: Any, batch: Any, target: Any, terms: Any = terms, seen: Any = seen) -> Any:
+            seen.append(batch)
+            return terms(model, batch, target)
+
+        monkeypatch.setattr(trainer._objective, "terms", watch)
+        trainer.run(progress=False)
+    black = 0
+    for zeroed, absent in zip(shown["zeroed"], shown["absent"], strict=True):
+        assert bool(zeroed.present["image"].all())
+        lost = ~absent.present["image"]
+        assert bool((zeroed.tensors["image"][lost] == -1).all())  # black, after scaling to [-1, 1]
+        assert torch.equal(zeroed.tensors["image"][~lost], absent.tensors["image"][~lost])
+        black += int(lost.sum())
+        dark = ~absent.present["lidar"] & zeroed.present["lidar"]
+        assert bool((zeroed.tensors["lidar"][dark][:, -1] == zeroed.tensors["lidar"][dark][:, -1].min()).all())
+    assert black > 5
+    assert sum(int((~zeroed.present["lidar"]).sum()) for zeroed in shown["zeroed"]) == 1
 
 
 # --- resuming ----------------------------------------------------------------------------------------------------
@@ -302,6 +463,44 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert read_header(whole) == read_header(cut)
     columns = ("epoch", "loss", "median_position_m")
     assert [[row[c] for c in columns] for row in log(whole)] == [[row[c] for c in columns] for row in log(cut)]
+
+
+def test_a_run_cut_between_an_epochs_last_step_and_its_validation_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.trainer._SAVE_EVERY_S", 0.0)
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    make_trainer(config(), whole).run(progress=False)
+    trainer = make_trainer(config(), cut)
+
+    def fail() -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(trainer, "_epoch_means", fail)
+    with pytest.raises(Interrupted):
+        trainer.run(progress=False)
+    state = torch.load(cut.with_name("cut.state.pt"), weights_only=True)["progress"]
+    assert (state["epoch"], state["step"]) == (0, 3)
+    resumed = make_trainer(config(), cut)
+    resumed.resume()
+    resumed.run(progress=False)
+    assert_same_weights(whole, cut)
+    timings = ("images_per_s", "seconds")
+    assert [{**row, **dict.fromkeys(timings)} for row in log(whole)] == [
+        {**row, **dict.fromkeys(timings)} for row in log(cut)
+    ]
+
+
+def test_a_new_run_forgets_the_state_of_the_one_that_it_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at once, it would else go on from the other's end."""
+    out = tmp_path / "m.safetensors"
+    make_trainer(config(), out).run(progress=False)
+    run_until_cut(make_trainer(config(optimizer={"epochs": 3}), out), 0, monkeypatch)
+    resumed = make_trainer(config(optimizer={"epochs": 3}), out)
+    resumed.resume()
+    assert (resumed._progress.epoch, resumed._progress.step) == (0, 0)
 
 
 def test_the_seed_decides_the_outcome(tmp_path: Path) -> None:
@@ -365,9 +564,12 @@ def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_good_weights(
     out = tmp_path / "m.safetensors"
     trainer = make_trainer(config(optimizer={"epochs": 3}), out)
     step = trainer._step
-    monkeypatch.setattr(
-        trainer, "_step", lambda *arguments: step(*arguments) * (math.nan if trainer._epoch == 1 else 1)
-    )
+
+    def ruin(*arguments: Any) -> Any:
+        factor = math.nan if trainer._progress.epoch == 1 else 1
+        return {name: x * factor for name, x in step(*arguments).items()}
+
+    monkeypatch.setattr(trainer, "_step", ruin)
     with pytest.raises(DataError, match=r"the loss became nan in epoch 2; reduce optimizer\.learning_rate"):
         trainer.run(progress=False)
     weights = load_checkpoint(out)[1].state_dict()
@@ -379,15 +581,14 @@ def test_weights_that_became_nan_in_the_last_step_are_an_error_too(
 ) -> None:
     """The loss that would show it is never computed."""
     trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
-    train_epoch = trainer._train_epoch
+    epoch_means = trainer._epoch_means
 
-    def ruin(bar: Any) -> float:
-        loss = train_epoch(bar)
+    def ruin() -> dict[str, float]:
         with torch.no_grad():
             next(trainer.model.parameters()).fill_(math.nan)
-        return loss
+        return epoch_means()
 
-    monkeypatch.setattr(trainer, "_train_epoch", ruin)
+    monkeypatch.setattr(trainer, "_epoch_means", ruin)
     with pytest.raises(
         DataError, match=r"epoch 1: the network's output is not finite; reduce optimizer\.learning_rate"
     ):
@@ -395,7 +596,7 @@ def test_weights_that_became_nan_in_the_last_step_are_an_error_too(
     assert not (tmp_path / "m.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "m.csv", "m.state.pt"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.csv", "m.state.pt", "m.yaml"])
 def test_a_file_that_cannot_be_written_is_an_output_error(tmp_path: Path, name: str) -> None:
     (tmp_path / name / "in the way").mkdir(parents=True)
     trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,12 +24,15 @@ class AugmentConfig:
             this.
         modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
         measurement_noise_m: standard deviation of noise added to measured depths and ranges, metres.
+        dropped: what modality dropout makes of an input: ``absent``, or ``zeroed``: there, but black and without
+            measurements, as published code has it.
     """
 
     colour_jitter: float = 0.4
     measurement_dropout: float = 0.2
     modality_dropout: float = 0.4
     measurement_noise_m: float = 0.0
+    dropped: Literal["absent", "zeroed"] = "absent"
 
     def __post_init__(self) -> None:
         values = (self.colour_jitter, self.measurement_dropout, self.modality_dropout)
@@ -69,6 +73,13 @@ def drop_modalities(present: Mapping[str, Tensor], probability: float, generator
     only_kept = kept.unsqueeze(0) == torch.arange(len(names), device=matrix.device).unsqueeze(1)
     matrix = torch.where(single, only_kept, matrix)
     return dict(zip(names, matrix, strict=True))
+
+
+def zero_dropped(
+    batch: Mapping[str, Tensor], present: Mapping[str, Tensor], kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Prepared tensors that are zero where a sample was ``present`` and is no longer ``kept``."""
+    return {name: x * (kept[name] | ~present[name]).view(-1, 1, 1, 1) for name, x in batch.items()}
 
 
 def _jitter_colour(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:

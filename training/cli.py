@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+from training.commands.confidence import add_calibrate, add_confidence
 from training.commands.data import add_convert, add_show, add_simulate
 from training.commands.evaluate import add_evaluate
 from training.commands.inspect import add_info, add_models
+from training.commands.reproduce import add_reproduce
 from training.commands.robot import add_demo, add_replay
 from training.commands.train import add_train
+from training.interruption import Terminated
 from vmloc_ros import __version__
 from vmloc_ros.core.errors import VmlocError
 
@@ -23,6 +26,9 @@ _COMMANDS = (
     add_show,
     add_train,
     add_evaluate,
+    add_calibrate,
+    add_confidence,
+    add_reproduce,
     add_replay,
     add_models,
     add_info,
@@ -34,17 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
     # Before torch is imported: spinning OpenMP threads make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # torchrun: one tells for all
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
     except VmlocError as error:
         print(f"vmloc {options.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         hint = getattr(options, "interrupt_hint", "")
         print(f"vmloc {options.command}: interrupted{hint}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:  # `vmloc info ... | head`
         sys.stderr.close()
         return 1

@@ -27,6 +27,8 @@ class OptimizerConfig:
         schedule: of the learning rate: ``constant``, or ``cosine`` down to zero at the last step.
         warmup_steps: the learning rate rises linearly over them.
         gradient_norm: gradients are clipped to it.
+        precision: of the networks' arithmetic; weights, posterior densities and losses stay in single precision.
+        ema_decay: of an exponential moving average of the weights, which is then what is validated and kept; 0: none.
     """
 
     epochs: int = 300
@@ -36,12 +38,16 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     gradient_norm: float = 10.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.gradient_norm <= 0:
             raise ValueError(f"epochs >= 1, batch_size >= 2, learning_rate and gradient_norm > 0, got {self}")
         if self.weight_decay < 0 or self.warmup_steps < 0:
             raise ValueError(f"weight_decay and warmup_steps must not be negative, got {self}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies in [0, 1), got {self.ema_decay}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +82,17 @@ class ValidationConfig:
     Attributes:
         every: 0 takes no validation data (the covariance is then fitted on training errors, too small).
         interval: validate after so many epochs.
+        patience: stop after so many validations in a row without a better one; 0: train all epochs.
     """
 
     every: int = 10
     block: int = 20
     interval: int = 1
+    patience: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 0 or self.every == 1 or self.block < 1 or self.interval < 1:
-            raise ValueError(f"every is 0 or >= 2, block and interval >= 1, got {self}")
+        if self.every < 0 or self.every == 1 or self.block < 1 or self.interval < 1 or self.patience < 0:
+            raise ValueError(f"every is 0 or >= 2, block and interval >= 1, patience >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ class TrainConfig:
         pretrained: start of the encoders: true (ImageNet weights from torchvision's cache or download), false, or
             the path of a torchvision state-dict file.
         seed: of initialisation, order, augmentation and sampling.
+        deterministic: use only operations whose result is the same every time. The CPU's are anyway, with the same
+            number of threads; a GPU's are slower.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -106,6 +116,7 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     pretrained: bool | str = True
     seed: int = 0
+    deterministic: bool = False
 
 
 def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> TrainConfig:

@@ -71,17 +71,22 @@ class PreparedDataset:
         return len(self.poses)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Prepared tensors and presence of the rows, on the device."""
+        """Prepared tensors and presence of the rows, on the device; copies to a GPU are queued, not waited for."""
         owners = torch.bucketize(rows, self._starts, right=True) - 1
-        tensors = {}
-        for name, (shape, dtype) in self._shapes.items():
-            x = torch.zeros((len(rows), *shape), dtype=dtype)
-            for number in owners.unique().tolist():
-                if name in self._parts[number].tensors:
-                    mine = owners == number
-                    x[mine] = self._parts[number].tensors[name][rows[mine] - self._starts[number]]
-            tensors[name] = x.to(device, non_blocking=True)
-        return tensors, {name: x[rows].to(device) for name, x in self._present.items()}
+        places = list(zip(owners.tolist(), (rows - self._starts[owners]).tolist(), strict=True))
+        pinned = device.type == "cuda"
+        tensors = {name: self._gather(name, places, pinned).to(device, non_blocking=True) for name in self._shapes}
+        return tensors, {name: x[rows].to(device, non_blocking=True) for name, x in self._present.items()}
+
+    def _gather(self, name: str, places: list[tuple[int, int]], pinned: bool) -> Tensor:
+        """Frames ``(B, C, H, W)`` of the (part, row) given; zeros where a part lacks the modality."""
+        shape, dtype = self._shapes[name]
+        absent = torch.zeros(shape, dtype=dtype)
+        sources = [part.tensors.get(name) for part in self._parts]
+        frames = [absent if (source := sources[part]) is None else source[row] for part, row in places]
+        x = torch.empty((len(places), *shape), dtype=dtype, pin_memory=pinned)
+        # One call, whatever the number of parts: it copies each frame once and leaves other threads the interpreter.
+        return torch.stack(frames, out=x) if frames else x
 
 
 def prepare_dataset(sources: Sequence[Source], preprocessor: Preprocessor, progress: bool = True) -> PreparedDataset:

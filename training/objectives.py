@@ -13,22 +13,28 @@ from training.config import ObjectiveConfig
 from training.estimators import bound_loss, elbo_loss
 from training.losses import PoseLoss
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, RegressionModel
+from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Posterior, RegressionModel, VariationalModel
 from vmloc_ros.core.models.baselines import MapNet, PoseNetPlus
 from vmloc_ros.core.models.rotation import quaternion_exp
+
+Terms = dict[str, Tensor]
 
 
 class Objective(nn.Module, ABC):
     """A loss, with parameters of its own such as the balance of position and rotation."""
 
     @abstractmethod
-    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
-        """The scalar to minimise.
+    def terms(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Terms:
+        """The scalar to minimise, as ``loss``, and detached ones worth watching.
 
         Args:
             batch: of B frames; where the system reads clips, ``B / clip_length`` of them one after the other.
             target: ``(B, 6)`` pose vectors.
         """
+
+    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
+        """The scalar to minimise."""
+        return self.terms(model, batch, target)["loss"]
 
 
 class BoundObjective(Objective):
@@ -39,10 +45,12 @@ class BoundObjective(Objective):
         self.config = config
         self.pose_loss = PoseLoss(config.beta, config.gamma)
 
-    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
+    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
         posterior = model.encode(batch)
         samples, kl_weight = self.config.samples, self.config.kl_weight
-        return bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator).loss
+        bound = bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator)
+        watched = {"effective_samples": bound.effective_samples.mean(), **_watch_posterior(posterior)}
+        return {"loss": bound.loss, **watched}
 
 
 class ElboObjective(Objective):
@@ -53,8 +61,10 @@ class ElboObjective(Objective):
         self.kl_weight = config.kl_weight
         self.pose_loss = PoseLoss(config.beta, config.gamma)
 
-    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
-        return elbo_loss(model, model.encode(batch), target, self.pose_loss, self.kl_weight)
+    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
+        posterior = model.encode(batch)
+        loss = elbo_loss(model, posterior, target, self.pose_loss, self.kl_weight)
+        return {"loss": loss, **_watch_posterior(posterior)}
 
 
 class PoseObjective(Objective):
@@ -64,16 +74,16 @@ class PoseObjective(Objective):
         super().__init__()
         self.pose_loss = PoseLoss(config.beta, config.gamma)
 
-    def forward(self, model: RegressionModel, batch: ModelInput, target: Tensor) -> Tensor:
-        return self.pose_loss(model(batch), target).mean()
+    def terms(self, model: RegressionModel, batch: ModelInput, target: Tensor) -> Terms:
+        return {"loss": self.pose_loss(model(batch), target).mean()}
 
 
 class ClipObjective(PoseObjective):
     """L_p of every frame, each read within its clip (Clark et al. 2017)."""
 
-    def forward(self, model: ClipModel, batch: ModelInput, target: Tensor) -> Tensor:
+    def terms(self, model: ClipModel, batch: ModelInput, target: Tensor) -> Terms:
         vectors = model.decode_clip(_clips(model.frame_features(batch), model.clip_length))
-        return self.pose_loss(vectors.flatten(0, 1), target).mean()
+        return {"loss": self.pose_loss(vectors.flatten(0, 1), target).mean()}
 
 
 class RelativePoseObjective(Objective):
@@ -88,10 +98,11 @@ class RelativePoseObjective(Objective):
         self.absolute_loss = PoseLoss(config.beta, config.gamma)
         self.relative_loss = PoseLoss(config.beta, config.gamma)
 
-    def forward(self, model: MapNet, batch: ModelInput, target: Tensor) -> Tensor:
+    def terms(self, model: MapNet, batch: ModelInput, target: Tensor) -> Terms:
         vectors = model(batch)
         steps, true_steps = (_clips(x, model.clip_length).diff(dim=1) for x in (vectors, target))
-        return self.absolute_loss(vectors, target).mean() + self.relative_loss(steps, true_steps).mean()
+        absolute, relative = self.absolute_loss(vectors, target).mean(), self.relative_loss(steps, true_steps).mean()
+        return {"loss": absolute + relative, "absolute": absolute.detach(), "relative": relative.detach()}
 
 
 class HomoscedasticObjective(Objective):
@@ -106,7 +117,7 @@ class HomoscedasticObjective(Objective):
         self.s_x = nn.Parameter(torch.tensor(config.beta))
         self.s_q = nn.Parameter(torch.tensor(config.gamma))
 
-    def forward(self, model: PoseNetPlus, batch: ModelInput, target: Tensor) -> Tensor:
+    def terms(self, model: PoseNetPlus, batch: ModelInput, target: Tensor) -> Terms:
         position, quaternion = model.position_and_quaternion(batch)
         true_quaternion = quaternion_exp(target[:, 3:])
         position_error = (position - target[:, :3]).abs().sum(dim=1)
@@ -114,7 +125,28 @@ class HomoscedasticObjective(Objective):
             (quaternion - true_quaternion).abs().sum(dim=1), (quaternion + true_quaternion).abs().sum(dim=1)
         )
         weighted = position_error * torch.exp(-self.s_x) + rotation_error * torch.exp(-self.s_q)
-        return weighted.mean() + self.s_x + self.s_q
+        return {"loss": weighted.mean() + self.s_x + self.s_q}
+
+
+class TrainingStep(nn.Module):
+    """Model and objective as one module, so that several processes' gradients of both are averaged."""
+
+    def __init__(self, model: PoseModel, objective: Objective) -> None:
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: ModelInput, target: Tensor) -> Terms:
+        return self.objective.terms(self.model, batch, target)
+
+
+def _watch_posterior(posterior: Posterior) -> Terms:
+    """KL to the prior in nats, and the mean variance of each modality's expert (the prior's is 1)."""
+    watched = {"kl": posterior.joint.kl_to_standard_normal().detach().mean()}
+    for name, expert in posterior.experts.items():
+        rows = posterior.present[name]
+        variance = torch.exp(expert.log_variance.detach()).mean(dim=-1)
+        watched[f"variance_{name}"] = (variance * rows).sum() / rows.sum().clamp(min=1)
+    return watched
 
 
 def _clips(frames: Tensor, length: int) -> Tensor:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from training.cache import load_dataset
@@ -15,9 +16,12 @@ from training.config import TrainConfig, load_config, parse_config
 from training.corruption import NO_CORRUPTION, Corruption
 from training.coverage import warn_of_unknown_places
 from training.dataset import PreparedDataset, prepare_dataset
+from training.distributed import join_processes
 from training.evaluate import Evaluation, evaluate
+from training.logbook import check_tensorboard
 from training.results import write_comparison, write_results
 from training.retrieval import nearest_image_errors
+from training.run_files import RunFiles
 from training.sources import Source, open_sources
 from training.sources.options import SourceOptions
 from training.trainer import Trainer
@@ -43,12 +47,16 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
+    tensorboard: bool = False,
     progress: bool = True,
 ) -> dict[str, float]:
     """Fit a model and write its checkpoint; return its validation metrics.
 
+    Started by ``torchrun``, the processes train together, on files that all of them see.
+
     Args:
         cache: where prepared frames are kept from run to run; None holds them in memory.
+        tensorboard: write event files too.
 
     Raises:
         VmlocError: configuration, data, model or output are at fault; the message says which.
@@ -59,36 +67,52 @@ def train(
         raise OutputError(f"{out} exists; add --resume to go on, --overwrite to replace it, or choose another name")
     try:  # before hours of reading and training, not after
         out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
         raise OutputError(f"{out} could not be written: {error}") from error
+    if tensorboard:
+        check_tensorboard()
     config = _for_system(load_config(config_files, overrides))
-    torch_device = select_device(device)
-    sources = _open_all(data, split, config.source, config.preprocess.modalities)
-    validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
-    map_frame, body_frame = _common_frames([*sources, *validation_sources])
+    RunFiles(out).check_config(config, config_files)
+    with join_processes(select_device(device)) as (processes, own_device):
+        progress = progress and processes.first
+        sources = _open_all(data, split, config.source, config.preprocess.modalities)
+        validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
+        map_frame, body_frame = _common_frames([*sources, *validation_sources])
+        trainer = Trainer(
+            config,
+            _load(sources, config, cache, progress),
+            out,
+            map_frame=map_frame,
+            body_frame=body_frame,
+            device=own_device,
+            validation=_load(validation_sources, config, cache, progress) if validation_sources else None,
+            record=training_record(sources),
+            processes=processes,
+            tensorboard=tensorboard,
+        )
+        if resume:
+            trainer.resume()
+        return trainer.run(progress)
+
+
+def training_record(sources: Sequence[Source]) -> dict[str, Any]:
+    """What a checkpoint remembers of its data; the node compares its own extrinsics with those of the first frame."""
+    data = [{"name": source.name, "frames": len(source), **source.report} for source in sources]
+    first = next(iter(sources[0]), None)
+    pose = None if first is None else first.frame.camera_from_lidar
+    if pose is None:
+        return {"data": data}
+    values = {"position_m": pose.position_m.tolist(), "quaternion_wxyz": pose.quaternion_wxyz.tolist()}
+    return {"data": data, "extrinsics": {"camera_from_lidar": values}}
+
+
+def _load(sources: Sequence[Source], config: TrainConfig, cache: Path | None, progress: bool) -> PreparedDataset:
     preprocessor = Preprocessor(config.preprocess)
-
-    def load(wanted: Sequence[Source]) -> PreparedDataset:
-        if cache is None:
-            return prepare_dataset(wanted, preprocessor, progress)
-        return load_dataset(wanted, preprocessor, cache, progress)
-
-    prepared = load(sources)
-    validation = load(validation_sources) if validation_sources else None
-    record = {"data": [{"name": source.name, "frames": len(source), **source.report} for source in sources]}
-    trainer = Trainer(
-        config,
-        prepared,
-        out,
-        map_frame=map_frame,
-        body_frame=body_frame,
-        device=torch_device,
-        validation=validation,
-        record=record,
-    )
-    if resume:
-        trainer.resume()
-    return trainer.run(progress)
+    if cache is None:
+        return prepare_dataset(sources, preprocessor, progress)
+    return load_dataset(sources, preprocessor, cache, progress)
 
 
 @dataclass(frozen=True, slots=True)

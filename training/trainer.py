@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: one objective, one optimizer, best and last checkpoints, resumable."""
+"""The training loop: one objective, one optimizer, best and last checkpoints, exactly resumable."""
 
 from __future__ import annotations
 
-import csv
 import math
 import time
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,40 +15,51 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from training.augment import augment, drop_modalities
 from training.calibrate import calibrate, poses
-from training.clips import clip_table, segments
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset, split_blocks
+from training.descent import Descent, arithmetic
+from training.distributed import Processes
+from training.interruption import Interruption
+from training.loader import default_depth, prefetch
+from training.logbook import Logbook
 from training.memorise import memorise
 from training.metrics import pose_errors
-from training.objectives import build_objective
-from training.predict import model_input, predict
+from training.objectives import Terms, TrainingStep, build_objective
+from training.predict import predict
+from training.progress import Progress, postfix
+from training.run_files import RunFiles, damaged_state
+from training.sampler import Sampler, training_input
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
-from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, ModelError, OutputError
-from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import MemoryModel, ModelInput, Prediction, build_model
+from vmloc_ros.core.errors import ConfigError, DataError, ModelError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.models import ClipModel, MemoryModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _LOGGED_METRICS = ("median_position_m", "mean_position_m", "median_rotation_deg", "mean_rotation_deg")
+_SAVE_EVERY_S = 300.0  # within long epochs
+_SHOW_EVERY_S = 0.5  # more often, a GPU would wait for the bar
 
 
 class Trainer:
     """Fits one model to one dataset.
 
-    Files, ``OUT.safetensors`` being the path given: itself (best weights), ``OUT.last.safetensors`` (newest weights),
-    ``OUT.state.pt`` (what resuming needs) and ``OUT.csv`` (one line per epoch).
+    Its files are :class:`training.run_files.RunFiles`. A training that is killed at any moment and resumed ends with
+    the weights of one that was not (on the CPU with the same number of threads; on a GPU with ``deterministic``).
 
     Args:
         config: what to train and how.
         data: all frames; validation blocks are taken from it unless ``validation`` is given.
         out: path of the best checkpoint.
         record: what the checkpoint shall say of its training data.
+        processes: those that train together; each has all data and takes its part of every batch.
+        tensorboard: whether to write event files.
 
     Raises:
+        ConfigError: the configuration does not fit the device or the number of processes.
         DataError: too few frames.
         ModelError: the model cannot be built, or pretrained weights are missing.
     """
@@ -64,8 +75,11 @@ class Trainer:
         device: torch.device,
         validation: PreparedDataset | None = None,
         record: dict[str, Any] | None = None,
+        processes: Processes | None = None,
+        tensorboard: bool = False,
     ) -> None:
-        self._config, self._device, self._out = config, device, out
+        self._config, self._device, self._files = config, device, RunFiles(out)
+        self._processes, self._tensorboard = processes or Processes(), tensorboard
         self._data, self._validation_data = data, validation or data
         every = 0 if validation is not None else config.validation.every
         self._train_rows, held_out = split_blocks(len(data), config.validation.block, every)
@@ -84,9 +98,11 @@ class Trainer:
         )
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
         self.model = model.to(device, memory_format=torch.channels_last)
-        self._epoch, self._best = 0, math.inf
+        self._progress = Progress()
         if not isinstance(self.model, MemoryModel):
             self._prepare_descent()
+        elif self._processes.count > 1:
+            raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
 
     def run(self, progress: bool = True) -> dict[str, float]:
         """Train to the last epoch and finish the best checkpoint; return its validation metrics.
@@ -96,33 +112,21 @@ class Trainer:
         Raises:
             OutputError: a file cannot be written.
             DataError: the loss became NaN or infinite.
+            KeyboardInterrupt: Ctrl-C, or SIGTERM as :class:`training.interruption.Terminated`, after the step under
+                way has been finished and the state saved.
         """
         if isinstance(self.model, MemoryModel):
             memorise(self.model, self._data, self._train_rows, self._preprocessor, self._device, progress)
-            save_checkpoint(self._out, self._header, self.model.state_dict())
+            save_checkpoint(self._files.best, self._header, self.model.state_dict())
             return self._finish()
-        epochs = self._config.optimizer.epochs
-        bar = tqdm(
-            total=epochs * self._steps_per_epoch,
-            initial=self._epoch * self._steps_per_epoch,
-            desc="training",
-            unit="step",
-            disable=not progress,
-        )
-        with bar:
-            while self._epoch < epochs:
-                started = time.monotonic()
-                loss = self._train_epoch(bar)
-                self._epoch += 1
-                due = self._epoch % self._config.validation.interval == 0 or self._epoch == epochs
-                metrics = self._validate() if due else None
-                self._save(metrics)
-                self._log(loss, metrics, time.monotonic() - started)
-                bar.set_postfix(_postfix(self._epoch, loss, metrics))
-        return self._finish()
+        # Several processes would stop at different steps and wait for each other: they go on from the last saved state.
+        interruption = Interruption()
+        with arithmetic(self._config.deterministic), interruption if self._processes.count == 1 else nullcontext():
+            self._train(interruption, progress)
+            return self._finish()
 
     def resume(self) -> None:
-        """Continue from ``OUT.state.pt``; a system that remembers has nothing to go on from and starts anew.
+        """Continue from the saved state; a system that remembers has nothing to go on from and starts anew.
 
         Raises:
             CheckpointError: the file is missing or damaged.
@@ -130,171 +134,27 @@ class Trainer:
         """
         if isinstance(self.model, MemoryModel):
             return
-        path = self._path(".state.pt")
-        if not path.is_file():
-            raise CheckpointError(f"nothing to resume: {path} does not exist; train without --resume")
+        state = self._files.load_state(self._identity())
         try:
-            state = torch.load(path, map_location=self._device, weights_only=True)
-            if state["identity"] != self._identity():
-                raise ConfigError(
-                    f"{path} was written with another configuration or other data; use those, or train to another OUT"
-                )
             self.model.load_state_dict(state["model"])
             self._objective.load_state_dict(state["objective"])
-            self._optimizer.load_state_dict(state["optimizer"])
-            self._epoch, self._best = int(state["epoch"]), float(state["best"])
-        except ConfigError:
-            raise
-        except Exception as error:  # torch.load raises many types for a damaged file
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CheckpointError(f"{path} is damaged ({reason}); train from the start") from error
+            self._descent.load_state_dict(state["descent"])
+            self._progress = Progress(**state["progress"])
+            self._progress.sums = {name: x.to(self._device) for name, x in self._progress.sums.items()}
+        except Exception as error:  # whatever a damaged file leads to
+            raise damaged_state(self._files.state, error) from error
+
+    # --- preparation -------------------------------------------------------------------------------------------------
 
     def _prepare_descent(self) -> None:
         """What gradient steps need."""
         config = self._config.optimizer
-        if len(self._train_rows) < config.batch_size:
-            raise DataError(
-                f"{len(self._train_rows)} training frames are fewer than a batch of {config.batch_size}; "
-                "give more data or reduce optimizer.batch_size"
-            )
+        self._sampler = Sampler(self._data, self._train_rows, self.model, config.batch_size, self._config.seed)
+        self._sampler.check_processes(self._processes.count)
         self._objective = build_objective(self._config.model.name, self._config.objective).to(self._device)
-        self._clips = self._make_clips()
-        self._optimizer = torch.optim.Adam(
-            [
-                {"params": self.model.parameters(), "weight_decay": config.weight_decay},
-                # Decay would pull the balance weights to an arbitrary zero.
-                {"params": self._objective.parameters(), "weight_decay": 0.0},
-            ],
-            lr=config.learning_rate,
-        )
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        # The incomplete last batch is dropped: batch norm on one or two frames does harm.
-        return len(self._train_rows) // self._config.optimizer.batch_size
-
-    def _train_epoch(self, bar: Any) -> float:
-        """As many frames as there are to train on, in random order or random clips; the mean loss."""
-        config = self._config
-        self.model.train()
-        # Seeded in every epoch: one is the same after a resume as without a break, on the CPU and on a GPU.
-        generator = torch.Generator().manual_seed(config.seed * 100_003 + self._epoch)
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # posterior samples, dropout
-        order = self._clips[torch.randperm(len(self._clips), generator=generator)]
-        count = max(1, config.optimizer.batch_size // self._clips.shape[1])
-        total = torch.zeros((), device=self._device)
-        for step in range(self._steps_per_epoch):
-            rows = order[step * count : (step + 1) * count].flatten()
-            self._set_learning_rate(self._epoch * self._steps_per_epoch + step)
-            total += self._step(rows, generator)
-            bar.update()
-        mean = float(total) / self._steps_per_epoch
-        if not math.isfinite(mean):
-            raise DataError(f"the loss became {mean} in epoch {self._epoch + 1}; reduce optimizer.learning_rate")
-        return mean
-
-    def _step(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        batch = self._training_input(rows, generator)
-        loss = self._objective(self.model, batch, self._targets[rows.to(self._device)])
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optimizer.gradient_norm)
-        self._optimizer.step()
-        return loss.detach()
-
-    def _training_input(self, rows: Tensor, generator: torch.Generator) -> ModelInput:
-        tensors, present = self._data.batch(rows, self._device)
-        tensors = augment(tensors, self._config.augment, generator)
-        offset = torch.rand(2, generator=generator).tolist()
-        present = drop_modalities(present, self._config.augment.modality_dropout, generator)
-        return model_input(self._preprocessor.normalise(tensors, (offset[0], offset[1])), present)
-
-    def _make_clips(self) -> Tensor:
-        """Rows ``(N, clip_length)`` that training draws from; of one frame each for most systems."""
-        length, spacing = self.model.clip_length, self.model.clip_spacing
-        clips = clip_table(segments(self._data.sequences, self._train_rows), length, spacing)
-        if length > 1 and bool((clips == clips[:, :1]).all()):
-            raise DataError(
-                f"{self._config.model.name} trains on clips of {length} frames, but no two of the training frames "
-                "follow each other within 1 s; give denser data or reduce source.stride"
-            )
-        return clips
-
-    def _set_learning_rate(self, step: int) -> None:
-        optimizer = self._config.optimizer
-        rate = optimizer.learning_rate * min(1.0, (step + 1) / max(1, optimizer.warmup_steps))
-        if optimizer.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * step / (optimizer.epochs * self._steps_per_epoch)))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-
-    def _validate(self) -> dict[str, float] | None:
-        if not len(self._held_out):
-            return None
-        prediction = self._predict(self._validation_data, self._held_out)
-        truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
-        return pose_errors(truth, poses(prediction)).summary()
-
-    def _predict(self, data: PreparedDataset, rows: Tensor) -> Prediction:
-        try:
-            return predict(self.model, data, rows, self._preprocessor, self._header.pose_codec, self._device)
-        except ModelError as error:
-            raise DataError(f"epoch {self._epoch}: {error}; reduce optimizer.learning_rate") from error
-
-    def _finish(self) -> dict[str, float]:
-        """Reload the best weights and give their checkpoint the covariance's residuals and the metrics."""
-        torch.manual_seed(self._config.seed)
-        best = load_checkpoint(self._out)[1]
-        self.model.load_state_dict(best.state_dict())
-        on_held_out = len(self._held_out) > 0
-        rows = self._held_out if on_held_out else self._train_rows
-        data = self._validation_data if on_held_out else self._data
-        try:
-            header = calibrate(self._header, self.model, data, rows, self._device)
-        except ModelError as error:
-            raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
-        metrics = {**header.metrics, "held_out": float(on_held_out)}
-        save_checkpoint(self._out, replace(header, metrics=metrics), self.model.state_dict())
-        return metrics
-
-    def _save(self, metrics: dict[str, float] | None) -> None:
-        header, weights = replace(self._header, metrics=metrics or {}), self.model.state_dict()
-        score = self._score(metrics)
-        if score <= self._best:
-            self._best = score
-            save_checkpoint(self._out, header, weights)
-        save_checkpoint(self._path(f".last{self._out.suffix}"), header, weights)
-        state = {
-            "identity": self._identity(),
-            "model": weights,
-            "objective": self._objective.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "epoch": self._epoch,
-            "best": self._best,
-        }
-        with write_aside(self._path(".state.pt")) as path:
-            torch.save(state, path)
-
-    def _score(self, metrics: dict[str, float] | None) -> float:
-        """Smaller is better: scale-free sum of median errors; without validation the newest weights win."""
-        if metrics is None:
-            return -math.inf if not len(self._held_out) else math.inf
-        return metrics["median_position_m"] / self._header.pose_codec.scale_m + math.radians(
-            metrics["median_rotation_deg"]
-        )
-
-    def _log(self, loss: float, metrics: dict[str, float] | None, seconds: float) -> None:
-        row = {"epoch": self._epoch, "loss": loss, "seconds": round(seconds, 3)}
-        row |= {name: (metrics or {}).get(name, "") for name in _LOGGED_METRICS}
-        new = self._epoch == 1 or not self._path(".csv").exists()
-        try:
-            with self._path(".csv").open("w" if new else "a", newline="") as file:
-                writer = csv.DictWriter(file, row.keys())
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-        except OSError as error:
-            raise OutputError(f"{self._path('.csv')} could not be written: {error}") from error
+        self._training_step = self._processes.wrap(TrainingStep(self.model, self._objective), self._device)
+        steps = config.epochs * self._steps_per_epoch
+        self._descent = Descent(self.model, self._objective, config, steps, self._device)
 
     def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
         train = [self._data.poses[i] for i in self._train_rows.tolist()]
@@ -312,14 +172,186 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What a run that is resumed must have in common with this one."""
         codec = to_mapping(self._header.pose_codec)  # depends on every training pose
-        return {"config": to_mapping(self._config), "pose_codec": codec, "frames": len(self._data)}
+        return {
+            "config": to_mapping(self._config),
+            "pose_codec": codec,
+            "frames": len(self._data),
+            "processes": self._processes.count,
+        }
 
-    def _path(self, suffix: str) -> Path:
-        return self._out.with_name(self._out.stem + suffix)
+    # --- training ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return self._sampler.steps
+
+    @property
+    def _done(self) -> bool:
+        patience = self._config.validation.patience
+        return self._progress.epoch >= self._config.optimizer.epochs or 0 < patience <= self._progress.stale
+
+    def _train(self, interruption: Interruption, progress: bool) -> None:
+        first, state = self._processes.first, self._progress
+        steps = state.epoch * self._steps_per_epoch + state.step
+        if first:
+            self._files.remove_leftovers()
+            self._files.save_config(self._config)
+            if not steps:  # an earlier run's state would be resumed else; and a full disk is noticed
+                self._save_state()
+        logbook = Logbook(self._files.log, self._files.events if self._tensorboard else None, state.epoch, steps)
+        batch = self._sampler.frames
+        bar = tqdm(
+            total=self._config.optimizer.epochs * self._steps_per_epoch * batch,
+            initial=steps * batch,
+            desc="training",
+            unit="img",
+            unit_scale=True,
+            disable=not (progress and first),
+        )
+        with bar, closing(logbook):
+            while not self._done:
+                self._train_epoch(bar, logbook, interruption)
+
+    def _train_epoch(self, bar: Any, logbook: Logbook, interruption: Interruption) -> None:
+        """As many frames as there are to train on, in random order or random clips; then what an epoch ends with."""
+        state = self._progress
+        plan = [self._processes.share(clips).flatten() for clips in self._sampler.epoch(state.epoch)]
+        started = saved = shown = time.monotonic()
+        first_step, before = state.step, state.epoch * self._steps_per_epoch
+        self._training_step.train()
+        with closing(prefetch(self._data, plan[state.step :], self._device, default_depth(self._device))) as batches:
+            for rows, tensors, present in batches:
+                terms = self._step(rows, tensors, present)
+                state.sums = {name: x + state.sums.get(name, 0.0) for name, x in terms.items()}
+                state.step += 1
+                bar.update(len(rows) * self._processes.count)
+                now = time.monotonic()
+                if now - shown > _SHOW_EVERY_S:
+                    shown, values = now, {name: float(x) for name, x in terms.items()}
+                    bar.set_postfix(postfix(state.epoch + 1, values), refresh=False)
+                    if self._processes.first:
+                        done = before + state.step
+                        logbook.step(done, {**values, "rate": self._descent.rate(done - 1)})
+                if interruption.requested:
+                    self._save_state()
+                    raise interruption.error()
+                if now - saved > _SAVE_EVERY_S:
+                    saved = now
+                    self._save_state()
+        means = self._epoch_means()
+        seconds = time.monotonic() - started
+        images = (state.step - first_step) * self._sampler.frames
+        rate = self._descent.rate(before + state.step - 1)
+        state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+        due = state.epoch % self._config.validation.interval == 0 or state.epoch == self._config.optimizer.epochs
+        metrics = self._validate() if due else None
+        self._save_weights(metrics)
+        if self._processes.first:
+            figures = {"images_per_s": round(images / seconds, 1), "seconds": round(seconds, 3), "rate": rate}
+            logbook.epoch(state.epoch, before + self._steps_per_epoch, {**means, **figures, **_logged(metrics)})
+        self._save_state()
+        bar.set_postfix(postfix(state.epoch, means, metrics))
+
+    def _step(self, rows: Tensor, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Terms:
+        """The terms of the loss, detached, and means over the processes."""
+        state = self._progress
+        seed, augment_seed = self._sampler.seeds(state.epoch, state.step, self._processes.rank)
+        torch.manual_seed(seed)  # posterior samples, dropout
+        generator = torch.Generator().manual_seed(augment_seed)
+        batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator)
+        with self._descent.autocast():
+            terms = self._training_step(batch, self._targets[rows.to(self._device)])
+        self._descent.step(terms["loss"], state.epoch * self._steps_per_epoch + state.step)
+        means = self._processes.mean(torch.stack([x.detach() for x in terms.values()]))
+        return dict(zip(terms, means, strict=True))
+
+    def _epoch_means(self) -> dict[str, float]:
+        """Means over the epoch's steps. Raises DataError: the loss is not finite."""
+        values = {name: float(x) / self._steps_per_epoch for name, x in self._progress.sums.items()}
+        if not math.isfinite(values["loss"]):
+            raise DataError(
+                f"the loss became {values['loss']} in epoch {self._progress.epoch + 1}; reduce optimizer.learning_rate"
+            )
+        return values
+
+    # --- validation and files ----------------------------------------------------------------------------------------
+
+    def _validate(self) -> dict[str, float] | None:
+        if not len(self._held_out):
+            return None
+        truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
+        return pose_errors(truth, self._predict(self._held_out)).summary()
+
+    def _predict(self, rows: Tensor) -> list[Pose]:
+        """Answers to validation rows, each process to its part of them."""
+        data, codec = self._validation_data, self._header.pose_codec
+        # Clips look back across the borders of parts.
+        shared = not isinstance(self.model, ClipModel) and len(rows) >= self._processes.count
+        mine = self._processes.share(rows) if shared else rows
+        self._processes.level_buffers(self._descent.best_model)
+        try:
+            prediction = predict(self._descent.best_model, data, mine, self._preprocessor, codec, self._device)
+        except ModelError as error:
+            raise DataError(f"epoch {self._progress.epoch}: {error}; reduce optimizer.learning_rate") from error
+        answers = self._processes.gather(poses(prediction)) if shared else [poses(prediction)]
+        return [pose for part in answers for pose in part]
+
+    def _score(self, metrics: dict[str, float] | None) -> float:
+        """Smaller is better: scale-free sum of median errors; without validation the newest weights win."""
+        if metrics is None:
+            return -math.inf if not len(self._held_out) else math.inf
+        return metrics["median_position_m"] / self._header.pose_codec.scale_m + math.radians(
+            metrics["median_rotation_deg"]
+        )
+
+    def _save_weights(self, metrics: dict[str, float] | None) -> None:
+        """After an epoch: the newest weights, and the best ones if these are."""
+        state, score = self._progress, self._score(metrics)
+        better = score <= state.best
+        if better:
+            state.best, state.stale = score, 0
+        elif metrics is not None:
+            state.stale += 1
+        if self._processes.first:
+            header, weights = replace(self._header, metrics=metrics or {}), self._descent.best_model.state_dict()
+            if better:
+                save_checkpoint(self._files.best, header, weights)
+            save_checkpoint(self._files.last, header, weights)
+
+    def _save_state(self) -> None:
+        """Last of all files: what was killed before it is done again, with the same outcome."""
+        if not self._processes.first:
+            return
+        state = self._progress
+        self._files.save_state(
+            {
+                "identity": self._identity(),
+                "progress": {name: getattr(state, name) for name in state.__slots__},
+                "model": self.model.state_dict(),
+                "objective": self._objective.state_dict(),
+                "descent": self._descent.state_dict(),
+            }
+        )
+
+    def _finish(self) -> dict[str, float]:
+        """Give the best weights' checkpoint its metrics and covariance; the first process does it for all."""
+        metrics = self._calibrate() if self._processes.first else {}
+        return self._processes.gather(metrics)[0]
+
+    def _calibrate(self) -> dict[str, float]:
+        torch.manual_seed(self._config.seed)
+        model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
+        on_held_out = len(self._held_out) > 0
+        rows = self._held_out if on_held_out else self._train_rows
+        data = self._validation_data if on_held_out else self._data
+        try:
+            header = calibrate(self._header, model, data, rows, self._device)
+        except ModelError as error:
+            raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
+        metrics = {**header.metrics, "held_out": float(on_held_out)}
+        save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict())
+        return metrics
 
 
-def _postfix(epoch: int, loss: float, metrics: dict[str, float] | None) -> dict[str, str]:
-    shown = {"epoch": str(epoch), "loss": f"{loss:.2f}"}
-    if metrics:
-        shown["val"] = f"{metrics['median_position_m']:.2f} m {metrics['median_rotation_deg']:.1f} deg"
-    return shown
+def _logged(metrics: dict[str, float] | None) -> dict[str, float]:
+    return {name: metrics[name] for name in _LOGGED_METRICS} if metrics else {}

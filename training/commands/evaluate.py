@@ -47,7 +47,8 @@ def add_evaluate(commands: Any) -> None:
         action="append",
         default=[],
         metavar="MODALITY=LEVEL",
-        help="damage the input as in the paper's Table 4: 1 masks a square of it, 2 takes it away; can be repeated",
+        help="damage the input as in the paper's Table 4: 1 masks a square of it, 2 takes it away (3 leaves it there "
+        "but black or empty, as published code does); can be repeated",
     )
     parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' places")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +36,37 @@ def add_train(commands: Any) -> None:
         help="keep prepared frames here (default: $VMLOC_CACHE or ~/.cache/vmloc_ros)",
     )
     parser.add_argument("--no-cache", action="store_true", help="hold prepared frames in memory, write none to disk")
+    parser.add_argument("--tensorboard", action="store_true", help="write OUT.tensorboard beside OUT")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="go on from OUT's last epoch")
+    existing.add_argument("--resume", action="store_true", help="go on from where OUT's training stopped")
     existing.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    parser.set_defaults(interrupt_hint="; go on with --resume")
 
 
 def _train(options: argparse.Namespace) -> None:
     from training.cache import default_cache
     from training.run import train
+    from training.run_files import RunFiles
 
-    metrics = train(
-        config_files=options.config,
-        overrides=options.set,
-        data=options.data,
-        split=options.split,
-        validation_data=options.val_data,
-        out=options.out,
-        device=options.device,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        cache=None if options.no_cache else options.cache or default_cache(),
-    )
+    try:
+        metrics = train(
+            config_files=options.config,
+            overrides=options.set,
+            data=options.data,
+            split=options.split,
+            validation_data=options.val_data,
+            out=options.out,
+            device=options.device,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            cache=None if options.no_cache else options.cache or default_cache(),
+            tensorboard=options.tensorboard,
+        )
+    except KeyboardInterrupt:
+        if RunFiles(options.out).state.exists():
+            options.interrupt_hint = "; go on with --resume"
+        raise
+    if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes; the first one prints
+        return
     _print_metrics("validation" if metrics.pop("held_out") else "training data", metrics)
     print(f"wrote {options.out}")
 

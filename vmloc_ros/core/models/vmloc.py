@@ -61,7 +61,8 @@ class VMLoc(VariationalModel):
         both = run_where_present(
             lambda x: torch.cat(encoder(x), dim=-1), batch.tensors[name], batch.present[name], 2 * self.latent_dim
         )
-        return Gaussian(*both.chunk(2, dim=-1))
+        # Densities are sums over the whole latent: too much for the half precision that training may compute in.
+        return Gaussian(*both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, dim=-1))
 
 
 def regressor(latent_dim: int, hidden_dim: int) -> nn.Sequential:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradient steps: precision, clipping, the learning rate's schedule and the averaged weights."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from training.config import OptimizerConfig
+from vmloc_ros.core.errors import ConfigError
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def arithmetic(deterministic: bool) -> Iterator[None]:
+    """PyTorch's switches between fast and repeatable, put back afterwards."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+class Descent:
+    """Adam on a model and its objective.
+
+    Args:
+        steps: of the whole training.
+
+    Raises:
+        ConfigError: the precision does not fit the device.
+    """
+
+    def __init__(
+        self, model: nn.Module, objective: nn.Module, config: OptimizerConfig, steps: int, device: torch.device
+    ) -> None:
+        if config.precision == "fp16" and device.type != "cuda":
+            raise ConfigError("optimizer.precision fp16 needs a GPU; use bf16 or fp32")
+        self._model, self._config, self._steps, self._device = model, config, steps, device
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": model.parameters(), "weight_decay": config.weight_decay},
+                # Decay would pull the balance weights to an arbitrary zero.
+                {"params": objective.parameters(), "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self._averaged = AveragedModel(model) if config.ema_decay else None
+
+    @property
+    def best_model(self) -> nn.Module:
+        """With the weights to validate and keep: averaged ones if the configuration asks for them."""
+        return self._model if self._averaged is None else self._averaged.module
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """For the forward pass."""
+        half = _HALF.get(self._config.precision)
+        return torch.autocast(self._device.type, dtype=half, enabled=half is not None)
+
+    def rate(self, number: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        config = self._config
+        rate = config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
+        if config.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * number / self._steps))
+        return rate
+
+    def step(self, loss: Tensor, number: int) -> None:
+        """Go down the loss's gradient; steps are counted from 0."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate(number)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.gradient_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._averaged is not None:
+            # A mean over the last steps only, as long as there have been few: the first weights soon count nothing.
+            decay = min(self._config.ema_decay, (1 + number) / (10 + number))
+            self._averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
+            self._averaged.update_parameters(self._model)
+
+    def state_dict(self) -> dict[str, Any]:
+        averaged = None if self._averaged is None else self._averaged.state_dict()
+        return {"optimizer": self._optimizer.state_dict(), "scaler": self._scaler.state_dict(), "averaged": averaged}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._averaged is not None:
+            self._averaged.load_state_dict(state["averaged"])

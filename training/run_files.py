@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a training run beside its checkpoint, and the state that resuming starts from."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from training.config import TrainConfig
+from vmloc_ros.core.config import to_mapping
+from vmloc_ros.core.errors import CheckpointError, ConfigError, OutputError
+from vmloc_ros.core.files import write_aside
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """Paths of a run.
+
+    Attributes:
+        best: ``OUT.safetensors``, the checkpoint with the best weights.
+    """
+
+    best: Path
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint with the newest weights."""
+        return self._beside(".last.safetensors")
+
+    @property
+    def state(self) -> Path:
+        """What resuming needs."""
+        return self._beside(".state.pt")
+
+    @property
+    def log(self) -> Path:
+        """A line per epoch."""
+        return self._beside(".csv")
+
+    @property
+    def config(self) -> Path:
+        """The configuration with all its defaults."""
+        return self._beside(".yaml")
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard's files."""
+        return self._beside(".tensorboard")
+
+    def check_config(self, config: TrainConfig, files: Sequence[Path]) -> None:
+        """Raises OutputError: :meth:`save_config` would replace one of the files, which the user wrote, by another."""
+        given = self.config.exists() and any(self.config.samefile(file) for file in files)
+        if given and self.config.read_text() != _as_yaml(config):
+            raise OutputError(
+                f"{self.config} is given as configuration, and the run would replace it by the one with all defaults "
+                "and overrides; choose another OUT"
+            )
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Raises OutputError: the file cannot be written."""
+        with write_aside(self.config) as path:
+            path.write_text(_as_yaml(config))
+
+    def remove_leftovers(self) -> None:
+        """Temporary files of a run that was killed while it wrote."""
+        for file in (self.best, self.last, self.state, self.log, self.config):
+            for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Raises OutputError: the file cannot be written; an existing one stays as it was."""
+        with write_aside(self.state) as path:
+            torch.save(state, path)
+
+    def load_state(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """The state of a run of that identity, on the CPU.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+            ConfigError: it belongs to another configuration or other data.
+        """
+        if not self.state.is_file():
+            raise CheckpointError(f"nothing to resume: {self.state} does not exist; train without --resume")
+        try:
+            state = torch.load(self.state, map_location="cpu", weights_only=True)
+            found = state["identity"]
+        except Exception as error:  # torch.load raises many types for a damaged file
+            raise damaged_state(self.state, error) from error
+        if found != identity:
+            raise ConfigError(
+                f"{self.state} was written with another configuration or other data; use those, or train to another OUT"
+            )
+        return dict(state)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.best.with_name(self.best.stem + suffix)
+
+
+def _as_yaml(config: TrainConfig) -> str:
+    return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def damaged_state(path: Path, error: Exception) -> CheckpointError:
+    """What to tell of a state that cannot be used."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return CheckpointError(f"{path} is damaged ({reason}); train from the start")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames each training step sees, and how they are varied: decided by the seed and the step alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
+from training.clips import clip_table, segments
+from training.dataset import PreparedDataset
+from training.predict import model_input
+from vmloc_ros.core.errors import ConfigError, DataError
+from vmloc_ros.core.models import ModelInput, PoseModel
+from vmloc_ros.core.preprocessing import Preprocessor
+
+
+class Sampler:
+    """Random order of the training frames, or of the clips that end at them.
+
+    Args:
+        rows: of the data, to train on.
+        model: says how long its clips are.
+        batch_size: frames of a step, of all processes together.
+        seed: of the order, and of :meth:`seeds`.
+
+    Attributes:
+        clips: ``(N, T)`` rows.
+        steps: of an epoch.
+        frames: of a step.
+
+    Raises:
+        DataError: too few frames, or none that follow each other where the model reads clips.
+    """
+
+    def __init__(self, data: PreparedDataset, rows: Tensor, model: PoseModel, batch_size: int, seed: int) -> None:
+        if len(rows) < batch_size:
+            raise DataError(
+                f"{len(rows)} training frames are fewer than a batch of {batch_size}; "
+                "give more data or reduce optimizer.batch_size"
+            )
+        length = model.clip_length
+        self.clips = clip_table(segments(data.sequences, rows), length, model.clip_spacing)
+        if length > 1 and bool((self.clips == self.clips[:, :1]).all()):
+            raise DataError(
+                f"{type(model).__name__} trains on clips of {length} frames, but no two of the training frames follow "
+                "each other within 1 s; give denser data or reduce source.stride"
+            )
+        self._clips_per_step, self._seed = max(1, batch_size // length), seed % 2**32
+        self.frames = self._clips_per_step * length
+        # The incomplete last batch is dropped: batch norm on one or two frames does harm.
+        self.steps = len(rows) // batch_size
+
+    def check_processes(self, count: int) -> None:
+        """Raises ConfigError: so many processes cannot share a step evenly."""
+        if self._clips_per_step % count:
+            raise ConfigError(
+                f"a batch of {self._clips_per_step} clips or frames cannot be shared evenly by {count} processes; "
+                "change optimizer.batch_size"
+            )
+
+    def epoch(self, number: int) -> list[Tensor]:
+        """The clips ``(C, T)`` of each step."""
+        generator = torch.Generator().manual_seed(self.seeds(number)[0])
+        order = self.clips[torch.randperm(len(self.clips), generator=generator)]
+        count = self._clips_per_step
+        return [order[step * count : (step + 1) * count] for step in range(self.steps)]
+
+    def seeds(self, *place: int) -> tuple[int, int]:
+        """Two seeds for a place in the training: draws depend on nothing that was drawn before it."""
+        first, second = np.random.SeedSequence([self._seed, *place]).generate_state(2, np.uint32).tolist()
+        return first, second
+
+
+def training_input(
+    tensors: dict[str, Tensor],
+    present: dict[str, Tensor],
+    config: AugmentConfig,
+    preprocessor: Preprocessor,
+    generator: torch.Generator,
+) -> ModelInput:
+    """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld."""
+    tensors = augment(tensors, config, generator)
+    offset = torch.rand(2, generator=generator).tolist()
+    kept = drop_modalities(present, config.modality_dropout, generator)
+    if config.dropped == "zeroed":
+        tensors, kept = zero_dropped(tensors, present, kept), present
+    return model_input(preprocessor.normalise(tensors, (offset[0], offset[1])), kept)
