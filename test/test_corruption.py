@@ -108,7 +108,7 @@ def test_level_zero_gives_back_the_very_frame() -> None:
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("level", [1, 2, 3])
 def test_other_modalities_calibration_and_stamp_are_left_alone(name: str, level: int) -> None:
     frame = random_frame(names=EVERYTHING)
     corrupted = corrupt(frame, {name: level}, 0, ROUND)
@@ -116,13 +116,28 @@ def test_other_modalities_calibration_and_stamp_are_left_alone(name: str, level:
     for other in dataclasses.fields(Frame):
         same = getattr(corrupted, other.name) is getattr(frame, other.name)
         assert same == (other.name != field)
-    assert (name in corrupted.modalities) == (level == 1)
+    assert (name in corrupted.modalities) == (level != 2)
 
 
-@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("level", [1, 2, 3])
 def test_what_was_absent_stays_absent(level: int) -> None:
     frame = Frame(5)
     assert corrupt(frame, dict.fromkeys(EVERYTHING, level), 0, PINHOLE).modalities == ()
+
+
+@pytest.mark.parametrize("preprocess", [ROUND, PINHOLE])
+def test_a_zeroed_sensor_is_there_and_delivers_black_and_no_measurement(preprocess: PreprocessConfig) -> None:
+    frame = random_frame(names=EVERYTHING)
+    before = Preprocessor(preprocess).prepare(frame)
+    assert all(before[name].any() for name in EVERYTHING)
+    zeroed = corrupt(frame, dict.fromkeys(EVERYTHING, 3), 0, preprocess)
+    assert zeroed.modalities == EVERYTHING
+    assert len(zeroed.cloud) == len(zeroed.cloud.intensity) == 0
+    for name, tensor in Preprocessor(preprocess).prepare(zeroed).items():
+        assert tensor.shape == before[name].shape
+        assert not tensor.any()  # validity, the last channel of depth and lidar, too
+    assert frame.image.any()
+    assert len(frame.cloud)
 
 
 # --- clouds ------------------------------------------------------------------------------------------------------
@@ -236,7 +251,11 @@ def test_a_cloud_that_cannot_be_seen_in_the_camera_is_an_error() -> None:
     [
         (Corruption({"depth": 1}), ConfigError, "corruption of 'depth': the model takes image, lidar"),
         (Corruption({"sonar": 0}), ConfigError, "corruption of 'sonar': the model takes image, lidar"),
-        (Corruption({"image": 3}), ConfigError, r"must be 0 \(none\), 1 \(masked\) or 2 \(missing\), got 3"),
+        (
+            Corruption({"image": 4}),
+            ConfigError,
+            r"must be one of 0 \(none\), 1 \(masked\), 2 \(missing\), 3 \(zeroed\), got 4",
+        ),
         (Corruption({"image": -1}), ConfigError, "got -1"),
         (Corruption({"image": 1}, -4), ConfigError, "seed must not be negative, got -4"),
         (Corruption({"image": 2, "lidar": 2}), DataError, r"removes all that the model takes \(image, lidar\)"),
@@ -247,7 +266,9 @@ def test_what_makes_no_sense_for_the_model_is_refused(corruption: Corruption, er
         corruption.check(("image", "lidar"))
 
 
-@pytest.mark.parametrize("levels", [{}, {"image": 2}, {"image": 2, "lidar": 1}, {"lidar": 2, "image": 0}])
+@pytest.mark.parametrize(
+    "levels", [{}, {"image": 2}, {"image": 2, "lidar": 1}, {"lidar": 2, "image": 0}, {"image": 3, "lidar": 3}]
+)
 def test_whatever_leaves_something_is_accepted(levels: dict[str, int]) -> None:
     Corruption(levels).check(("image", "lidar"))
 
@@ -264,6 +285,7 @@ def test_a_corruption_names_itself() -> None:
     corruption = Corruption({"image": 1, "depth": 0, "lidar": 2}, 3)
     assert str(corruption) == "image masked, lidar missing, seed 3"
     assert corruption.tag == "image1_lidar2"
+    assert str(Corruption({"depth": 3})) == "depth zeroed, seed 0"
     assert str(Corruption({"image": 0})) == Corruption({"image": 0}).tag == ""
 
 

@@ -119,7 +119,8 @@ def test_colcon_style_installation_has_executables_where_ros2_run_looks(installe
 def test_colcon_style_installation_has_shipped_files(installed: Path) -> None:
     share = installed / "share" / "vmloc_ros"
     assert (share / "package.xml").is_file()
-    assert (share / "config" / "fastdds.xml").read_bytes() == (ROOT / "config" / "fastdds.xml").read_bytes()
+    for file in ("fastdds.xml", "train/seven_scenes.yaml", "train/systems/vmloc.yaml", "train/reduced/street.yaml"):
+        assert (share / "config" / file).read_bytes() == (ROOT / "config" / file).read_bytes()
     assert (installed / "share/ament_index/resource_index/packages/vmloc_ros").is_file()
 
 

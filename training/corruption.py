@@ -17,8 +17,8 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.core.projection import CylindricalConfig
 
-WHOLE, MASKED, MISSING = 0, 1, 2
-_WORDS = {MASKED: "masked", MISSING: "missing"}
+WHOLE, MASKED, MISSING, ZEROED = 0, 1, 2, 3
+_WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}
 _FIELDS = {IMAGE: "image", DEPTH: "depth_m", LIDAR: "cloud"}
 # The paper's mask is 128 pixels wide, the shortest side 256: of a 4:3 image it covers this share.
 _MASKED_SHARE = 3 / 16
@@ -34,7 +34,8 @@ class Corruption:
     """What is done to every frame.
 
     Attributes:
-        levels: per modality 0 (nothing), 1 (masked in part) or 2 (missing); 0 for those not named.
+        levels: per modality 0 (nothing), 1 (masked in part), 2 (missing) or 3 (zeroed: there, but black, empty or
+            without a measurement, as published code removes an input); 0 for those not named.
         seed: of the masks' places.
     """
 
@@ -61,8 +62,9 @@ class Corruption:
         for name, level in self.levels.items():
             if name not in taken:
                 raise ConfigError(f"corruption of {name!r}: the model takes {', '.join(taken)}")
-            if level not in (WHOLE, MASKED, MISSING):
-                raise ConfigError(f"corruption of {name} must be 0 (none), 1 (masked) or 2 (missing), got {level}")
+            if level not in (WHOLE, *_WORDS):
+                known = ", ".join(f"{number} ({word})" for number, word in {WHOLE: "none", **_WORDS}.items())
+                raise ConfigError(f"corruption of {name} must be one of {known}, got {level}")
         if self.seed < 0:
             raise ConfigError(f"the corruption's seed must not be negative, got {self.seed}")
         if all(self.levels.get(name) == MISSING for name in taken):
@@ -108,6 +110,8 @@ def corrupt(frame: Frame, levels: Mapping[str, int], seed: int, preprocess: Prep
             continue
         if level == MISSING:
             value = None
+        elif level == ZEROED:
+            value = _select(value, slice(0)) if name == LIDAR else np.zeros_like(value)
         else:
             rng = np.random.default_rng((seed, frame.stamp_ns, MODALITIES.index(name)))
             value = _mask_cloud(value, frame, preprocess, rng) if name == LIDAR else _mask_picture(value, rng)
@@ -136,11 +140,14 @@ def _mask_cloud(cloud: PointCloud, frame: Frame, preprocess: PreprocessConfig, r
     else:
         window = _square(frame.camera.height, frame.camera.width, rng)
         row, column = _camera_cells(cloud.xyz_m, frame.camera, frame.camera_from_lidar)
-    kept = ~(_within(row, window[0]) & _within(column, window[1]))
+    return _select(cloud, ~(_within(row, window[0]) & _within(column, window[1])))
+
+
+def _select(cloud: PointCloud, points: NDArray[np.bool_] | slice) -> PointCloud:
     return PointCloud(
-        cloud.xyz_m[kept],
-        None if cloud.intensity is None else cloud.intensity[kept],
-        None if cloud.time_s is None else cloud.time_s[kept],
+        cloud.xyz_m[points],
+        None if cloud.intensity is None else cloud.intensity[points],
+        None if cloud.time_s is None else cloud.time_s[points],
     )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,18 @@ _SEED_STEP_NS = 3_600_000_000_000
 _DISTINCT_STARTS = 100_000
 _LIDAR_RATE_SHARE = 0.997  # no two oscillators agree: at 10 Hz asked the lidar turns at 9.97 Hz
 _MARGIN_S = 0.15  # truth reaches this much beyond the first and last exposure and revolution
+
+_TOPICS = {STATIC_TOPIC, TRUTH_TOPIC, ODOMETRY_TOPIC, CAMERA_INFO_TOPIC, IMAGE_TOPIC, CLOUD_TOPIC}
+
+
+def is_traversal(start_ns: int, topics: Collection[str]) -> bool:
+    """Whether a bag is a simulated one: it has the simulator's topics and starts, to the nanosecond, when a seed does.
+
+    Args:
+        start_ns: of its first message.
+        topics: of its messages.
+    """
+    return set(topics) == _TOPICS and (start_ns - _FIRST_STAMP_NS) % _SEED_STEP_NS == 0
 
 
 class Record(NamedTuple):

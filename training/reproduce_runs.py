@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trainings and evaluations that the tables share: each is done once, kept, and found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from training.cache import default_cache
+from training.config import TrainConfig, load_config, parse_config
+from training.corruption import MISSING, NO_CORRUPTION, Corruption
+from training.reproduce_experiments import Input, Variant
+from training.reproduce_scenes import Scene, SceneData
+from training.run import evaluate_checkpoints, train
+from training.run_files import RunFiles
+from vmloc_ros.core.checkpoint import read_header
+from vmloc_ros.core.config import to_mapping
+from vmloc_ros.core.errors import ConfigError, DataError, ModelError
+from vmloc_ros.core.files import write_aside
+from vmloc_ros.core.frame import IMAGE
+from vmloc_ros.core.models import select_modalities
+from vmloc_ros.core.resources import share_path
+
+logger = logging.getLogger(__name__)
+
+NEAREST = "nearest"
+_DATA_FILE = "test_data.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to train and where to keep it.
+
+    Attributes:
+        config_files: over the scene's and the system's own.
+        overrides: ``key=value``, over all files.
+        may_train: else what is not there stays out of the table.
+        retrain: replace checkpoints that were trained with other settings.
+        nearest_backbone: of the retrieval baseline; None takes the configuration's.
+        nearest_weights: its state-dict file; None takes the configuration's, or ImageNet's where it has none.
+    """
+
+    out: Path
+    config_files: Sequence[Path] = ()
+    overrides: Sequence[str] = ()
+    device: str = "auto"
+    may_train: bool = True
+    retrain: bool = False
+    nearest_backbone: str | None = None
+    nearest_weights: Path | None = None
+    progress: bool = True
+
+
+class State(Enum):
+    """Of a run's checkpoint."""
+
+    ABSENT = "absent"
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+    OTHER = "of other settings"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A variant's training on a scene."""
+
+    scene: Scene
+    variant: Variant
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.variant.name} on {self.scene.name}, seed {self.seed}"
+
+    def checkpoint(self, settings: Settings) -> Path:
+        return settings.out / self.scene.name / f"{self.variant.name}_seed{self.seed}.safetensors"
+
+    def layers(self, settings: Settings) -> tuple[list[Path], list[str]]:
+        """Configuration files and overrides, later ones over earlier ones."""
+        data, system = share_path("config", "train", self.scene.config), system_file(self.variant)
+        files = [data, system, *settings.config_files]
+        overrides = [*self.scene.settings, *settings.overrides, *self.variant.settings]
+        overrides += [f"model.name={self.variant.system}", f"seed={self.seed}"]
+        if self.variant.system == NEAREST:
+            overrides += _retrieval(load_config(files, overrides), settings)
+        return files, overrides
+
+    def config(self, settings: Settings) -> TrainConfig:
+        """As a checkpoint of this run records it. Raises ConfigError, ModelError: it does not fit the system."""
+        config = load_config(*self.layers(settings))
+        modalities = select_modalities(config.model.name, config.preprocess.modalities)
+        return replace(config, preprocess=replace(config.preprocess, modalities=modalities))
+
+
+def system_file(variant: Variant) -> Path:
+    """The shipped configuration of the variant's system."""
+    return share_path("config", "train", "systems", f"{variant.system}.yaml")
+
+
+def data_config(scene: Scene, settings: Settings) -> TrainConfig:
+    """The scene's configuration for no system in particular."""
+    files = [share_path("config", "train", scene.config), *settings.config_files]
+    return load_config(files, [*scene.settings, *settings.overrides])
+
+
+def _retrieval(config: TrainConfig, settings: Settings) -> list[str]:
+    """Features of an untrained network are no baseline: without weights of its own it gets ImageNet's."""
+    overrides = []
+    if settings.nearest_backbone:
+        overrides.append(f"model.backbone={settings.nearest_backbone}")
+    if settings.nearest_weights:
+        overrides.append(f"pretrained={json.dumps(str(settings.nearest_weights))}")
+    elif config.pretrained is False:
+        overrides.append("pretrained=true")
+    return overrides
+
+
+def examine(run: Run, data: SceneData, settings: Settings) -> State:
+    """What is there of the run.
+
+    Raises:
+        ConfigError: a checkpoint of other settings or other data is in its place, and is not to be replaced.
+        CheckpointError: the file is damaged.
+    """
+    path = run.checkpoint(settings)
+    if not path.exists():
+        return State.ABSENT
+    header = read_header(path)
+    recorded = parse_config(header.training.get("config", {}), None, f"the configuration in {path}")
+    problem = _difference(recorded, run.config(settings)) or _other_data(header.training, data)
+    if problem and not settings.retrain:
+        raise ConfigError(f"{path} was trained with {problem}; replace it with --retrain, or choose another --out")
+    if problem:
+        return State.OTHER
+    return State.FINISHED if "held_out" in header.metrics else State.UNFINISHED  # the last thing that training writes
+
+
+def _difference(recorded: TrainConfig, wanted: TrainConfig) -> str:
+    """The first key that differs, in words; empty where none does."""
+    ours, theirs = flatten(to_mapping(wanted)), flatten(to_mapping(recorded))
+    for key, value in ours.items():
+        if theirs[key] != value:
+            return f"{key} = {theirs[key]}, not {value}"
+    return ""
+
+
+def _other_data(record: Mapping[str, Any], data: SceneData) -> str:
+    names = sorted(source["name"] for source in record.get("data", []))
+    if names == sorted(data.train):
+        return ""
+    odd = sorted(set(names) ^ set(data.train))
+    return f"other data ({len(names)} sequences, not {len(data.train)}; {odd[0] if odd else names[0]} differs)"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def carry_out(run: Run, state: State, settings: Settings) -> None:
+    """Train, from where an interrupted training stopped.
+
+    Raises:
+        VmlocError: as :func:`training.run.train`.
+    """
+    path = run.checkpoint(settings)
+    files, overrides = run.layers(settings)
+    resume = state is not State.OTHER and RunFiles(path).state.is_file()
+    try:
+        train(
+            config_files=files,
+            overrides=overrides,
+            data=run.scene.train,
+            split=run.scene.split[0],
+            out=path,
+            device=settings.device,
+            resume=resume,
+            overwrite=not resume,
+            cache=default_cache(),
+            progress=settings.progress,
+        )
+    except ModelError as error:
+        if run.variant.system != NEAREST:
+            raise
+        raise ModelError(f"{error}; name a file with --nearest-weights, or leave {NEAREST} out of --systems") from error
+
+
+def corruption_of(run: Run, damage: Input, settings: Settings) -> Corruption | None:
+    """What the damage does to the system's input: nothing to one that it does not take. None: nothing is left."""
+    if damage is None:
+        return NO_CORRUPTION
+    taken = run.config(settings).preprocess.modalities
+    hit = [name for name in taken if (name == IMAGE) == (damage.modality == IMAGE)]
+    if damage.level == MISSING and len(hit) == len(taken):
+        return None
+    return Corruption(dict.fromkeys(hit, damage.level))
+
+
+def evaluation_folder(run: Run, corruption: Corruption, settings: Settings) -> Path:
+    """Where its results lie."""
+    name = "_".join(filter(None, (f"{run.variant.name}_seed{run.seed}", corruption.tag)))
+    return settings.out / run.scene.name / "evaluation" / name
+
+
+def kept_metrics(run: Run, corruption: Corruption, data: SceneData, settings: Settings) -> dict[str, Any] | None:
+    """An evaluation's ``metrics.json``, if it is of this checkpoint and these test data."""
+    folder = evaluation_folder(run, corruption, settings)
+    metrics, described = folder / "metrics.json", folder / _DATA_FILE
+    if not (metrics.is_file() and described.is_file()) or described.read_text().strip() != data.fingerprint:
+        return None
+    if metrics.stat().st_mtime_ns < run.checkpoint(settings).stat().st_mtime_ns:
+        return None
+    try:
+        return json.loads(metrics.read_text())
+    except json.JSONDecodeError as error:
+        raise DataError(f"{metrics} is damaged ({error}); delete {folder}") from error
+
+
+def measure(run: Run, corruption: Corruption, data: SceneData, settings: Settings) -> dict[str, Any]:
+    """Evaluate a checkpoint on the scene's test data and keep the results.
+
+    Raises:
+        VmlocError: as :func:`training.run.evaluate_checkpoints`.
+    """
+    folder = evaluation_folder(run, corruption, settings)
+    (folder / _DATA_FILE).unlink(missing_ok=True)
+    report = evaluate_checkpoints(
+        [run.checkpoint(settings)],
+        run.scene.test,
+        split=run.scene.split[1],
+        out=folder,
+        device=settings.device,
+        corruption=corruption,
+        progress=settings.progress,
+    )
+    with write_aside(folder / _DATA_FILE) as path:  # last: without it the results do not count
+        path.write_text(data.fingerprint + "\n")
+    return report.metrics

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our figures beside the paper's: Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.corruption import MASKED, MISSING, ZEROED
+from training.reproduce_experiments import CLEAN, Comparison, Errors, Experiment, Input
+from training.tables import Summary, mean_and_std
+from vmloc_ros.core.files import write_aside
+
+_WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}
+_AVERAGE = "average"
+_ABSENT = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A variant's results on one row of the data with one input.
+
+    Attributes:
+        row: scene or sequence.
+        seeds: those that there are results of; ``metrics`` are theirs.
+        why_not: where there are none.
+    """
+
+    scene: str
+    row: str
+    variant: str
+    damage: Input
+    seeds: tuple[int, ...]
+    metrics: tuple[Summary, ...]
+    why_not: str = ""
+
+    def mean(self, key: str) -> float:
+        return mean_and_std(self.metrics).mean[key]
+
+    def std(self, key: str) -> float | None:
+        """Over seeds; None of one."""
+        return mean_and_std(self.metrics).std.get(key)
+
+
+def input_name(damage: Input, range_name: str) -> str:
+    """Such as ``lidar missing``."""
+    if damage is None:
+        return CLEAN
+    return f"{range_name if damage.modality == 'range' else damage.modality} {_WORDS[damage.level]}"
+
+
+def scene_table(lines: Sequence[Line], experiment: Experiment, range_name: str) -> str:
+    """Markdown; columns that would be empty or the same all over are left out."""
+    key, has_paper = experiment.statistic, any(_paper(experiment, line) for line in lines)
+    inputs, rows = {line.damage for line in lines} != {None}, len({line.row for line in lines}) > 1
+    columns: list[tuple[str, Callable[[Line], str]]] = [("system", lambda line: line.variant)]
+    if inputs:
+        columns.insert(0, ("input", lambda line: input_name(line.damage, range_name)))
+    if rows:
+        columns.insert(0, ("data", lambda line: line.row))
+    for index, (what, unit) in enumerate((("position", "m"), ("rotation", "deg"))):
+        metric = f"{key}_{what}_{unit}"
+        columns.append((f"{key} {what} ({unit})", lambda line, metric=metric: _cell(line, metric)))
+        if has_paper:
+            columns.append(("paper", lambda line, index=index: _paper_cell(_paper(experiment, line), index)))
+    columns.append(("seeds", lambda line: str(len(line.seeds)) if line.seeds else line.why_not))
+    head = [f"| {' | '.join(title for title, _ in columns)} |", "|---" * len(columns) + "|"]
+    return "\n".join([*head, *(f"| {' | '.join(cell(line) for _, cell in columns)} |" for line in lines)])
+
+
+def averages(lines: Sequence[Line]) -> list[Line]:
+    """Over the rows, of each variant and input that has the same seeds on every row."""
+    rows = dict.fromkeys(line.row for line in lines)
+    if len(rows) < 2:
+        return []
+    result = []
+    for variant, damage in dict.fromkeys((line.variant, line.damage) for line in lines):
+        parts = [line for line in lines if (line.variant, line.damage) == (variant, damage)]
+        seeds = parts[0].seeds
+        if not seeds or len(parts) < len(rows) or any(part.seeds != seeds for part in parts):
+            continue
+        metrics = tuple(mean_and_std([part.metrics[i] for part in parts]).mean for i in range(len(seeds)))
+        result.append(Line(_AVERAGE, "+".join(rows), variant, damage, seeds, metrics))
+    return result
+
+
+def comparisons_table(lines: Sequence[Line], comparisons: Sequence[Comparison], statistic: str) -> str:
+    """Differences of errors with their standard error over seeds; empty where nothing can be compared."""
+    known = {(line.variant, line.damage): line for line in lines if line.seeds}
+    keys = (f"{statistic}_position_m", f"{statistic}_rotation_deg")
+    rows = [
+        f"| {text} | {' | '.join(_gap(known[first], known[second], key) for key in keys)} |"
+        for text, first, second in comparisons
+        if first in known and second in known
+    ]
+    if not rows:
+        return ""
+    return "\n".join(
+        ["| the first's error less the second's | position (m) | rotation (deg) |", "|---|---|---|", *rows]
+    )
+
+
+def _gap(first: Line, second: Line, key: str) -> str:
+    difference = first.mean(key) - second.mean(key)
+    stds = first.std(key), second.std(key)
+    decimals = _decimals(max(first.mean(key), second.mean(key)))
+    if stds[0] is None or stds[1] is None:
+        return f"{difference:+.{decimals}f}"
+    error = math.sqrt(stds[0] ** 2 / len(first.seeds) + stds[1] ** 2 / len(second.seeds))
+    return f"{difference:+.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _decimals(value: float) -> int:
+    """For three significant digits, but at most millimetres."""
+    return min(3, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 3
+
+
+def _cell(line: Line, key: str) -> str:
+    if not line.metrics:
+        return _ABSENT
+    mean, std = line.mean(key), line.std(key)
+    text = f"{mean:.{_decimals(mean)}f}"
+    return text if std is None else f"{text} ± {std:.{_decimals(mean)}f}"
+
+
+def _paper(experiment: Experiment, line: Line) -> Errors | None:
+    """The paper's figures; of an average those over the same rows, if it has them all."""
+    found = [experiment.paper.get((row, line.variant, line.damage)) for row in line.row.split("+")]
+    known = [errors for errors in found if errors is not None]
+    if len(known) < len(found):
+        return None
+    degrees = [errors[1] for errors in known if errors[1] is not None]
+    metres = float(np.mean([errors[0] for errors in known]))
+    return metres, float(np.mean(degrees)) if len(degrees) == len(known) else None
+
+
+def _paper_cell(errors: Errors | None, index: int) -> str:
+    value = errors[index] if errors else None
+    return _ABSENT if value is None else f"{value:.4g}"
+
+
+def write_table(
+    folder: Path, name: str, text: str, lines: Sequence[Line], experiment: Experiment, record: Mapping[str, Any]
+) -> None:
+    """``<name>.md``, ``.csv`` (a line for each seed, and mean and deviation) and ``.json``.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    write_text(folder / f"{name}.md", text)
+    values = [_as_mapping(line, experiment) for line in lines]
+    write_text(folder / f"{name}.json", json.dumps({**record, "results": values}, indent=2) + "\n")
+    write_csv(folder / f"{name}.csv", list(_csv_rows(lines, experiment)))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Whole or not at all. Raises OutputError: it cannot be written."""
+    with write_aside(file) as path:
+        path.write_text(text, encoding="utf-8")
+
+
+def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Columns are all keys, in the order of their first use. Raises OutputError: it cannot be written."""
+    with write_aside(file) as path, path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _as_mapping(line: Line, experiment: Experiment) -> dict[str, Any]:
+    row = mean_and_std(line.metrics) if line.metrics else None
+    return {
+        **_labels(line),
+        "seeds": list(line.seeds),
+        "mean": row.mean if row else {},
+        "std": row.std if row else {},
+        "paper": _paper(experiment, line),
+        **({"why_not": line.why_not} if line.why_not else {}),
+    }
+
+
+def _csv_rows(lines: Sequence[Line], experiment: Experiment) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        paper = _paper(experiment, line) or ("", "")
+        labels = {**_labels(line), "paper_position_m": paper[0], "paper_rotation_deg": paper[1]}
+        for seed, metrics in zip(line.seeds, line.metrics, strict=True):
+            yield {**labels, "seed": seed, **metrics}
+        if line.metrics:
+            row = mean_and_std(line.metrics)
+            yield {**labels, "seed": "mean", **row.mean}
+            if row.std:
+                yield {**labels, "seed": "std", **row.std}
+
+
+def _labels(line: Line) -> dict[str, str]:
+    return {"scene": line.scene, "row": line.row, "system": line.variant, "input": input_name(line.damage, "range")}
