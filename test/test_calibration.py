@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
-from helpers import yaw_pose
+from helpers import ListSource, random_frame, yaw_pose
+from training import recalibrate as recalibrate_module
+from training.calibrate import calibrate
 from training.calibration import (
     calibration_summary,
     chi_square_cdf,
@@ -16,8 +23,17 @@ from training.calibration import (
     nees,
     pose_nees,
 )
-from vmloc_ros.core.frame import Estimate
+from training.dataset import PreparedDataset, prepare_dataset
+from training.recalibrate import recalibrate
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
+from vmloc_ros.core.errors import ConfigError, OutputError
+from vmloc_ros.core.frame import Estimate, Sample
 from vmloc_ros.core.geometry import Pose, quaternion_exp
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.models import ModelConfig, ModelInput, RegressionModel
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.uncertainty import inflated_covariance, residual_covariance
 
 COUNT = 10_000
@@ -151,3 +167,138 @@ def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind()
 def test_covariances_are_never_made_smaller() -> None:
     truth, estimates, covariances = heavy_tailed(100, 0)
     assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)
+
+
+# --- for every set of sensors ------------------------------------------------------------------------------------
+
+
+class Reader(RegressionModel):
+    """Answers with a number that the image, or without it the depth camera, shows: the error of its position."""
+
+    SCALE_M: ClassVar[dict[str, float]] = {"image": 0.2, "depth": 5.0}
+
+    def forward(self, batch: ModelInput) -> torch.Tensor:
+        name = "image" if bool(batch.present["image"].all()) else "depth"
+        return batch.tensors[name][:, 0, :1, :6].flatten(1) * self.SCALE_M[name]
+
+
+PREPROCESS = PreprocessConfig(modalities=("image", "depth"), shortest_side=32)
+CPU = torch.device("cpu")
+
+
+def still_data(count: int, without: str = "") -> PreparedDataset:
+    """A robot that stands still before noise; every frame but each third lacks a sensor, if one is named."""
+    frames = [
+        random_frame(i, (32, 40), [name for name in ("image", "depth") if name != without or i % 3 == 0])
+        for i in range(count)
+    ]
+    samples = [Sample(frame, Pose.identity()) for frame in frames]
+    return prepare_dataset([ListSource(samples)], Preprocessor(PREPROCESS), progress=False)
+
+
+def reader_header() -> CheckpointHeader:
+    codec = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+    return CheckpointHeader(ModelConfig(), PREPROCESS, codec, "map", "camera")
+
+
+def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarray:
+    """Root mean square of what the toy reads, metres; through the preprocessing, but not through the prediction."""
+    tensors = Preprocessor(PREPROCESS).normalise(data.batch(rows, CPU)[0])
+    values = tensors[name][:, 0, 0, :3].numpy() * Reader.SCALE_M[name]
+    return np.sqrt(np.mean(values**2, axis=0))
+
+
+def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
+    data, rows = still_data(100), torch.arange(100)
+    uncertainty = calibrate(reader_header(), Reader(("image", "depth")), data, rows, CPU).uncertainty
+    assert {fitted.modalities for fitted in uncertainty.missing} == {("image",), ("depth",)}
+    for names, shown in ((("image", "depth"), "image"), (("image",), "image"), (("depth",), "depth")):
+        # The rotation read from the same frame turns the error into the body: of no effect on its length.
+        fitted = np.linalg.norm(uncertainty.residuals(names).residual_std[:3])
+        assert fitted == pytest.approx(np.linalg.norm(shown_std(data, shown, rows)), rel=1e-3)
+
+
+def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
+    """Errors are uniform in a box: a variance that is right gives a NEES of 3, with a standard error of 0.2."""
+    header = calibrate(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU)
+    localizer = Localizer(header, Reader(("image", "depth")))
+    for names in (("image", "depth"), ("depth",)):
+        estimates = [localizer.localize(random_frame(1000 + i, (32, 40), names)) for i in range(60)]
+        summary = calibration_summary([Pose.identity()] * 60, estimates)
+        assert summary["nees_position"] == pytest.approx(3, abs=0.6)
+        assert summary["coverage95_position"] > 0.9
+
+
+def test_rows_that_lack_a_sensor_take_part_where_they_can() -> None:
+    data, rows = still_data(90, without="depth"), torch.arange(90)
+    uncertainty = calibrate(reader_header(), Reader(("image", "depth")), data, rows, CPU).uncertainty
+    std = shown_std(data, "depth", rows[::3].clone())
+    fitted = uncertainty.residuals(("depth",)).residual_std[:3]
+    assert np.linalg.norm(fitted) == pytest.approx(np.linalg.norm(std), rel=1e-3)
+
+
+def test_sets_of_sensors_that_do_not_occur_are_not_fitted() -> None:
+    frames = [Sample(random_frame(i, (32, 40), ("image",)), Pose.identity()) for i in range(30)]
+    frames.append(Sample(random_frame(30, (32, 40), ("image", "depth")), Pose.identity()))
+    data = prepare_dataset([ListSource(frames)], Preprocessor(PREPROCESS), progress=False)
+    header = calibrate(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU)
+    assert [fitted.modalities for fitted in header.uncertainty.missing] == [("image",)]
+    assert header.uncertainty.residuals(("depth",)).residual_std == header.uncertainty.residual_std
+
+
+# --- anew, on data of the user's own -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint, and two recordings that can be opened as ``drive`` and ``train``."""
+    preprocess = PreprocessConfig(modalities=("image",), shortest_side=32)
+    write_random_checkpoint(tmp_path / "old.safetensors", preprocess=preprocess, backbone="squeezenet1_1")
+    header, model = load_checkpoint(tmp_path / "old.safetensors")
+    record = {"config": {"validation": {"every": 2, "block": 10}}}
+    save_checkpoint(tmp_path / "old.safetensors", replace(header, training=record), model.state_dict())
+    sources = {
+        name: ListSource([Sample(random_frame(first + i, (32, 40), ("image",)), yaw_pose(0.2 * i)) for i in range(120)])
+        for name, first in (("drive", 0), ("train", 500))
+    }
+    monkeypatch.setattr(recalibrate_module, "open_sources", lambda path, *_: [sources[path.name]])
+    return tmp_path
+
+
+def test_a_checkpoint_is_calibrated_anew_and_keeps_its_weights(trained: Path) -> None:
+    old, new = trained / "old.safetensors", trained / "new.safetensors"
+    recalibrate(old, [Path("drive")], new, train_data=[Path("train")], device="cpu", progress=False)
+    (before, first), (after, second) = load_checkpoint(old), load_checkpoint(new)
+    assert all(torch.equal(x, second.state_dict()[name]) for name, x in first.state_dict().items())
+    assert after.uncertainty != before.uncertainty
+    assert after.metrics["held_out"] == 1
+    assert after.metrics["frames"] == 120
+    localizer = Localizer.load(new, "cpu")
+    frames = [random_frame(2000 + i, (32, 40), ("image",)) for i in range(60)]
+    confidences = np.array([localizer.localize(frame).confidence for frame in frames])
+    assert 0.2 < np.median(confidences) < 0.8
+
+
+def test_the_confidence_is_fitted_anew_from_what_the_checkpoint_remembers(trained: Path) -> None:
+    first, second = trained / "first.safetensors", trained / "second.safetensors"
+    recalibrate(
+        trained / "old.safetensors", [], first, train_data=[Path("train")], device="cpu", progress=False
+    )  # on the blocks that training held out: 60 frames
+    assert load_checkpoint(first)[0].metrics["frames"] == 60
+    recalibrate(first, [Path("drive")], second, device="cpu", progress=False)
+    a, b = load_confidence(first), load_confidence(second)
+    assert a is not None
+    assert b is not None
+    np.testing.assert_array_equal(a.memories["image"].remembered, b.memories["image"].remembered)
+    assert a.tails[("image",)][-1].decay != b.tails[("image",)][-1].decay
+
+
+def test_a_calibration_that_cannot_be_made_says_why_and_writes_nothing(trained: Path) -> None:
+    old, new = trained / "old.safetensors", trained / "new.safetensors"
+    with pytest.raises(ConfigError, match="there is nothing to calibrate with: give --data, --train-data or both"):
+        recalibrate(old, [], new)
+    with pytest.raises(OutputError, match=r"old\.safetensors exists; add --overwrite"):
+        recalibrate(old, [Path("drive")], old)
+    with pytest.raises(OutputError, match=r"a checkpoint is named \*\.safetensors, got new\.pt"):
+        recalibrate(old, [Path("drive")], Path("new.pt"))
+    assert not new.exists()

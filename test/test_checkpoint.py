@@ -22,6 +22,7 @@ from training.testing import write_random_checkpoint
 from vmloc_ros.core import checkpoint as checkpoint_module
 from vmloc_ros.core.checkpoint import (
     CheckpointHeader,
+    Residuals,
     Uncertainty,
     load_checkpoint,
     read_header,
@@ -47,7 +48,7 @@ HEADER = CheckpointHeader(
     PoseCodec((620_123.123456789, 5_735_123.987654321, 0.1 + 0.2), 1 / 3, (0.5, 0.5, -0.5, 0.5)),
     "utm",
     "lidar_link",
-    Uncertainty((0.1, 0.2, 0.3, 0.01, 0.02, 0.03), 16),
+    Uncertainty((0.1, 0.2, 0.3, 0.01, 0.02, 0.03), 16, missing=(Residuals((1.0,) * 6, (1.25, 1.0), ("depth",)),)),
     {"data": [{"name": "a", "frames": 3}], "note": "ü"},
     {"median_position_m": 0.12},
 )
@@ -87,6 +88,22 @@ def edit_header(edit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, A
 def test_the_header_comes_back_equal(good: Path) -> None:
     assert read_header(good) == HEADER
     assert load_checkpoint(good)[0] == HEADER
+
+
+def test_a_header_from_before_sensors_could_be_missing_gives_all_the_same_residuals(good: Path, tmp_path: Path) -> None:
+    old = rewrite(good, tmp_path / "old.safetensors", edit_header(lambda header: header["uncertainty"].pop("missing")))
+    uncertainty = read_header(old).uncertainty
+    for names in (("depth", "lidar"), ("depth",), ("lidar",)):
+        found = uncertainty.residuals(names)
+        assert (found.residual_std, found.inflation) == (HEADER.uncertainty.residual_std, (1.0, 1.0))
+    assert HEADER.uncertainty.residuals(("depth",)).inflation == (1.25, 1.0)
+    assert HEADER.uncertainty.residuals(("lidar", "depth")).residual_std == HEADER.uncertainty.residual_std
+
+
+@pytest.mark.parametrize("values", [((0.0,) * 6, (1.0, 1.0)), ((1.0,) * 6, (0.5, 1.0))])
+def test_residuals_that_no_fit_gives_are_refused(values: Any) -> None:
+    with pytest.raises(ValueError, match="residuals must be positive and inflation at least 1"):
+        Residuals(*values, ("depth",))
 
 
 def test_weights_come_back_bit_for_bit_in_evaluation_mode(good: Path) -> None:

@@ -120,6 +120,7 @@ def test_a_solver_is_served_with_metric_depth_and_its_own_covariance(
     np.testing.assert_allclose(estimate.covariance, np.diag(variances + residuals), rtol=1e-4, atol=1e-5)
     assert estimate.modalities == ("image", "depth")
     assert estimate.posterior_std == {}
+    assert estimate.confidence is None
 
 
 @pytest.mark.parametrize("preprocess", [SCALED, CROPPED])

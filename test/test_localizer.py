@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from helpers import random_frame
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.checkpoint import Uncertainty, load_checkpoint, read_header, save_checkpoint
+from vmloc_ros.core.checkpoint import Residuals, Uncertainty, load_checkpoint, read_header, save_checkpoint
 from vmloc_ros.core.errors import CheckpointError, ModelError
 from vmloc_ros.core.frame import Frame, PointCloud
 from vmloc_ros.core.localizer import Localizer, select_device
@@ -137,6 +137,25 @@ def test_the_covariance_is_that_of_decoded_posterior_samples_plus_the_residual(p
     expected += turn @ np.diag(np.square(residual)) @ turn.T
     scale = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
     np.testing.assert_allclose(estimate.covariance / scale, expected / scale, atol=0.05)
+
+
+def test_the_residuals_are_those_of_the_sensors_that_the_answer_rests_on(path: Path) -> None:
+    """The samples' spread does not depend on them: the difference is that of the variances, turned into the map."""
+    header, model = load_checkpoint(path)
+    alone = Residuals((9.0, 8.0, 7.0, 0.5, 0.6, 0.7), (2.0, 1.0), ("lidar",))
+    plain = Uncertainty((3.0, 2.0, 1.0, 0.1, 0.2, 0.3))
+    frame = random_frame(2, names=("lidar",))
+    without, fitted = (
+        Localizer(dataclasses.replace(header, uncertainty=uncertainty), model)
+        for uncertainty in (plain, dataclasses.replace(plain, missing=(alone,)))
+    )
+    before, after = without.localize(frame), fitted.localize(frame)
+    turn = np.kron(np.eye(2), before.map_from_body.rotation)
+    more = np.diag(np.square(alone.residual_std) - np.square(plain.residual_std))
+    scale = np.diag([2.0, 2.0, 2.0, 1.0, 1.0, 1.0])
+    np.testing.assert_allclose(after.covariance, scale @ (before.covariance + turn @ more @ turn.T) @ scale, atol=1e-9)
+    both = random_frame(2)
+    np.testing.assert_array_equal(without.localize(both).covariance, fitted.localize(both).covariance)
 
 
 def test_weights_that_are_nan_are_an_error_and_not_a_pose(path: Path) -> None:

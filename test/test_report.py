@@ -14,7 +14,8 @@ import vmloc_ros
 from training.config import parse_config
 from training.report import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, save_checkpoint
+from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.models import REGISTRY, ModelConfig, build_model
@@ -138,7 +139,29 @@ def test_the_report_says_what_the_header_holds() -> None:
         "inflation position 1.00, rotation 1.00",
         "samples 16",
     ]
+    assert section(text, "confidence, and the training frames it remembers") == [
+        "fitted for nothing: estimates have none; `vmloc calibrate` adds it"
+    ]
     assert section(text, "versions") == ["checkpoint format 1", "vmloc_ros 0.9.9", "torch 2.9.9"]
+
+
+def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -> None:
+    alone = Residuals((1.0, 2.0, 3.0, np.radians(4.0), np.radians(5.0), np.radians(6.0)), (1.5, 1.0), ("lidar",))
+    header = dataclasses.replace(HEADER, uncertainty=dataclasses.replace(HEADER.uncertainty, missing=(alone,)))
+    features = np.random.default_rng(0).normal(size=(60, 16))
+    memory = FeatureMemory.fit(features, features[:40], features[:40, :3], np.eye(4)[[0] * 40], 1.0, rank=5)
+    tails = tuple(Tail.fit(np.arange(100.0)) for _ in range(3))
+    judge = Confidence({"lidar": memory}, {("image", "lidar"): tails, ("lidar",): tails})
+    text = report_text(header, build_model(header.model, Preprocessor(header.preprocess).channels), METADATA, 1, judge)
+    assert section(text, "covariance")[3:6] == [
+        "position residual, lidar alone 1.000, 2.000, 3.000 m along the body's x, y, z",
+        "rotation residual, lidar alone 4.00, 5.00, 6.00 deg about them",
+        "inflation, lidar alone position 1.50, rotation 1.00",
+    ]
+    assert section(text, "confidence, and the training frames it remembers") == [
+        "lidar 40 frames, 5 directions of 16 features",
+        "fitted for image and lidar; lidar",
+    ]
 
 
 def test_parameters_are_listed_with_their_total_and_the_files_size() -> None:

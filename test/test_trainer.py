@@ -251,6 +251,20 @@ def test_separate_validation_data_leave_all_training_frames_to_training(tmp_path
     assert read_header(tmp_path / "m.safetensors").training["frames"] == COUNT
 
 
+def test_a_confidence_is_fitted_on_drives_of_their_own_but_not_on_blocks_of_the_training_drives(tmp_path: Path) -> None:
+    configuration = config(optimizer={"epochs": 1})
+    own = make_trainer(configuration, tmp_path / "own.safetensors", validation=prepared(configuration))
+    own.run(progress=False)
+    make_trainer(configuration, tmp_path / "blocks.safetensors").run(progress=False)
+    estimates = [
+        Localizer.load(tmp_path / f"{name}.safetensors", "cpu").localize(street_frame(0.5))
+        for name in ("own", "blocks")
+    ]
+    assert estimates[0].confidence is not None
+    assert 0 <= estimates[0].confidence <= 1
+    assert estimates[1].confidence is None
+
+
 def test_the_configuration_is_kept_with_all_its_defaults(
     trained: tuple[Path, dict[str, float], TrainConfig],
 ) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained model's answers to held-out frames say of its later errors: metrics and covariance."""
+"""What a trained model's answers to held-out frames say of its later errors: metrics, covariance and confidence."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +14,21 @@ from torch import Tensor
 from training.calibration import fit_inflation
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
-from training.predict import predict
-from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
+from training.predict import predict, sensor_sets
+from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
+from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import prediction_covariance, total_covariance
+from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std
+from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std, residual_covariance
 
 # A covariance never gets smaller than 1 cm and 0.1 deg: no ground truth used here is better.
 _RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
+
+_LOOKED_AT = 4000  # training frames whose features are described
+_REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
+_FEWEST = 50  # frames that a distribution is fitted to
 
 
 def calibrate(
@@ -30,23 +36,105 @@ def calibrate(
 ) -> CheckpointHeader:
     """The header with metrics and covariance fitted on rows of the data, best such as training has not seen.
 
+    The covariance is fitted for every set of sensors that the rows have, the others being withheld.
+
     Raises:
         ModelError: an answer is not finite.
     """
+    preprocessor, samples = Preprocessor(header.preprocess), Uncertainty().samples
+
+    def answer(asked: Tensor, kept: tuple[str, ...] | None = None) -> Prediction:
+        return predict(model, data, asked, preprocessor, header.pose_codec, device, samples, kept)
+
+    everything = answer(rows)
     truth = [data.poses[i] for i in rows.tolist()]
-    uncertainty = Uncertainty()
-    preprocessor = Preprocessor(header.preprocess)
-    prediction = predict(model, data, rows, preprocessor, header.pose_codec, device, uncertainty.samples)
+    modalities = header.preprocess.modalities
+    whole = _fit(truth, everything, modalities)
+    missing = [
+        _fit([data.poses[i] for i in having.tolist()], answer(having, names), names)
+        for names, having in sensor_sets(data, rows, modalities).items()
+        if names != modalities
+    ]
+    uncertainty = Uncertainty(whole.residual_std, samples, whole.inflation, tuple(missing))
+    return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, poses(everything)).summary())
+
+
+def _fit(truth: list[Pose], prediction: Prediction, modalities: tuple[str, ...]) -> Residuals:
+    """What the samples' spread leaves unexplained of these answers' errors, axis by axis, and their heavier tails."""
     estimates = poses(prediction)
-    residual_std = fit_residual_std(
+    own = [prediction_covariance(prediction, i) for i in range(len(truth))]
+    std = fit_residual_std(
         [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
-        [body_variances(e, prediction_covariance(prediction, i)) for i, e in enumerate(estimates)],
+        [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
         _RESIDUAL_FLOOR,
     )
-    uncertainty = replace(uncertainty, residual_std=tuple(residual_std.tolist()))
-    covariances = [total_covariance(prediction, i, uncertainty) for i in range(len(truth))]
-    uncertainty = replace(uncertainty, inflation=fit_inflation(truth, estimates, covariances))
-    return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, estimates).summary())
+    covariances = [c + residual_covariance(e, std) for c, e in zip(own, estimates, strict=True)]
+    return Residuals(tuple(std.tolist()), fit_inflation(truth, estimates, covariances), modalities)
+
+
+def remember(
+    header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
+) -> dict[str, FeatureMemory]:
+    """What training rows look like to the model, by modality: the first half of :func:`fit_confidence`.
+
+    Empty for systems that offer no features.
+
+    Raises:
+        ModelError: an answer is not finite.
+    """
+    preprocessor, memories = Preprocessor(header.preprocess), {}
+    for name in header.preprocess.modalities:
+        having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
+        if len(having) < _FEWEST:
+            continue
+        prediction = predict(model, data, having, preprocessor, header.pose_codec, device, kept=(name,))
+        if name not in prediction.features:
+            return {}
+        features = prediction.features[name].cpu().numpy()
+        kept = _evenly(torch.arange(len(having)), _REMEMBERED)
+        frames = [data.poses[i] for i in having[kept].tolist()]
+        memories[name] = FeatureMemory.fit(
+            features,
+            features[kept.numpy()],
+            np.stack([pose.position_m for pose in frames]),
+            np.stack([pose.quaternion_wxyz for pose in frames]),
+            header.pose_codec.scale_m,
+        )
+    return memories
+
+
+def fit_confidence(
+    header: CheckpointHeader,
+    model: PoseModel,
+    data: PreparedDataset,
+    rows: Tensor,
+    memories: Mapping[str, FeatureMemory],
+    device: torch.device,
+) -> Confidence | None:
+    """What estimates are judged by, fitted on good rows that training has not seen, for every set of sensors.
+
+    None where nothing is remembered (see :func:`remember`) or the rows are too few.
+
+    Raises:
+        ModelError: an answer is not finite.
+    """
+    preprocessor, fitted = Preprocessor(header.preprocess), {}
+    for names, having in sensor_sets(data, rows, tuple(memories)).items() if memories else ():
+        if len(having) < _FEWEST:
+            continue
+        prediction = predict(model, data, having, preprocessor, header.pose_codec, device, kept=names)
+        features = {name: x.cpu().numpy() for name, x in prediction.features.items()}
+        cues = stack_cues(memories, names, features, prediction.positions_m, prediction.quaternions_wxyz)
+        tails = tuple(Tail.fit(cue) for cue in cues.T)
+        fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))
+    return Confidence(memories, fitted) if fitted else None
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the rows, from the first to the last."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 def poses(prediction: Prediction) -> list[Pose]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,25 +35,35 @@ def predict(
     codec: PoseCodec,
     device: torch.device,
     samples: int = 0,
+    kept: Collection[str] | None = None,
 ) -> Prediction:
     """Answers to the rows, in evaluation mode; systems that read clips look back within each run of rows.
 
+    Args:
+        kept: the modalities that the system gets, as if the other sensors were missing; None gives it all.
+
     Raises:
-        ModelError: an answer is not finite.
+        ModelError: an answer is not finite, or a row has none of the modalities.
     """
     model.eval()
-    inputs = batches(data, rows, preprocessor, device)
+    inputs = (_keep(batch, kept) for batch in batches(data, rows, preprocessor, device))
     if isinstance(model, ClipModel):
         features = torch.cat([model.frame_features(batch) for batch in inputs])
         return decode_vectors(_decode_in_order(model, features, segments(data.sequences, rows)).unsqueeze(0), codec)
-    parts = [model.locate(batch, codec, samples) for batch in inputs]
-    return Prediction(
-        np.concatenate([part.positions_m for part in parts]),
-        np.concatenate([part.quaternions_wxyz for part in parts]),
-        np.concatenate([part.sample_positions_m for part in parts], axis=1),
-        np.concatenate([part.sample_quaternions_wxyz for part in parts], axis=1),
-        None if parts[0].covariances is None else np.concatenate([part.covariances for part in parts]),
-    )
+    return _joined([model.locate(batch, codec, samples) for batch in inputs])
+
+
+def sensor_sets(data: PreparedDataset, rows: Tensor, modalities: Sequence[str]) -> dict[tuple[str, ...], Tensor]:
+    """For each set of modalities, the largest first, those of the rows that have all of it; sets without any left out.
+
+    They are what a robot may be left with when sensors fail.
+    """
+    cpu = torch.device("cpu")
+    chunks = [data.batch(chunk, cpu)[1] for chunk in rows.split(_BATCH)]
+    present = {name: torch.cat([chunk[name] for chunk in chunks]) for name in modalities}
+    sets = (names for count in range(len(modalities), 0, -1) for names in itertools.combinations(modalities, count))
+    found = {names: rows[torch.stack([present[name] for name in names]).all(dim=0)] for names in sets}
+    return {names: having for names, having in found.items() if len(having)}
 
 
 def batches(
@@ -61,6 +73,25 @@ def batches(
     for chunk in rows.split(_BATCH):
         tensors, present = data.batch(chunk, device)
         yield model_input(preprocessor.normalise(tensors), present)
+
+
+def _keep(batch: ModelInput, kept: Collection[str] | None) -> ModelInput:
+    if kept is None:
+        return batch
+    return replace(batch, present={name: x & (name in kept) for name, x in batch.present.items()})
+
+
+def _joined(parts: list[Prediction]) -> Prediction:
+    """One prediction of all batches; without the posterior, which nobody needs of many."""
+    first = parts[0]
+    return Prediction(
+        np.concatenate([part.positions_m for part in parts]),
+        np.concatenate([part.quaternions_wxyz for part in parts]),
+        np.concatenate([part.sample_positions_m for part in parts], axis=1),
+        np.concatenate([part.sample_quaternions_wxyz for part in parts], axis=1),
+        None if first.covariances is None else np.concatenate([part.covariances for part in parts]),
+        features={name: torch.cat([part.features[name] for part in parts]) for name in first.features},
+    )
 
 
 def _decode_in_order(model: ClipModel, features: Tensor, runs: list[Tensor]) -> Tensor:

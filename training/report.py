@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import nn
 
 from training.config import TrainConfig
-from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, load_confidence
+from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.models import PoseModel, System, find_system
@@ -35,10 +36,16 @@ def checkpoint_text(path: Path) -> str:
     header, model = load_checkpoint(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-    return report_text(header, model, metadata, path.stat().st_size)
+    return report_text(header, model, metadata, path.stat().st_size, load_confidence(path))
 
 
-def report_text(header: CheckpointHeader, model: PoseModel, metadata: Mapping[str, str], size_bytes: int) -> str:
+def report_text(
+    header: CheckpointHeader,
+    model: PoseModel,
+    metadata: Mapping[str, str],
+    size_bytes: int,
+    confidence: Confidence | None = None,
+) -> str:
     """The report on a checkpoint.
 
     Args:
@@ -61,6 +68,7 @@ def report_text(header: CheckpointHeader, model: PoseModel, metadata: Mapping[st
             (name, f"{value:.0f}" if name == "frames" else f"{value:.3f}") for name, value in metrics.items()
         ],
         "covariance": _uncertainty_rows(header.uncertainty),
+        "confidence, and the training frames it remembers": _confidence_rows(confidence),
         "versions": [
             ("checkpoint format", metadata["version"]),
             ("vmloc_ros", metadata["vmloc_ros"]),
@@ -179,14 +187,35 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def uncertainty_text(uncertainty: Uncertainty) -> str:
+    """What covariances rest on, a line for each fact."""
+    return _aligned(_uncertainty_rows(uncertainty))
+
+
 def _uncertainty_rows(uncertainty: Uncertainty) -> Rows:
-    std = uncertainty.residual_std
+    rows = _residual_rows(uncertainty.residuals(()))
+    for fitted in uncertainty.missing:
+        rows += [(f"{name}, {' and '.join(fitted.modalities)} alone", text) for name, text in _residual_rows(fitted)]
+    return [*rows, ("samples", str(uncertainty.samples))]
+
+
+def _residual_rows(residuals: Residuals) -> Rows:
+    std = residuals.residual_std
     return [
         ("position residual", ", ".join(f"{x:.3f}" for x in std[:3]) + " m along the body's x, y, z"),
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
-        ("inflation", "position {:.2f}, rotation {:.2f}".format(*uncertainty.inflation)),
-        ("samples", str(uncertainty.samples)),
+        ("inflation", "position {:.2f}, rotation {:.2f}".format(*residuals.inflation)),
     ]
+
+
+def _confidence_rows(confidence: Confidence | None) -> Rows:
+    if confidence is None:
+        return [("fitted for", "nothing: estimates have none; `vmloc calibrate` adds it")]
+    remembered = []
+    for name, memory in confidence.memories.items():
+        features, kept = memory.basis.shape
+        remembered.append((name, f"{len(memory.remembered)} frames, {kept} directions of {features} features"))
+    return [*remembered, ("fitted for", "; ".join(" and ".join(names) for names in confidence.tails))]
 
 
 def _span(limits: tuple[float, float]) -> str:

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from training.calibrate import calibrate, poses
+from training.calibrate import calibrate, fit_confidence, poses, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset, split_blocks
@@ -344,12 +344,17 @@ class Trainer:
         on_held_out = len(self._held_out) > 0
         rows = self._held_out if on_held_out else self._train_rows
         data = self._validation_data if on_held_out else self._data
+        confidence = None
         try:
             header = calibrate(self._header, model, data, rows, self._device)
+            # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
+            if data is not self._data:
+                memories = remember(header, model, self._data, self._train_rows, self._device)
+                confidence = fit_confidence(header, model, data, rows, memories, self._device)
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
         metrics = {**header.metrics, "held_out": float(on_held_out)}
-        save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict())
+        save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict(), confidence)
         return metrics
 
 

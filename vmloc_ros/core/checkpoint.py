@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 import vmloc_ros
+from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
@@ -25,6 +27,28 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 FORMAT = "vmloc_ros-checkpoint"
 VERSION = 1
+_CONFIDENCE = "confidence."  # begins the names of tensors that are no weights
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """Errors on held-out training data that posterior samples do not explain.
+
+    Attributes:
+        residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
+            the body.
+        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
+            held-out errors: these have heavier tails than a normal distribution of their variance.
+        modalities: the sensors that those answers rested on.
+    """
+
+    residual_std: tuple[float, float, float, float, float, float]
+    inflation: tuple[float, float]
+    modalities: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.residual_std) <= 0 or min(self.inflation) < 1:
+            raise ValueError(f"residuals must be positive and inflation at least 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +56,27 @@ class Uncertainty:
     """What the covariance rests on beside the posterior's samples: residuals on held-out training data.
 
     Attributes:
-        residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
-            the body.
+        residual_std: see :class:`Residuals`; of answers from all sensors.
         samples: posterior samples drawn for each estimate.
-        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
-            held-out errors: these have heavier tails than a normal distribution of their variance.
+        inflation: see :class:`Residuals`; of answers from all sensors.
+        missing: likewise with sensors missing, an entry for each set of sensors that remains.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
     samples: int = 32
     inflation: tuple[float, float] = (1.0, 1.0)
+    missing: tuple[Residuals, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.residual_std) <= 0 or self.samples < 2 or min(self.inflation) < 1:
             raise ValueError(f"residuals must be positive, samples at least 2 and inflation at least 1, got {self}")
+
+    def residuals(self, modalities: tuple[str, ...]) -> Residuals:
+        """Those of answers that rest on these sensors; those of all sensors where none were fitted for them."""
+        for fitted in self.missing:
+            if set(fitted.modalities) == set(modalities):
+                return fitted
+        return Residuals(self.residual_std, self.inflation, modalities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +100,13 @@ class CheckpointHeader:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(path: Path, header: CheckpointHeader, weights: Mapping[str, Tensor]) -> None:
+def save_checkpoint(
+    path: Path, header: CheckpointHeader, weights: Mapping[str, Tensor], confidence: Confidence | None = None
+) -> None:
     """Write atomically: a reader sees the old file or the whole new one.
+
+    Args:
+        confidence: what estimates will be judged by; None leaves them without a confidence.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full; an existing file stays as it was.
@@ -82,6 +118,8 @@ def save_checkpoint(path: Path, header: CheckpointHeader, weights: Mapping[str, 
         "header": json.dumps(to_mapping(header)),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    judged_by = {} if confidence is None else confidence.to_tensors()
+    tensors |= {_CONFIDENCE + name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in judged_by.items()}
     with write_aside(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -105,6 +143,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
     with _open(path) as file:
         header = _parse_header(path, file.metadata() or {})
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(_CONFIDENCE)}
     try:
         model = build_model(header.model, Preprocessor(header.preprocess).channels)
         model.load_state_dict(weights)
@@ -116,6 +155,21 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path}: weights do not fit model {header.model.name!r}: {reason}") from error
     return header, model.to(device).eval()
+
+
+def load_confidence(path: Path) -> Confidence | None:
+    """What the checkpoint's estimates are judged by; None in one that was written without.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign or damaged.
+    """
+    with _open(path) as file:
+        names = [name for name in file.keys() if name.startswith(_CONFIDENCE)]  # noqa: SIM118 (not a dict)
+        arrays = {name.removeprefix(_CONFIDENCE): file.get_tensor(name).numpy() for name in names}
+    try:
+        return Confidence.from_tensors(arrays) if arrays else None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -92,6 +92,8 @@ class Estimate:
         modalities: the modalities that it rests on.
         posterior_std: of systems with a posterior: mean standard deviation over the latent of the ``joint`` and of
             each modality's expert; the prior's is 1.
+        confidence: share in [0, 1] of good frames that look at least as odd as this one, so that a limit of 0.05
+            refuses 5 % of them; None where the checkpoint holds nothing to judge by.
     """
 
     stamp_ns: int
@@ -99,3 +101,4 @@ class Estimate:
     covariance: NDArray[np.float64]
     modalities: tuple[str, ...]
     posterior_std: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None

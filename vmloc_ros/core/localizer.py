@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint
+from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, load_confidence
+from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Estimate, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
@@ -34,10 +35,17 @@ class Localizer:
         modalities: names of the modalities that the model takes; any one of them is enough.
         map_frame: frame of the poses.
         body_frame: the frame whose pose is estimated.
+        confidence: what estimates are judged by; None leaves them without a confidence.
     """
 
-    def __init__(self, header: CheckpointHeader, model: PoseModel, device: torch.device | str = "cpu") -> None:
-        self.header = header
+    def __init__(
+        self,
+        header: CheckpointHeader,
+        model: PoseModel,
+        device: torch.device | str = "cpu",
+        confidence: Confidence | None = None,
+    ) -> None:
+        self.header, self.confidence = header, confidence
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.modalities = header.preprocess.modalities
@@ -53,7 +61,7 @@ class Localizer:
             ModelError: the device does not exist.
         """
         header, model = load_checkpoint(Path(path))
-        return cls(header, model, select_device(device))
+        return cls(header, model, select_device(device), load_confidence(Path(path)))
 
     @torch.inference_mode()
     def localize(self, frame: Frame) -> Estimate:
@@ -105,12 +113,26 @@ class Localizer:
     def estimate(self, stamp_ns: int, modalities: tuple[str, ...], prediction: Prediction) -> Estimate:
         """The answer for the first frame of a prediction."""
         pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
-        covariance = total_covariance(prediction, 0, self.header.uncertainty)
+        covariance = total_covariance(prediction, 0, self.header.uncertainty, modalities)
         posterior = prediction.posterior
         spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
         return Estimate(
-            stamp_ns, pose, covariance, modalities, {name: x for name, x in spread.items() if math.isfinite(x)}
+            stamp_ns,
+            pose,
+            covariance,
+            modalities,
+            {name: x for name, x in spread.items() if math.isfinite(x)},
+            self._judge(modalities, prediction),
         )
+
+    def _judge(self, modalities: tuple[str, ...], prediction: Prediction) -> float | None:
+        if self.confidence is None or not prediction.features:
+            return None
+        features = {name: prediction.features[name][:1].cpu().numpy() for name in modalities}
+        judged = self.confidence.judge(
+            modalities, features, prediction.positions_m[:1], prediction.quaternions_wxyz[:1]
+        )
+        return None if judged is None else float(judged[0])
 
     def warm_up(self) -> None:
         """Answer one synthetic frame, so that the first real one does not pay for lazy initialisation."""
@@ -200,11 +222,18 @@ class Stream:
         return estimates
 
 
-def total_covariance(prediction: Prediction, row: int, uncertainty: Uncertainty) -> NDArray[np.float64]:
-    """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated."""
+def total_covariance(
+    prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...]
+) -> NDArray[np.float64]:
+    """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated.
+
+    Args:
+        modalities: the sensors that the row's answer rests on.
+    """
     pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
-    covariance = prediction_covariance(prediction, row) + residual_covariance(pose, uncertainty.residual_std)
-    return inflated_covariance(covariance, uncertainty.inflation)
+    residuals = uncertainty.residuals(modalities)
+    covariance = prediction_covariance(prediction, row) + residual_covariance(pose, residuals.residual_std)
+    return inflated_covariance(covariance, residuals.inflation)
 
 
 def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -112,6 +112,8 @@ class Prediction:
         covariances: ``(B, 6, 6)`` (x, y, z, rotation about the fixed map axes) where the system has its own, such as
             a solver's inverse Hessian; it takes the place of the samples' spread.
         posterior: of systems that have one.
+        features: per modality ``(B, F)`` what the system saw, for a comparison with training frames; undefined where
+            the modality is absent. Systems that give none have no confidence.
     """
 
     positions_m: Array
@@ -120,6 +122,7 @@ class Prediction:
     sample_quaternions_wxyz: Array = field(default_factory=lambda: np.empty((0, 0, 4)))
     covariances: Array | None = None
     posterior: Posterior | None = None
+    features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class PoseModel(nn.Module, ABC):
@@ -195,7 +198,8 @@ class VariationalModel(RegressionModel):
         # The same for every frame and batch: the same frame always gives the same covariance.
         noise = torch.randn((samples, self.latent_dim), generator=torch.Generator().manual_seed(0))
         drawn = joint.mean + torch.exp(0.5 * joint.log_variance) * noise.to(joint.mean).unsqueeze(1)
-        return decode_vectors(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
+        prediction = decode_vectors(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
+        return replace(prediction, features={name: expert.mean for name, expert in posterior.experts.items()})
 
 
 class ClipModel(RegressionModel):

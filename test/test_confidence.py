@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from scipy.stats import kstest, mannwhitneyu
+
+from helpers import ListSource, random_frame, yaw_pose
+from training import confidence as study_module
+from training.bad_input import bad_frames
+from training.calibrate import fit_confidence, remember
+from training.confidence import area_under_roc, detected, risk_coverage, study
+from training.dataset import PreparedDataset, prepare_dataset
+from training.metrics import PoseErrors
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.checkpoint import load_checkpoint, load_confidence, save_checkpoint
+from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
+from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
+from vmloc_ros.core.frame import Frame, Sample
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.core.projection import CylindricalConfig
+
+CPU = torch.device("cpu")
+UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def test_the_area_under_the_curve_is_mann_whitneys_statistic_with_ties_counting_half() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = rng.integers(0, 12, 60) / 11, rng.integers(0, 9, 45) / 11
+    pairs = np.sign(good[:, None] - bad) / 2 + 0.5
+    assert area_under_roc(good, bad) == pytest.approx(pairs.mean())
+    assert area_under_roc(good, bad) == pytest.approx(mannwhitneyu(good, bad).statistic / (60 * 45))
+    assert area_under_roc([1.0, 0.9], [0.1]) == 1
+    assert area_under_roc([0.1], [0.9]) == 0
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.01, 0.05, 0.3, 1.0])
+def test_detection_is_the_best_of_all_limits_that_spare_enough_good_frames(allowed: float) -> None:
+    rng = np.random.default_rng(1)
+    good, bad = rng.integers(2, 30, 100) / 30, rng.integers(0, 20, 80) / 30
+    limits = np.unique(np.concatenate([good, bad]))
+    spared = [limit for limit in limits if np.mean(good < limit) <= allowed]
+    assert detected(good, bad, allowed) == max(np.mean(bad < limit) for limit in spared)
+
+
+def test_dropping_the_least_confident_frames_leaves_the_errors_of_the_others() -> None:
+    errors = PoseErrors(np.arange(20.0), np.arange(20.0) * 2)
+    kept = dict(risk_coverage(np.linspace(1, 0, 20), errors))  # the larger the error, the smaller the confidence
+    assert len(kept[0.0]) == 20
+    np.testing.assert_array_equal(np.sort(kept[0.1].position_m), np.arange(18))
+    np.testing.assert_array_equal(np.sort(kept[0.5].rotation_deg), np.arange(10) * 2)
+
+
+# --- shares of held-out frames -----------------------------------------------------------------------------------
+
+
+def test_shares_of_other_frames_of_the_same_kind_are_uniform() -> None:
+    """Kolmogorov's distance of two empirical distributions of 5000: below 0.0326 with probability 0.99."""
+    rng = np.random.default_rng(2)
+    tail = Tail.fit(rng.gumbel(size=5000))
+    shares = np.exp(tail.log_share(rng.gumbel(size=5000)))
+    assert kstest(shares, "uniform").statistic < 0.0326
+
+
+def test_a_share_is_one_for_the_least_odd_and_falls_without_end_for_the_oddest() -> None:
+    tail = Tail.fit(np.linspace(0, 1, 101))
+    values = tail.log_share([-5.0, 0.0, 0.5, 0.9, 1.0, 2.0, 20.0])
+    assert values[0] == values[1] == 0
+    assert np.exp(values[2]) == pytest.approx(0.5)
+    assert np.exp(values[3]) == pytest.approx(0.1)
+    assert (np.diff(values[1:]) < 0).all()
+    assert values[-1] < np.log(1e-6)
+
+
+def test_frames_that_are_all_alike_have_the_share_of_all_that_are_as_odd() -> None:
+    """Most cues of good frames may be exactly zero: none of these is odd."""
+    tail = Tail.fit(np.concatenate([np.zeros(75), np.linspace(0.1, 1, 25)]))
+    assert tail.log_share(0.0) == 0
+    assert np.exp(tail.log_share(0.1)) == pytest.approx(0.25, abs=0.05)
+    assert np.exp(Tail.fit(np.zeros(50)).log_share([0.0, 1e-3])).tolist() == [1.0, 0.0]
+
+
+# --- cues --------------------------------------------------------------------------------------------------------
+
+
+def some_memory(frames: int = 400, offset_m: float = 0.0) -> tuple[FeatureMemory, np.ndarray, np.ndarray]:
+    """Features that are a smooth function of the place along a line, in 12 dimensions, with noise; places; features."""
+    rng = np.random.default_rng(3)
+    places = np.linspace(0, 50, frames)
+    phases = np.outer(places / 5, np.arange(1, 7) / 3)
+    features = np.concatenate([np.sin(phases), np.cos(phases)], axis=1) * np.linspace(3, 0.5, 12)
+    features += rng.normal(scale=0.05, size=features.shape)
+    positions = np.stack([places + offset_m, np.zeros(frames) + 10 * offset_m, np.zeros(frames)], axis=1)
+    memory = FeatureMemory.fit(features, features, positions, np.tile(UPRIGHT, (frames, 1)), 15.0, rank=4)
+    return memory, positions, features
+
+
+def test_strangeness_is_the_mahalanobis_distance_under_the_low_rank_gaussian() -> None:
+    """Against the full covariance, rebuilt from scipy-free linear algebra of the features themselves."""
+    memory, positions, features = some_memory()
+    values, vectors = np.linalg.eigh(np.cov(features.T, bias=True))
+    values[:-4] = values[:-4].mean()
+    inverse = np.linalg.inv(vectors @ np.diag(values) @ vectors.T)
+    asked = np.random.default_rng(4).normal(scale=4, size=(30, 12))
+    centred = asked - features.mean(axis=0)
+    expected = np.log(1 + np.einsum("ni,ij,nj->n", centred, inverse, centred))
+    strangeness = memory.cues(asked, positions[:30], np.tile(UPRIGHT, (30, 1)))[:, 0]
+    np.testing.assert_allclose(strangeness, expected, atol=0.02)  # the basis is stored in half precision
+
+
+def test_contradiction_is_the_share_of_frames_that_look_more_alike_than_those_of_the_place() -> None:
+    memory, positions, features = some_memory()
+    rows = np.array([20, 200, 390])
+    poses = positions[rows] + [0.1, 0.0, 0.0], np.tile(UPRIGHT, (3, 1))
+    right = memory.cues(features[rows], *poses)[:, 1]
+    wrong = memory.cues(features[[300, 30, 150]], *poses)[:, 1]
+    assert right.max() < 0.01
+    assert wrong.min() > 0.05
+    weight = memory.variance.astype(float) ** -0.25
+    remembered = memory.remembered.astype(float) * weight
+    asked = (features[300] - memory.mean) @ memory.basis.astype(float) * weight
+    unlike = [float(np.sum((asked - other) ** 2)) for other in remembered]
+    around = sorted(range(400), key=lambda i: abs(positions[i, 0] - poses[0][0, 0]))[:4]
+    assert wrong[0] == pytest.approx(np.mean([one < min(unlike[i] for i in around) for one in unlike]))
+
+
+def test_a_heading_that_nobody_drove_there_contradicts_what_is_seen() -> None:
+    rng = np.random.default_rng(5)
+    forth, back = rng.normal(size=(2, 1, 8)) + rng.normal(scale=0.1, size=(2, 200, 8))
+    positions = np.tile(np.stack([np.linspace(0, 30, 200)] + [np.zeros(200)] * 2, axis=1), (2, 1))
+    turned = np.array([0.0, 0.0, 0.0, 1.0])
+    quaternions = np.concatenate([np.tile(UPRIGHT, (200, 1)), np.tile(turned, (200, 1))])
+    features = np.concatenate([forth, back])
+    memory = FeatureMemory.fit(features, features, positions, quaternions, 10.0)
+    for heading, expected in ((UPRIGHT, 0.02), (-UPRIGHT, 0.02)):  # both signs are the same rotation
+        assert memory.cues(features[100:101], positions[100:101], heading[None])[0, 1] < expected
+    assert memory.cues(features[100:101], positions[100:101], turned[None])[0, 1] > 0.4
+
+
+def test_the_origin_of_the_map_does_not_matter() -> None:
+    (near, positions, features), (far, moved, _) = some_memory(), some_memory(offset_m=600_000.0)
+    quaternions = np.tile(UPRIGHT, (len(features), 1))
+    np.testing.assert_allclose(near.cues(features, positions, quaternions), far.cues(features, moved, quaternions))
+
+
+def test_memories_of_fewer_frames_than_features_work() -> None:
+    features = np.random.default_rng(6).normal(size=(10, 40))
+    memory = FeatureMemory.fit(features, features, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)), 1.0)
+    assert np.isfinite(memory.cues(features * 3, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)))).all()
+
+
+# --- judging -----------------------------------------------------------------------------------------------------
+
+
+def judge_of(memory: FeatureMemory, positions: np.ndarray, features: np.ndarray) -> Confidence:
+    quaternions = np.tile(UPRIGHT, (len(features), 1))
+    cues = stack_cues({"image": memory}, ("image",), {"image": features}, positions, quaternions)
+    tails = tuple(Tail.fit(cue) for cue in cues.T)
+    return Confidence({"image": memory}, {("image",): (*tails, Tail.fit(oddness(cues, tails)))})
+
+
+def test_confidence_is_uniform_on_good_frames_and_small_on_others() -> None:
+    memory, positions, features = some_memory()
+    rng = np.random.default_rng(7)
+    quaternions = np.tile(UPRIGHT, (len(features), 1))
+    first, second = (features + rng.normal(scale=0.1, size=features.shape) for _ in range(2))
+    judge = judge_of(memory, positions, first)
+    good = judge.judge(("image",), {"image": second}, positions, quaternions)
+    assert good is not None
+    assert 0 <= good.min() <= good.max() <= 1
+    assert np.mean(good < 0.05) == pytest.approx(0.05, abs=0.035)  # three standard errors of both draws
+    assert np.mean(good < 0.5) == pytest.approx(0.5, abs=0.11)
+    foreign = rng.normal(scale=3, size=features.shape)
+    for bad, where in ((foreign, positions), (second, positions[::-1])):
+        values = judge.judge(("image",), {"image": bad}, where, quaternions)
+        assert values is not None
+        assert np.mean(values < 0.05) > 0.6
+
+
+def test_sensors_that_nothing_was_fitted_for_have_no_confidence() -> None:
+    memory, positions, features = some_memory()
+    judge = judge_of(memory, positions, features)
+    assert judge.judge(("lidar",), {"lidar": features}, positions, UPRIGHT[None]) is None
+
+
+# --- in a checkpoint and on a robot ------------------------------------------------------------------------------
+
+SMALL = PreprocessConfig(
+    modalities=("image", "lidar"),
+    shortest_side=32,
+    cylinder=CylindricalConfig(rows=32, columns=64, elevation_min_deg=-45.0, elevation_max_deg=45.0),
+)
+
+
+def drive(count: int = 120) -> list[Sample]:
+    return [Sample(random_frame(i, (32, 40)), yaw_pose(0.5 * i, 0.0, 3.0 * i)) for i in range(count)]
+
+
+def prepared(samples: list[Sample]) -> PreparedDataset:
+    return prepare_dataset([ListSource(samples)], Preprocessor(SMALL), progress=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model with a confidence: even frames are remembered, odd ones held out."""
+    path = tmp_path_factory.mktemp("confidence") / "model.safetensors"
+    write_random_checkpoint(path, preprocess=SMALL, backbone="squeezenet1_1")
+    header, model = load_checkpoint(path)
+    data, rows = prepared(drive()), torch.arange(120)
+    memories = remember(header, model, data, rows[::2].clone(), CPU)
+    confidence = fit_confidence(header, model, data, rows[1::2].clone(), memories, CPU)
+    save_checkpoint(path, header, model.state_dict(), confidence)
+    return path
+
+
+def test_a_checkpoint_keeps_what_estimates_are_judged_by(checkpoint: Path) -> None:
+    first, second = load_confidence(checkpoint), load_confidence(checkpoint)
+    assert first is not None
+    assert second is not None
+    assert set(first.tails) == {("image", "lidar"), ("image",), ("lidar",)}
+    again = Confidence.from_tensors(first.to_tensors()).to_tensors()
+    for name, array in second.to_tensors().items():
+        np.testing.assert_array_equal(array, again[name])
+        assert array.dtype == again[name].dtype
+
+
+def test_a_confidence_changes_no_pose_and_no_weight(checkpoint: Path, tmp_path: Path) -> None:
+    header, model = load_checkpoint(checkpoint)
+    save_checkpoint(tmp_path / "without.safetensors", header, model.state_dict())
+    assert load_confidence(tmp_path / "without.safetensors") is None
+    plain, judged = (Localizer.load(path, "cpu") for path in (tmp_path / "without.safetensors", checkpoint))
+    frame = random_frame(3, (32, 40))
+    a, b = plain.localize(frame), judged.localize(frame)
+    np.testing.assert_array_equal(a.map_from_body.matrix, b.map_from_body.matrix)
+    np.testing.assert_array_equal(a.covariance, b.covariance)
+    assert a.confidence is None
+    assert b.confidence is not None
+
+
+@pytest.mark.parametrize("names", [("image", "lidar"), ("image",), ("lidar",)])
+def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint: Path, names: tuple[str, ...]) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    frame = random_frame(7, (32, 40), names)
+    estimate = localizer.localize(frame)
+    with torch.no_grad():
+        prediction = localizer.model.locate(localizer.preprocess(frame), localizer.header.pose_codec)
+    assert localizer.confidence is not None
+    expected = localizer.confidence.judge(
+        names,
+        {name: x.numpy() for name, x in prediction.features.items()},
+        prediction.positions_m,
+        prediction.quaternions_wxyz,
+    )
+    assert expected is not None
+    assert estimate.confidence == pytest.approx(float(expected[0]))
+    assert 0 <= estimate.confidence <= 1
+
+
+def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(checkpoint: Path) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    black = dataclasses.replace(good, image=np.zeros_like(good.image))
+    for bad in (black, dataclasses.replace(black, cloud=None)):
+        confidence = localizer.localize(bad).confidence
+        assert confidence is not None
+        assert confidence < 0.02
+
+
+def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:
+    samples = drive(60)
+    for sample in samples:
+        assert sample.frame.image is not None
+    write_random_checkpoint(tmp_path / "atloc.safetensors", ("image",), system="atloc", backbone="squeezenet1_1")
+    header, model = load_checkpoint(tmp_path / "atloc.safetensors")
+    data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
+    assert remember(header, model, data, torch.arange(60), CPU) == {}
+    assert fit_confidence(header, model, data, torch.arange(60), {}, CPU) is None
+    write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
+    header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
+    memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
+    assert set(memories) == {"image", "lidar"}
+    assert fit_confidence(header, model, prepared(samples), torch.arange(20), memories, CPU) is None
+
+
+@pytest.mark.parametrize("damage", ["confidence.memory.lidar.basis", "confidence.tails.image", "memory"])
+def test_a_damaged_confidence_is_an_error_that_names_the_file(checkpoint: Path, tmp_path: Path, damage: str) -> None:
+    with safetensors.safe_open(checkpoint, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    if damage == "memory":
+        tensors = {name: x for name, x in tensors.items() if not name.startswith("confidence.memory.lidar")}
+    elif "tails" in damage:
+        tensors[damage] = tensors[damage][:, 1:].clone()
+    else:
+        del tensors[damage]
+    safetensors.torch.save_file(tensors, tmp_path / "damaged.safetensors", metadata)
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors: what the confidence rests on is damaged"):
+        Localizer.load(tmp_path / "damaged.safetensors", "cpu")
+
+
+# --- bad input and the study -------------------------------------------------------------------------------------
+
+
+def kinds_of(modalities: tuple[str, ...], foreign: list[Frame], number: int = 3) -> dict[str, Frame]:
+    names = tuple({"image", *modalities})
+    samples = [Sample(random_frame(i, (32, 40), names), yaw_pose(10.0 * i)) for i in range(8)]
+    return dict(bad_frames(samples, number, foreign, modalities, 20.0))
+
+
+def test_bad_input_is_what_its_name_says() -> None:
+    stranger = random_frame(99, (50, 50))
+    good, other = random_frame(3, (32, 40)), random_frame(7, (32, 40))
+    kinds = kinds_of(("image", "lidar"), [stranger])
+    assert [*kinds] == [
+        "foreign image",
+        "covered lens",
+        "covered lens, noise",
+        "mirrored image",
+        "wrong scene",
+        "empty cloud",
+        "shuffled pair",
+    ]
+    for kind, frame in kinds.items():
+        assert frame.stamp_ns == good.stamp_ns
+        assert frame.image is not None
+        assert frame.image.shape == (32, 40, 3)
+        same_cloud = frame.cloud is not None and np.array_equal(frame.cloud.xyz_m, good.cloud.xyz_m)
+        assert same_cloud == (kind not in ("wrong scene", "empty cloud"))
+        assert np.array_equal(frame.image, good.image) == (kind == "empty cloud")
+    assert kinds["covered lens"].image.max() == 0
+    assert 0 < kinds["covered lens, noise"].image.max() < 40
+    np.testing.assert_array_equal(kinds["mirrored image"].image[:, 0], good.image[:, -1])
+    np.testing.assert_array_equal(kinds["shuffled pair"].image, other.image)
+    assert len(kinds["empty cloud"].cloud) == 0
+    assert kinds["wrong scene"].cloud is stranger.cloud
+    np.testing.assert_array_equal(kinds["wrong scene"].image, kinds["foreign image"].image)
+
+
+def test_kinds_that_need_what_is_not_there_are_left_out() -> None:
+    assert set(kinds_of(("image",), [])) == {"covered lens", "covered lens, noise", "mirrored image"}
+    with_depth = kinds_of(("image", "depth"), [random_frame(99, (64, 64), ("depth",))])
+    assert "foreign image" not in with_depth
+    assert not with_depth["empty depth"].depth_m.any()
+    assert with_depth["wrong scene"].image is None
+    assert with_depth["wrong scene"].depth_m.shape == (32, 40)
+    lidar = kinds_of(("lidar",), [random_frame(99)])
+    assert set(lidar) == {"wrong scene", "empty cloud"}
+
+
+def test_pairs_of_the_same_place_are_not_called_shuffled() -> None:
+    samples = [Sample(random_frame(i, (32, 40)), yaw_pose(0.1 * i)) for i in range(8)]
+    assert "shuffled pair" not in dict(bad_frames(samples, 0, [], ("image", "lidar"), 20.0))
+
+
+def test_the_study_writes_tables_and_a_picture(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ListSource(drive(12))
+    strangers = ListSource([Sample(random_frame(1000 + i, (40, 40)), yaw_pose(0.0)) for i in range(2)])
+
+    def open_sources(path: Path, split: str, options: object, modalities: tuple[str, ...]) -> list[ListSource]:
+        if path.name == "strangers" and "lidar" in modalities:
+            raise DataError("it has no cloud topic")
+        return [strangers if path.name == "strangers" else known]
+
+    monkeypatch.setattr(study_module, "open_sources", open_sources)
+    text, folder = study(
+        checkpoint, [Path("known")], foreign=[Path("strangers")], out=tmp_path / "out", device="cpu", progress=False
+    )
+    assert (folder / "confidence.md").read_text() == text
+    assert (folder / "roc.png").stat().st_size > 10_000
+    with (folder / "confidence.csv").open() as file:
+        rows = {row["input"]: row for row in csv.DictReader(file)}
+    assert rows["good"]["frames"] == rows["covered lens"]["frames"] == "12"
+    assert float(rows["covered lens"]["auc"]) > 0.9
+    assert rows["foreign image"]["frames"] == "12"  # the recording without a lidar gives its images
+    assert text.startswith("# Confidence of vmloc (model.safetensors)\n\n12 good frames")
+    assert "| covered lens | 12 |" in text
+
+
+def test_a_checkpoint_without_a_confidence_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "plain.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
+    with pytest.raises(ConfigError, match=r"plain\.safetensors was written without a confidence; add one with `vmloc"):
+        study(tmp_path / "plain.safetensors", [Path("anything")], device="cpu")

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vmloc calibrate`` and ``confidence``: what a checkpoint says of its own errors."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from training.commands import add_command
+from vmloc_ros.core.errors import ConfigError
+
+
+def add_calibrate(commands: Any) -> None:
+    """``vmloc calibrate``."""
+    parser = add_command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "Fit covariance and confidence of a trained checkpoint anew, on your own data; write another checkpoint.",
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="drives that training has not seen; without, the blocks of --train-data that training held out",
+    )
+    parser.add_argument(
+        "--split", choices=["train", "test", "all"], default="all", help="of --data, where it has splits"
+    )
+    parser.add_argument(
+        "--train-data",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="what it was trained on, for the confidence; without, what the checkpoint remembers of it",
+    )
+    parser.add_argument(
+        "--train-split", choices=["train", "test", "all"], default="train", help="of --train-data, where it has splits"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep prepared frames here (default: $VMLOC_CACHE or ~/.cache/vmloc_ros)",
+    )
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from training.cache import default_cache
+    from training.recalibrate import recalibrate
+    from training.report import uncertainty_text
+
+    header = recalibrate(
+        options.checkpoint,
+        options.data,
+        options.out,
+        split=options.split,
+        train_data=options.train_data,
+        train_split=options.train_split,
+        overrides=options.set,
+        device=options.device,
+        overwrite=options.overwrite,
+        cache=options.cache or default_cache(),
+    )
+    print(uncertainty_text(header.uncertainty))
+    print(f"wrote {options.out}")
+
+
+def add_confidence(commands: Any) -> None:
+    """``vmloc confidence``."""
+    parser = add_command(
+        commands,
+        "confidence",
+        _confidence,
+        "Measure how well a checkpoint's confidence tells good frames from bad ones; write tables and ROC curves.",
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or datasets that the map holds")
+    parser.add_argument(
+        "--foreign", type=Path, nargs="+", default=[], metavar="DATA", help="recordings of places outside of the map"
+    )
+    parser.add_argument("--split", choices=["train", "test", "all"], default="test", help="of data that have splits")
+    parser.add_argument("--frames", type=int, default=1000, help="about how many of the data to use, evenly spread")
+    parser.add_argument("--out", type=Path, help="folder for results (default: confidence/CHECKPOINT)")
+    parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+
+
+def _confidence(options: argparse.Namespace) -> None:
+    if options.frames < 1:
+        raise ConfigError(f"--frames must be at least 1, got {options.frames}")
+    from training.confidence import study
+
+    text, folder = study(
+        options.checkpoint,
+        options.data,
+        foreign=options.foreign,
+        split=options.split,
+        frames=options.frames,
+        out=options.out,
+        overrides=options.set,
+        device=options.device,
+    )
+    print(text)
+    print(f"wrote {folder}")
