@@ -117,7 +117,7 @@ def node_arguments(parameters: dict[str, Any]) -> list[str]:
 
 
 def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:
-    """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped.
+    """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped or withheld.
 
     Args:
         topics: the model's inputs.
@@ -128,6 +128,7 @@ def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Pat
 
     frame = "camera_optical_frame"
     parameters = {"checkpoint": checkpoint, "device": "cpu", "base_frame": frame, "queue_depth": 100}
+    parameters["min_confidence"] = 0.0
     answers = folder / "answers"
     player = ["-m", "training.cli", "replay", str(bag), "--wait-for", *topics]
     player += ["--record", str(answers), "--record-topics", "/vmloc_node/pose"]

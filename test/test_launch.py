@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +13,19 @@ from types import ModuleType
 from unittest.mock import MagicMock
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import yaml
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+import rclpy
+
+from vmloc_ros.health import Health
+from vmloc_ros.ros_diagnostics import values_of
+from vmloc_ros.ros_initialpose import InitialPose
 from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.synchronizer import Statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_MODULES = (
@@ -107,7 +116,75 @@ def test_the_replay_plays_with_the_bags_clock(recorder, loop, expected):
     assert command[len(command) - len(expected) :] == expected
 
 
-@pytest.mark.parametrize(("name", "argument"), [("vmloc.launch.py", "rviz"), ("replay.launch.py", "bag")])
+def included(module) -> dict[str, str]:
+    """The arguments with which an example includes the node's launch file."""
+    (source,) = module.PythonLaunchDescriptionSource.call_args.args
+    assert Path(source) == ROOT / "launch" / "vmloc.launch.py"
+    return dict(module.IncludeLaunchDescription.call_args.kwargs["launch_arguments"])
+
+
+def test_robot_localization_alone_publishes_the_transform_and_gets_the_nodes_pose(recorder):
+    module = load("examples/robot_localization.launch.py")
+    module.generate_launch_description()
+    assert included(module) == {"tf_mode": "none"}
+    assert module.Node.call_args.kwargs["executable"] == "ekf_node"
+    assert declared(recorder)["use_sim_time"] == "false"
+    text = Path(declared(recorder)["ekf_params_file"]).read_text()
+    parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert parameters["pose0"] == "vmloc_node/pose_with_covariance"
+    assert parameters["world_frame"] == parameters["map_frame"] == "map"
+    assert parameters["publish_tf"] is True
+    assert parameters["base_link_frame"] == {row.name: row.default for row in fields(NodeConfig)}["base_frame"]
+
+
+def test_the_filters_configuration_fits_its_state():
+    """What ekf_node would refuse, or worse, read past the end of: x y z roll pitch yaw and two derivatives each."""
+    text = (ROOT / "config" / "examples" / "robot_localization.yaml").read_text()
+    parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
+    assert [i for i, used in enumerate(parameters["pose0_config"]) if used] == [0, 1, 5]
+    assert [i for i, used in enumerate(parameters["odom0_config"]) if used] == [6, 7, 11]
+    for name in ("pose0_config", "odom0_config"):
+        assert len(parameters[name]) == 15
+        assert all(isinstance(used, bool) for used in parameters[name])
+    numbers = parameters["initial_estimate_covariance"]
+    assert all(isinstance(number, float) for number in numbers)
+    covariance = np.reshape(numbers, (15, 15))
+    np.testing.assert_array_equal(covariance, np.diag(covariance.diagonal()))
+    large = [i for i, variance in enumerate(covariance.diagonal()) if variance > 1]
+    assert large == [i for i, used in enumerate(parameters["pose0_config"]) if used]
+    assert all(isinstance(parameters[name], float) for name in ("frequency", "history_length"))
+
+
+@pytest.fixture
+def initialpose_defaults(ros_domain) -> dict[str, float]:
+    """What the helper takes for confident, asked of the helper itself."""
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = InitialPose(context=context)
+    yield {name: node.get_parameter(name).value for name in ("max_position_std_m", "max_yaw_std_rad")}
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_amcl_alone_publishes_the_transform_and_gets_one_pose(recorder, initialpose_defaults):
+    module = load("examples/initialpose.launch.py")
+    module.generate_launch_description()
+    assert included(module) == {"tf_mode": "none"}
+    started = module.Node.call_args.kwargs
+    assert (started["package"], started["executable"]) == ("vmloc_ros", "vmloc_initialpose")
+    assert {name: float(declared(recorder)[name]) for name in initialpose_defaults} == initialpose_defaults
+    assert set(started["parameters"][0]) == set(initialpose_defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("vmloc.launch.py", "rviz"),
+        ("replay.launch.py", "bag"),
+        ("examples/robot_localization.launch.py", "ekf_params_file"),
+        ("examples/initialpose.launch.py", "max_yaw_std_rad"),
+    ],
+)
 def test_launch_itself_accepts_the_file(name, argument):
     pytest.importorskip("launch_ros", reason="launch is not installed (no ROS distribution)")
     description = load(name).generate_launch_description()
@@ -132,6 +209,43 @@ def test_rviz_shows_every_output_and_input():
         "/lidar/points",
         "/camera/image_raw",
     }
+
+
+def panels_of(layout) -> list[str]:
+    """The panels that a Foxglove layout arranges: a tree of splits."""
+    if isinstance(layout, str):
+        return [layout]
+    assert layout["direction"] in ("row", "column")
+    return [*panels_of(layout["first"]), *panels_of(layout["second"])]
+
+
+def test_foxglove_shows_every_output_and_latency():
+    document = json.loads((ROOT / "config" / "vmloc.foxglove.json").read_text())
+    panels = document["configById"]
+    assert sorted(panels_of(document["layout"])) == sorted(panels)
+    scene = next(config for name, config in panels.items() if name.startswith("3D!"))
+    assert scene["followTf"] == "map"
+    assert set(scene["topics"]) == {
+        "/vmloc_node/pose_with_covariance",
+        "/vmloc_node/path",
+        "/ground_truth/pose",
+        "/lidar/points",
+    }
+    images = {config["imageMode"]["imageTopic"] for name, config in panels.items() if name.startswith("Image!")}
+    assert images == {"/vmloc_node/overlay", "/vmloc_node/range_image"}
+    kinds = {name.partition("!")[0] for name in panels}
+    assert kinds == {"3D", "Image", "Plot", "DiagnosticSummary", "DiagnosticStatusPanel"}
+
+
+def test_foxglove_plots_diagnostics_that_the_node_publishes():
+    text = (ROOT / "config" / "vmloc.foxglove.json").read_text()
+    paths = [
+        path["value"] for name, config in json.loads(text)["configById"].items() for path in config.get("paths", [])
+    ]
+    keys = {match[1] for path in paths if (match := re.search(r'\{key=="(.*?)"\}', path))}
+    assert len(keys) == 3
+    assert keys <= set(values_of(Health().report(), Statistics(), 0, {}))
+    assert all(path.startswith(("/diagnostics.", "/vmloc_node/pose_with_covariance.")) for path in paths)
 
 
 def test_the_fastdds_profile_replaces_the_builtin_transports():

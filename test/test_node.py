@@ -29,7 +29,9 @@ from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Estimate, Frame
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.ros_parameters import NodeConfig
@@ -390,12 +392,41 @@ def test_frames_that_are_the_same_are_refused(idle_node, checkpoint):
     set_parameter(idle_node, "checkpoint", str(checkpoint))
     set_parameter(idle_node, "base_frame", "map")
     assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    set_parameter(idle_node, "base_frame", "odom")  # which only matters where odom is published
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert idle_node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    set_parameter(idle_node, "tf_mode", "map_to_odom")
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+
+
+def test_extrinsics_unlike_those_of_training_show_in_the_diagnostics(idle_node, tmp_path):
+    path = tmp_path / "remembers.safetensors"
+    header = write_random_checkpoint(path, ("image",))
+    extrinsics = {"camera_from_lidar": {"position_m": [0.0, 0.1, 0.2], "quaternion_wxyz": [1.0, 0.0, 0.0, 0.0]}}
+    header = replace(header, training={"extrinsics": extrinsics})
+    save_checkpoint(path, header, load_checkpoint(path)[1].state_dict())
+    set_parameter(idle_node, "checkpoint", str(path))
+    set_parameter(idle_node, "camera_from_lidar", [0.0, 0.1, 0.9, 0.0, 0.0, 0.0])
+    assert idle_node.start()
+    assert "camera_from_lidar differs by 0.70 m and 0.0 deg" in idle_node._session.diagnose()[1]
+
+
+def test_only_map_to_odom_can_be_repeated(idle_node, checkpoint):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    set_parameter(idle_node, "tf_rate_hz", 20.0)
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    set_parameter(idle_node, "tf_mode", "map_to_odom")
+    assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 
 
 def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
     assert "6 finite numbers" in set_parameter(idle_node, "base_from_body", [1.0, 2.0]).reason
     for name in ("", "two words"):
         assert "is no topic" in set_parameter(idle_node, "image_topic", name).reason
+    assert "expected map_to_base or map_to_odom or none" in set_parameter(idle_node, "tf_mode", "odom").reason
+    assert "odom_frame is empty" in set_parameter(idle_node, "odom_frame", "").reason
+    assert "3 finite numbers (x y z)" in set_parameter(idle_node, "map_origin", [1.0, 2.0]).reason
+    assert "odometry_topic is 'a b'" in set_parameter(idle_node, "odometry_topic", "a b").reason
     assert not set_parameter(idle_node, "queue_depth", 0).successful
     assert not set_parameter(idle_node, "autostart", False).successful  # read-only
     assert set_parameter(idle_node, "base_from_body", [0.0, 0.0, 1.5, 0.0, 0.0, 0.0]).successful
@@ -405,7 +436,7 @@ def process(node, frame: Frame, age_s: float) -> None:
     """Let the node's worker function answer an image that came ``age_s`` ago."""
     message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
     arrival_ns = time.monotonic_ns() - round(age_s * 1e9)
-    node._session._process(Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
+    node._session._answers.process(Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
 
 
 def start_with_clips(node, checkpoint) -> None:
@@ -448,6 +479,20 @@ def test_every_pose_that_cannot_be_published_is_counted(idle_node, clip_checkpoi
         process(idle_node, frame, 0)
     values = idle_node._session.diagnose()[2]
     assert (values["poses published"], values["refused: not localized"]) == (0, 2)
+
+
+@pytest.mark.parametrize(("row", "value"), [(0, np.nan), (5, np.nan), (2, 0.0)])
+def test_no_covariance_that_is_not_finite_or_certain_leaves_the_node(row, value, idle_node, checkpoint, monkeypatch):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    assert idle_node.start()
+    (frame,) = frames_from(next(STARTS_NS), 1)
+    covariance = np.diag(np.ones(6))
+    covariance[row, row] = value
+    answer = Estimate(frame.stamp_ns, Pose.identity(), covariance, ("image",))
+    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame: [answer])
+    process(idle_node, frame, 0)
+    values = idle_node._session.diagnose()[2]
+    assert (values["poses published"], values["refused: not localized"], values["transforms published"]) == (0, 1, 0)
 
 
 def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):

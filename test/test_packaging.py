@@ -61,7 +61,7 @@ def imports_of(file: Path) -> Iterator[str]:
 
 
 def test_every_ros_package_in_use_is_declared(package_xml: Any) -> None:
-    files = [*ROOT.glob("vmloc_ros/**/*.py"), *ROOT.glob("training/**/*.py"), *ROOT.glob("launch/*.py")]
+    files = [*ROOT.glob("vmloc_ros/**/*.py"), *ROOT.glob("training/**/*.py"), *ROOT.glob("launch/**/*.py")]
     used = {name for file in files for name in imports_of(file) if name.endswith(ROS_NAMES)} - {"vmloc_ros"}
     assert "rclpy" in used
     assert used <= {dependency.name for dependency in package_xml.exec_depends}
@@ -113,7 +113,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_colcon_style_installation_has_executables_where_ros2_run_looks(installed: Path) -> None:
-    assert {path.name for path in (installed / "lib" / "vmloc_ros").iterdir()} == {"vmloc", "vmloc_node"}
+    assert {path.name for path in (installed / "lib" / "vmloc_ros").iterdir()} == {"vmloc", "vmloc_initialpose", "vmloc_node"}
 
 
 def test_colcon_style_installation_has_shipped_files(installed: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from ros_graph import wait_until
 from vmloc_ros.health import Health
@@ -55,6 +56,77 @@ def test_stop_discards_what_waits_and_ends_the_thread():
     assert "localization" not in [thread.name for thread in threading.enumerate()]
 
 
+def let_work(pipeline: Pipeline) -> None:
+    """Give the worker every chance to take up what waits."""
+    for _ in range(5):
+        called = threading.Event()
+        pipeline.call(called.set)
+        assert called.wait(10)
+        time.sleep(0.01)
+
+
+def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
+    seen, wanted = [], []
+
+    def work(bundle):
+        seen.append(bundle.stamp_ns)
+        wanted.clear()
+
+    pipeline = Pipeline(synchronizer(), work, queue_depth=5, wanted=lambda: bool(wanted))
+    for stamp in range(4):
+        pipeline.add("image", stamp, None)
+        let_work(pipeline)
+    assert not seen
+    wanted.append(True)
+    pipeline.wake()
+    wait_until(lambda: seen, "the newest")
+    wanted.append(True)
+    pipeline.wake()  # nothing is left: the next to come is wanted
+    pipeline.add("image", 7, None)
+    wait_until(lambda: len(seen) == 2, "the next")
+    pipeline.add("image", 8, None)
+    let_work(pipeline)
+    pipeline.stop()
+    assert (seen, pipeline.dropped) == ([3, 7], 0)
+
+
+def test_calls_run_in_the_worker_between_two_bundles():
+    events, busy, go_on = [], threading.Event(), threading.Event()
+
+    def work(bundle):
+        events.append(bundle.stamp_ns)
+        busy.set()
+        go_on.wait(10)
+
+    pipeline = Pipeline(synchronizer(), work, queue_depth=5)
+    pipeline.add("image", 0, None)
+    assert busy.wait(10)
+    pipeline.add("image", 1, None)
+    pipeline.call(lambda: events.append(threading.current_thread().name))
+    go_on.set()
+    wait_until(lambda: len(events) == 3, "all of them")
+    pipeline.stop()
+    assert events == [0, "localization", 1]
+
+
+def test_reset_forgets_what_waits_and_takes_stamps_that_were_past():
+    seen = []
+    pipeline = Pipeline(
+        synchronizer(("lidar",), deadline_ms=60_000), lambda bundle: seen.append(bundle.stamp_ns), queue_depth=5
+    )
+    for name in ("image", "lidar"):
+        pipeline.add(name, 50 * MS, None)
+    wait_until(lambda: seen, "the first pair")
+    pipeline.add("image", 55 * MS, None)
+    pipeline.reset()
+    for name in ("image", "lidar"):
+        pipeline.add(name, 40 * MS, None)
+    wait_until(lambda: len(seen) > 1, "the pair from before")
+    pipeline.stop()
+    assert seen == [50 * MS, 40 * MS]
+    assert (pipeline.statistics.paired, pipeline.statistics.primary_only) == (2, 0)
+
+
 def test_health_separates_the_total_from_the_recent():
     health = Health()
     assert health.report().latency_ms is None
@@ -67,3 +139,17 @@ def test_health_separates_the_total_from_the_recent():
     assert first.latency_ms == (51.0, 96.0)
     assert (second.published, second.recent_published, second.recent_errors) == (100, 0, 0)
     assert (second.errors, second.latest_error) == ({"undecodable": 1}, "")
+
+
+def test_health_tells_why_the_latest_pose_was_withheld_until_one_is_published():
+    health = Health()
+    health.published(1.0, ("image",), confidence=0.7)
+    health.withheld("confidence 0.1 below 0.2 for 0.0 s", 0.1)
+    first = health.report()
+    assert (first.withheld, first.recent_withheld, first.confidence) == (1, 1, 0.1)
+    assert first.lost == "confidence 0.1 below 0.2 for 0.0 s"
+    second = health.report()
+    assert (second.withheld, second.recent_withheld, second.lost) == (1, 0, first.lost)
+    health.published(1.0, ("image",), confidence=0.8)
+    third = health.report()
+    assert (third.lost, third.confidence, third.withheld) == ("", 0.8, 1)

@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extrinsics from parameters, tf2_ros where there is one (here a stand-in), /tf_static, or nowhere."""
+"""Extrinsics from parameters or TF, compared with those of training."""
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
-pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 
-from tf2_msgs.msg import TFMessage
-
-from vmloc_ros import ros_extrinsics
-from vmloc_ros.core.bags import transform_message
+from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_extrinsics import Extrinsics, listen_to_transforms
-from vmloc_ros.ros_types import MissingPackageError
+from vmloc_ros.ros_extrinsics import Extrinsics, trained_extrinsics
 
 BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 1.2], [-1.5, 0.0, -1.5])
+CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.1, -0.2, 0.05], [1.5, -1.5, 0.1])
 
 
 def test_parameters_come_before_tf_and_equal_frames_need_neither():
@@ -34,48 +28,55 @@ def test_parameters_come_before_tf_and_equal_frames_need_neither():
     lookup.find.assert_called_once_with("camera", "lidar")
 
 
-def test_tf2_ros_is_used_where_there_is_one(monkeypatch):
-    class UnknownFrameError(Exception):
-        pass
-
-    def lookup_transform(target, source, time):
-        if (target, source, time.nanoseconds) != ("base_link", "camera", 0):
-            raise UnknownFrameError
-        return transform_message(0, target, source, BASE_FROM_CAMERA)
-
-    buffer = SimpleNamespace(lookup_transform=lookup_transform)
-    tf2_ros = MagicMock(Buffer=lambda: buffer, TransformException=UnknownFrameError)
-    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_ros)
-    lookup = listen_to_transforms(MagicMock())
-    found = lookup.find("base_link", "camera")
-    np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
-    assert lookup.find("base_link", "elsewhere") is None
-    lookup.close()
-    tf2_ros.TransformListener.return_value.unregister.assert_called_once_with()
+def moved(pose: Pose, metres: float, degrees: float) -> Pose:
+    return pose @ Pose.from_xyz_rpy([0.0, metres, 0.0], np.radians([0.0, 0.0, degrees]))
 
 
-def test_tf_static_serves_without_tf2_ros_and_invalid_transforms_are_ignored(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2_ros", None)
-    node = MagicMock()
-    lookup = listen_to_transforms(node)
-    message_type, topic, callback, _ = node.create_subscription.call_args.args
-    assert (message_type, topic) == (TFMessage, "/tf_static")
-    zero = transform_message(0, "base_link", "broken", Pose.identity())
-    zero.transform.rotation.w = 0.0
-    good = transform_message(0, "base_link", "camera", BASE_FROM_CAMERA)
-    callback(SimpleNamespace(transforms=[zero, good]))
-    np.testing.assert_allclose(lookup.find("base_link", "camera").matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
-    assert lookup.find("base_link", "broken") is None
-    assert "broken" in node.get_logger().error.call_args.args[0]
+def recorded(**poses: Pose) -> dict:
+    return {
+        "extrinsics": {
+            name: {"position_m": pose.position_m.tolist(), "quaternion_wxyz": pose.quaternion_wxyz.tolist()}
+            for name, pose in poses.items()
+        }
+    }
 
 
-def test_without_tf2_msgs_parameters_are_the_only_source(monkeypatch):
-    def missing(type_name):
-        raise MissingPackageError(f"message type {type_name} is not available")
+@pytest.mark.parametrize(
+    ("metres", "degrees", "differs"),
+    [(0.0, 0.0, False), (0.04, 1.9, False), (0.06, 0.0, True), (0.0, 2.1, True), (1.2, 90.0, True)],
+)
+def test_extrinsics_from_tf_that_differ_from_training_are_reported_once(metres, degrees, differs):
+    trained = trained_extrinsics(recorded(camera_from_lidar=CAMERA_FROM_LIDAR))
+    lookup, warn = MagicMock(), MagicMock()
+    lookup.find.return_value = moved(CAMERA_FROM_LIDAR, metres, degrees)
+    extrinsics = Extrinsics(lookup, None, None, trained, warn)
+    warn.assert_not_called()  # TF is not known at configure
+    for _ in range(3):
+        extrinsics.camera_from_lidar("camera", "lidar")
+        extrinsics.base_from_body("base_link", "camera")  # of which the checkpoint remembers nothing
+    assert warn.call_count == len(extrinsics.problems) == int(differs)
+    if differs:
+        assert f"camera_from_lidar differs by {metres:.2f} m and {degrees:.1f} deg" in warn.call_args.args[0]
+    lookup.find.return_value = CAMERA_FROM_LIDAR  # someone corrects it
+    extrinsics.camera_from_lidar("camera", "lidar")
+    assert not extrinsics.problems
 
-    monkeypatch.setitem(sys.modules, "tf2_ros", None)
-    monkeypatch.setattr(ros_extrinsics, "message_class", missing)
-    node = MagicMock()
-    lookup = listen_to_transforms(node)
-    assert lookup.find("base_link", "camera") is None
-    assert "parameters only" in node.get_logger().warning.call_args.args[0]
+
+def test_extrinsics_given_by_parameter_are_compared_at_once():
+    trained = trained_extrinsics(recorded(base_from_body=BASE_FROM_CAMERA))
+    warn = MagicMock()
+    extrinsics = Extrinsics(MagicMock(), moved(BASE_FROM_CAMERA, 0.5, 0.0), CAMERA_FROM_LIDAR, trained, warn)
+    warn.assert_called_once()
+    assert "base_from_body differs by 0.50 m and 0.0 deg" in extrinsics.problems[0]
+
+
+def test_a_checkpoint_that_remembers_no_extrinsics_compares_nothing():
+    warn = MagicMock()
+    assert not Extrinsics(MagicMock(), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
+    warn.assert_not_called()
+
+
+@pytest.mark.parametrize("record", [["a list"], {"camera_from_lidar": {"position_m": [1, 2, 3]}}, {"x": None}])
+def test_a_malformed_record_of_extrinsics_is_refused(record):
+    with pytest.raises(CheckpointError, match="record of extrinsics is malformed"):
+        trained_extrinsics({"extrinsics": record})

@@ -20,6 +20,9 @@ class HealthReport:
         latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
         modalities: what the latest pose rests on.
         posterior_std: the latest pose's; see :class:`vmloc_ros.core.frame.Estimate`.
+        withheld: poses that were not to be trusted.
+        lost: why the latest pose was withheld, empty if it was not.
+        confidence: the latest pose's, withheld or not; None if it has none, or there is no pose yet.
         latest_error: why the latest refused frame was refused, empty if none was since the report before.
     """
 
@@ -31,10 +34,14 @@ class HealthReport:
     modalities: tuple[str, ...]
     posterior_std: Mapping[str, float]
     latest_error: str
+    withheld: int
+    recent_withheld: int
+    lost: str
+    confidence: float | None
 
 
 class Health:
-    """Counts frames published and refused, and their latencies."""
+    """Counts frames published, withheld and refused, and their latencies."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,15 +51,33 @@ class Health:
         self._modalities: tuple[str, ...] = ()
         self._posterior_std: Mapping[str, float] = {}
         self._latest_error = ""
-        self._reported = (0, 0)
+        self._withheld = 0
+        self._lost = ""
+        self._confidence: float | None = None
+        self._reported = (0, 0, 0)
 
     def published(
-        self, latency_ms: float, modalities: tuple[str, ...], posterior_std: Mapping[str, float] = {}
+        self,
+        latency_ms: float,
+        modalities: tuple[str, ...],
+        posterior_std: Mapping[str, float] = {},
+        confidence: float | None = None,
     ) -> None:
         with self._lock:
             self._published += 1
             self._latencies_ms.append(latency_ms)
             self._modalities, self._posterior_std = modalities, posterior_std
+            self._lost, self._confidence = "", confidence
+
+    def withheld(self, reason: str, confidence: float | None) -> None:
+        with self._lock:
+            self._withheld += 1
+            self._lost, self._confidence = reason, confidence
+
+    def found(self) -> None:
+        """Be no longer lost, for another reason than a pose."""
+        with self._lock:
+            self._lost, self._confidence = "", None
 
     def refused(self, kind: str, reason: str) -> None:
         with self._lock:
@@ -62,7 +87,7 @@ class Health:
     def report(self) -> HealthReport:
         """A snapshot, which also starts the next "recent" interval."""
         with self._lock:
-            published_before, errors_before = self._reported
+            published_before, errors_before, withheld_before = self._reported
             errors = sum(self._errors.values())
             report = HealthReport(
                 self._published,
@@ -73,8 +98,12 @@ class Health:
                 self._modalities,
                 self._posterior_std,
                 self._latest_error,
+                self._withheld,
+                self._withheld - withheld_before,
+                self._lost,
+                self._confidence,
             )
-            self._reported = (self._published, errors)
+            self._reported = (self._published, errors, self._withheld)
             self._latest_error = ""
             return report
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import rclpy
@@ -22,7 +23,9 @@ from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_diagnostics import Diagnostics
 from vmloc_ros.ros_environment import let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros_parameters import declare_parameters, read_config
-from vmloc_ros.ros_session import Resources, Session
+from vmloc_ros.ros_resources import Resources, load_configured_model
+from vmloc_ros.ros_services import Services
+from vmloc_ros.ros_session import Session
 
 NODE_NAME = "vmloc_node"
 _SLOW_PERIOD_S = 1.0
@@ -32,7 +35,8 @@ class VmlocNode(LifecycleNode):
     """Publishes where the robot is; see ``NodeConfig`` for the parameters.
 
     Configure loads and warms up the model, activate subscribes, deactivate unsubscribes, cleanup lets the
-    model go.
+    model go. Services: ``~/reset`` forgets what came before, ``~/localize`` answers with the next pose (or, on demand,
+    makes one), ``~/load_checkpoint`` changes to parameter ``checkpoint`` without a break.
 
     Raises:
         ConfigError: a parameter has a wrong type or value.
@@ -44,7 +48,15 @@ class VmlocNode(LifecycleNode):
         self._state = "unconfigured"
         self._resources: Resources | None = None
         self._session: Session | None = None
+        self._is_loading = False
         self._diagnostics = Diagnostics(self)
+        self._trigger_services = Services(self)
+        for name, answer in (
+            ("reset", self._reset),
+            ("localize", self._localize),
+            ("load_checkpoint", self._load_checkpoint),
+        ):
+            self._trigger_services.offer(name, answer)
         self.create_timer(_SLOW_PERIOD_S, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def start(self) -> bool:
@@ -56,6 +68,7 @@ class VmlocNode(LifecycleNode):
         """Stop the worker and release everything, in any state."""
         self._stop()
         self._release()
+        self._trigger_services.join()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         return self._transition("configure", "inactive", self._configure)
@@ -106,8 +119,47 @@ class VmlocNode(LifecycleNode):
 
     def _release(self) -> None:
         if self._resources is not None:
+            from vmloc_ros.model import release_gpu_memory  # needs torch, which takes seconds: not before configure
+
             self._resources.close()
             self._resources = None
+            release_gpu_memory()
+
+    async def _reset(self) -> tuple[bool, str]:
+        self._active_session().reset()
+        return True, "path, pairing and being lost are forgotten"
+
+    async def _localize(self) -> tuple[bool, str]:
+        return await self._trigger_services.in_thread(self._active_session().localize)
+
+    async def _load_checkpoint(self) -> tuple[bool, str]:
+        """Load while the old model goes on, then change over; whatever goes wrong, the old one stays."""
+        resources = self._resources
+        if resources is None:
+            raise ConfigError(f"the node is {self._state}: configure loads parameter checkpoint")
+        if self._is_loading:
+            raise ConfigError("another checkpoint is being loaded")
+        self._is_loading = True
+        config = replace(resources.config, checkpoint=read_config(self).checkpoint)
+        try:
+            model = await self._trigger_services.in_thread(lambda: load_configured_model(self, config))
+            if self._resources is resources:
+                resources.adopt(model)
+        except VmlocError as error:
+            raise ConfigError(f"{error}; still using {resources.config.checkpoint}") from error
+        finally:
+            self._is_loading = False
+        if self._resources is not resources:
+            raise ConfigError("the node has been cleaned up meanwhile")
+        if self._session is not None:
+            self._session.adopted()
+        self.get_logger().info(f"now using {model.checkpoint}")
+        return True, f"using {model.checkpoint}"
+
+    def _active_session(self) -> Session:
+        if self._session is None:
+            raise ConfigError(f"the node is {self._state}, and answers when active")
+        return self._session
 
     def _every_second(self) -> None:
         values: dict[str, Any] = {}

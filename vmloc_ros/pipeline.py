@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 from vmloc_ros.synchronizer import Bundle, Statistics, Synchronizer
@@ -24,6 +25,8 @@ class Pipeline(Generic[Payload]):
         synchronizer: used under the pipeline's lock only, with steady time.
         process: called in the worker thread, one bundle at a time; must not raise.
         queue_depth: bundles that may wait for the worker.
+        wanted: on demand: the newest bundle waits, and later ones take its place, until this says yes. It is asked
+            when something is added, and at :meth:`wake`. None: every bundle is wanted.
     """
 
     def __init__(
@@ -31,11 +34,14 @@ class Pipeline(Generic[Payload]):
         synchronizer: Synchronizer[Payload],
         process: Callable[[Bundle[Payload]], None],
         queue_depth: int,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
         self._synchronizer = synchronizer
         self._process = process
+        self._wanted = wanted
         self._queue: deque[Bundle[Payload]] = deque()
-        self._queue_depth = queue_depth
+        self._queue_depth = queue_depth if wanted is None else 1
+        self._calls: deque[Callable[[], None]] = deque()
         self._dropped = 0
         self._stopping = False
         self._condition = threading.Condition()
@@ -44,7 +50,7 @@ class Pipeline(Generic[Payload]):
 
     @property
     def dropped(self) -> int:
-        """Bundles that were overtaken by newer ones."""
+        """Bundles that were overtaken by newer ones; none on demand."""
         return self._dropped
 
     @property
@@ -59,6 +65,23 @@ class Pipeline(Generic[Payload]):
             self._enqueue(self._synchronizer.add(name, stamp_ns, payload, time.monotonic_ns()))
             self._condition.notify()
 
+    def wake(self) -> None:
+        """Have ``wanted`` asked anew."""
+        with self._condition:
+            self._condition.notify()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have a function called in the worker thread, before the bundles that wait; it must not raise."""
+        with self._condition:
+            self._calls.append(function)
+            self._condition.notify()
+
+    def reset(self) -> None:
+        """Forget the messages that wait."""
+        with self._condition:
+            self._synchronizer.reset()
+            self._queue.clear()
+
     def stop(self) -> None:
         """End the worker after the bundle in its hands; what waits is discarded."""
         with self._condition:
@@ -67,17 +90,19 @@ class Pipeline(Generic[Payload]):
         self._thread.join()
 
     def _work(self) -> None:
-        while (bundle := self._next()) is not None:
-            self._process(bundle)
+        while (job := self._next()) is not None:
+            job()
 
-    def _next(self) -> Bundle[Payload] | None:
-        """Wait for a bundle; None when stopping."""
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for something to do; None when stopping."""
         with self._condition:
             while not self._stopping:
+                if self._calls:
+                    return self._calls.popleft()
                 now_ns = time.monotonic_ns()
                 self._enqueue(self._synchronizer.poll(now_ns))
-                if self._queue:
-                    return self._queue.popleft()
+                if self._queue and (self._wanted is None or self._wanted()):
+                    return partial(self._process, self._queue.popleft())
                 deadline_ns = self._synchronizer.next_deadline_ns
                 self._condition.wait(None if deadline_ns is None else (deadline_ns - now_ns) * 1e-9)
             return None
@@ -86,4 +111,5 @@ class Pipeline(Generic[Payload]):
         self._queue.extend(bundles)
         while len(self._queue) > self._queue_depth:
             self._queue.popleft()
-            self._dropped += 1
+            if self._wanted is None:
+                self._dropped += 1

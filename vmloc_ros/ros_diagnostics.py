@@ -34,16 +34,24 @@ class Diagnostics:
         self._publisher.publish(array)
 
 
-def judge(report: HealthReport, problems: list[str], modalities: tuple[str, ...]) -> tuple[bytes, str]:
+def judge(
+    report: HealthReport, problems: list[str], modalities: tuple[str, ...], continuous: bool = True
+) -> tuple[bytes, str]:
     """Level and message of an active node.
 
     Args:
         problems: why inputs are silent.
         modalities: what the model takes.
+        continuous: whether poses are expected without being asked for.
     """
     notes = [f"{report.recent_errors} refused: {report.latest_error}"] if report.recent_errors else []
     notes += problems
     if not report.recent_published:
+        if report.recent_withheld and report.lost:
+            return DiagnosticStatus.WARN, "; ".join([f"lost: {report.lost}", *notes])
+        if not continuous:
+            level = DiagnosticStatus.WARN if notes else DiagnosticStatus.OK
+            return level, "; ".join(["waiting for a call of ~/localize", *notes])
         return DiagnosticStatus.ERROR, f"no pose: {'; '.join(notes) or 'waiting for data'}"
     missing = [name for name in modalities if name not in report.modalities]
     if missing:
@@ -63,6 +71,8 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
     counts = {f"pairing: {k.replace('_', ' ')}": v for k, v in asdict(pairing).items() if k != "nearest_gap_ns"}
     return {
         "poses published": report.published,
+        "poses withheld": report.withheld,
+        "confidence": _confidence(report),
         "pose rate [Hz]": report.recent_published,
         "latest modalities": ", ".join(report.modalities) or "none",
         "latency p50 [ms]": "" if latency is None else f"{latency[0]:.1f}",
@@ -74,3 +84,9 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
         **counts,
         **gaps,
     }
+
+
+def _confidence(report: HealthReport) -> str:
+    if report.confidence is not None:
+        return f"{report.confidence:.3g}"
+    return "none: this checkpoint cannot tell" if report.published or report.withheld else ""

@@ -1,96 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the sensors sit: from parameters, tf2_ros where a distribution has it, or /tf_static alone."""
+"""Where the sensors sit, from parameters or TF, and whether that is where they sat in training."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.time import Time
+import numpy as np
 
-from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.messages import decode_pose
-from vmloc_ros.core.transforms import StaticTransformTree
-from vmloc_ros.ros_types import MissingPackageError, message_class
+from vmloc_ros.core.errors import CheckpointError
+from vmloc_ros.core.geometry import Pose, rotation_angle_deg
+from vmloc_ros.ros_transforms import TransformLookup
 
-_TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-
-class TransformLookup(Protocol):
-    """Finds ``target_from_source`` among the transforms known so far."""
-
-    def find(self, target: str, source: str) -> Pose | None:
-        """The latest transform, or None where the frames are not connected."""
-
-    def close(self) -> None:
-        """Stop listening."""
-
-
-def listen_to_transforms(node: Node) -> TransformLookup:
-    """A listener to TF with the best means at hand: tf2_ros (static and moving), /tf_static, or nothing."""
-    try:
-        import tf2_ros
-    except ImportError:
-        pass
-    else:
-        return _Tf2Lookup(node, tf2_ros)
-    try:
-        return _StaticLookup(node, message_class("tf2_msgs/msg/TFMessage"))
-    except MissingPackageError as error:
-        node.get_logger().warning(f"extrinsics come from parameters only: {error}")
-        return _NoLookup()
-
-
-class _Tf2Lookup:
-    """tf2_ros: also follows moving joints, such as a pan-tilt head."""
-
-    def __init__(self, node: Node, tf2_ros: Any) -> None:
-        self._unavailable = tf2_ros.TransformException
-        self._buffer = tf2_ros.Buffer()
-        self._listener = tf2_ros.TransformListener(self._buffer, node)
-
-    def find(self, target: str, source: str) -> Pose | None:
-        try:
-            return decode_pose(self._buffer.lookup_transform(target, source, Time()))
-        except self._unavailable:
-            return None
-
-    def close(self) -> None:
-        self._listener.unregister()
-
-
-class _StaticLookup:
-    """The transforms of /tf_static; moving joints need tf2_ros."""
-
-    def __init__(self, node: Node, message_type: Any) -> None:
-        self._node = node
-        self._tree = StaticTransformTree()
-        self._subscription = node.create_subscription(message_type, "/tf_static", self._add, _TF_STATIC_QOS)
-
-    def _add(self, message: Any) -> None:
-        for transform in message.transforms:
-            try:
-                pose = decode_pose(transform)
-            except MessageError as error:
-                self._node.get_logger().error(f"/tf_static, {transform.child_frame_id}: {error}; ignored")
-            else:
-                self._tree.add(transform.header.frame_id, transform.child_frame_id, pose)
-
-    def find(self, target: str, source: str) -> Pose | None:
-        return self._tree.find(target, source)
-
-    def close(self) -> None:
-        self._node.destroy_subscription(self._subscription)
-
-
-class _NoLookup:
-    def find(self, target: str, source: str) -> Pose | None:
-        return Pose.identity() if target == source else None
-
-    def close(self) -> None:
-        pass
+_BASE_FROM_BODY, _CAMERA_FROM_LIDAR = "base_from_body", "camera_from_lidar"
+_ALLOWED_M, _ALLOWED_DEG = 0.05, 2.0
 
 
 class Extrinsics:
@@ -99,21 +22,87 @@ class Extrinsics:
     Args:
         base_from_body: given by parameter, or None.
         camera_from_lidar: given by parameter, or None.
+        trained: those of training by name, as far as the checkpoint remembers them.
+        warn: is told when one differs from training's by more than 5 cm or 2 degrees.
     """
 
-    def __init__(self, lookup: TransformLookup, base_from_body: Pose | None, camera_from_lidar: Pose | None) -> None:
+    def __init__(
+        self,
+        lookup: TransformLookup,
+        base_from_body: Pose | None,
+        camera_from_lidar: Pose | None,
+        trained: Mapping[str, Pose] = {},
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._lookup = lookup
-        self._base_from_body, self._camera_from_lidar = base_from_body, camera_from_lidar
+        self._given = {_BASE_FROM_BODY: base_from_body, _CAMERA_FROM_LIDAR: camera_from_lidar}
+        self._warn = warn
+        self.expect(trained)
+
+    def expect(self, trained: Mapping[str, Pose]) -> None:
+        """Compare with those of this training from now on."""
+        self._trained = trained
+        self._mismatches: dict[str, str] = {}
+        for name, pose in self._given.items():
+            self._compare(name, pose)
+
+    @property
+    def problems(self) -> list[str]:
+        """What differs from training, in words."""
+        return list(self._mismatches.values())
 
     def base_from_body(self, base_frame: str, body_frame: str) -> Pose | None:
         """``base_from_body``, or None while unknown."""
         if base_frame == body_frame:
             return Pose.identity()
-        return self._base_from_body or self._lookup.find(base_frame, body_frame)
+        return self._find(_BASE_FROM_BODY, base_frame, body_frame)
 
     def camera_from_lidar(self, camera_frame: str, lidar_frame: str) -> Pose | None:
         """``camera_from_lidar``, or None while unknown."""
-        return self._camera_from_lidar or self._lookup.find(camera_frame, lidar_frame)
+        return self._find(_CAMERA_FROM_LIDAR, camera_frame, lidar_frame)
 
     def close(self) -> None:
         self._lookup.close()
+
+    def _find(self, name: str, target: str, source: str) -> Pose | None:
+        if (given := self._given[name]) is not None:
+            return given
+        pose = self._lookup.find(target, source)
+        self._compare(name, pose)
+        return pose
+
+    def _compare(self, name: str, pose: Pose | None) -> None:
+        trained = self._trained.get(name)
+        if trained is None or pose is None:
+            return
+        distance_m = float(np.linalg.norm(pose.position_m - trained.position_m))
+        angle_deg = float(rotation_angle_deg(pose.quaternion_wxyz, trained.quaternion_wxyz))
+        if distance_m <= _ALLOWED_M and angle_deg <= _ALLOWED_DEG:
+            self._mismatches.pop(name, None)
+            return
+        told = name in self._mismatches
+        self._mismatches[name] = (
+            f"{name} differs by {distance_m:.2f} m and {angle_deg:.1f} deg from that in training: correct the "
+            "extrinsics or the mounting, or train with these"
+        )
+        if not told:
+            self._warn(self._mismatches[name])
+
+
+def trained_extrinsics(training: Mapping[str, Any]) -> dict[str, Pose]:
+    """Those that a checkpoint's record of its training holds under ``extrinsics``.
+
+    The record is ``{name: {"position_m": [x, y, z], "quaternion_wxyz": [w, x, y, z]}}``; names are those of
+    :class:`Extrinsics`' transforms.
+
+    Raises:
+        CheckpointError: the record is malformed.
+    """
+    record = training.get("extrinsics", {})
+    try:
+        return {
+            name: Pose(np.array(entry["position_m"]), np.array(entry["quaternion_wxyz"]))
+            for name, entry in record.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's record of extrinsics is malformed ({error!r}): {record}") from error

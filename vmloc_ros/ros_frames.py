@@ -62,6 +62,8 @@ class FrameBuilder:
     def _camera_from_lidar(self, bundle: Bundle[Any]) -> Pose | None:
         if IMAGE in bundle.messages:
             self._camera_frame = bundle.messages[IMAGE][1].header.frame_id
+        elif self._camera_frame is None and self.camera_info is not None:
+            self._camera_frame = self.camera_info.header.frame_id
         if LIDAR not in bundle.messages or self._camera_frame is None:
             return None
         return self._extrinsics.camera_from_lidar(self._camera_frame, bundle.messages[LIDAR][1].header.frame_id)

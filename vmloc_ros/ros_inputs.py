@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.node import Node
 from rclpy.qos import (
+    DurabilityPolicy,
     HistoryPolicy,
-    QoSCompatibility,
+    QoSPolicyKind,
     QoSProfile,
     ReliabilityPolicy,
-    qos_check_compatible,
+    qos_policy_name_from_kind,
 )
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
@@ -23,14 +24,30 @@ from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.ros_parameters import NodeConfig
 
+try:
+    from rclpy.event_handler import SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import SubscriptionEventCallbacks
+
 CAMERA_INFO = "camera_info"
+
+_OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+# What a subscription may ask for and a publisher fail to offer. We ask for no deadline and no liveliness, which
+# every publisher can serve.
+_UNMET = {
+    "reliability": (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT),
+    "durability": (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE),
+}
 
 
 class Input:
     """One subscription that notices when it should hear something and does not.
 
     Uses sensor-data QoS (best effort, keep last), which every publisher can serve; parameters
-    ``qos_overrides.<topic>.subscription.{reliability,depth,history}`` change it.
+    ``qos_overrides.<topic>.subscription.{reliability,durability,depth,history}`` change it.
+
+    Args:
+        optional: its absence is no problem.
 
     Raises:
         ConfigError: such a parameter is wrong, or the topic's name.
@@ -44,12 +61,14 @@ class Input:
         topic: str,
         depth: int,
         receive: Callable[[str, Any], None],
+        optional: bool = False,
     ) -> None:
         self.name, self.count = name, 0
-        self._node, self._receive = node, receive
+        self._node, self._receive, self._optional = node, receive, optional
         self._type_name = f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
         self._heard_s = time.monotonic()
         self._reported: str | None = None
+        self._incompatible: str | None = None  # what the middleware says of a publisher that the graph does not name
         self._qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         try:
             self._subscription = node.create_subscription(
@@ -57,7 +76,10 @@ class Input:
                 topic,
                 self._on_message,
                 self._qos,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                qos_overriding_options=QoSOverridingOptions(_OVERRIDABLE),
+                event_callbacks=SubscriptionEventCallbacks(
+                    incompatible_qos=self._on_incompatible_qos, use_default_callbacks=False
+                ),
             )
         # RuntimeError and ParameterException are what rclpy raises for wrong qos_overrides.
         except (RuntimeError, ParameterException, NameValidationException) as error:
@@ -69,12 +91,15 @@ class Input:
 
     def problem(self, timeout_s: float) -> str | None:
         """Why nothing arrives, in words, or None while all is well. Logs each change once."""
-        wrong_type = self._wrong_type()
-        problem = wrong_type or self._silence(timeout_s)
+        if self._optional:
+            return None
+        publishers = self._node.get_publishers_info_by_topic(self.topic)
+        mismatches = self._mismatches(publishers)
+        problem = mismatches or self._silence(publishers, timeout_s)
         if problem != self._reported:
             self._reported = problem
-            if wrong_type:
-                self._node.get_logger().error(wrong_type)
+            if mismatches:
+                self._node.get_logger().error(mismatches)
             elif problem:
                 self._node.get_logger().warning(problem)
             else:
@@ -84,39 +109,80 @@ class Input:
     def _on_message(self, message: Any) -> None:
         self.count += 1
         self._heard_s = time.monotonic()
+        self._incompatible = None
         self._receive(self.name, message)
 
-    def _wrong_type(self) -> str | None:
-        for publisher in self._node.get_publishers_info_by_topic(self.topic):
-            if publisher.topic_type != self._type_name:
-                return (
-                    f"{self.topic} is published as {publisher.topic_type} by {publisher.node_name}, expected "
-                    f"{self._type_name}; choose the right topic for parameter {_parameter_of(self.name)}"
-                )
-        return None
+    def _on_incompatible_qos(self, event: Any) -> None:
+        self._incompatible = qos_policy_name_from_kind(event.last_policy_kind).lower()
 
-    def _silence(self, timeout_s: float) -> str | None:
+    def _mismatches(self, publishers: list[Any]) -> str | None:
+        """Every publisher that can never reach this subscription, and why; None without one."""
+        found = [text for publisher in publishers for text in self._mismatches_of(publisher)]
+        if found:
+            self._incompatible = None  # the graph tells more than the event
+        elif self._incompatible and publishers:
+            found = [
+                f"{self.topic}: the {self._incompatible} QoS of a publisher does not match this node's; set parameter "
+                f"{self._override(self._incompatible)}"
+            ]
+        return "; ".join(dict.fromkeys(found)) or None
+
+    def _mismatches_of(self, publisher: Any) -> Iterator[str]:
+        """What the graph shows; the QoS of middlewares that do not tell it is left to the event."""
+        who = _node_of(publisher)
+        if publisher.topic_type != self._type_name:
+            yield (
+                f"{self.topic} is published as {publisher.topic_type} by {who}, expected {self._type_name}; "
+                f"choose the right topic for parameter {_parameter_of(self.name)}"
+            )
+            return
+        for policy, unmet in _UNMET.items():
+            asked, offered = getattr(self._qos, policy), getattr(publisher.qos_profile, policy)
+            if (asked, offered) == unmet:
+                yield (
+                    f"{self.topic}: publisher {who} offers {offered.short_key} {policy}, this node asks for "
+                    f"{asked.short_key}; start it with parameter {self._override(policy)}:={offered.short_key}"
+                )
+
+    def _override(self, policy: str) -> str:
+        return f"qos_overrides.{self.topic}.subscription.{policy}"
+
+    def _silence(self, publishers: list[Any], timeout_s: float) -> str | None:
         if time.monotonic() - self._heard_s < timeout_s:
             return None
-        publishers = self._node.get_publishers_info_by_topic(self.topic)
         if not publishers:
             parameter = _parameter_of(self.name)
             return f"no {self.name} on {self.topic}: nobody publishes it; check parameter {parameter}"
-        for publisher in publishers:
-            compatibility, reason = qos_check_compatible(publisher.qos_profile, self._qos)
-            if compatibility == QoSCompatibility.ERROR:
-                return f"no {self.name} on {self.topic}: QoS does not match {publisher.node_name}'s: {reason}"
-        return f"no {self.name} on {self.topic}: its publisher {publishers[0].node_name} is silent"
+        return f"no {self.name} on {self.topic}: its publisher {_node_of(publishers[0])} is silent"
+
+
+def modalities_in_use(wanted: tuple[str, ...], offered: tuple[str, ...]) -> tuple[str, ...]:
+    """The modalities to subscribe to, in the model's order.
+
+    Args:
+        wanted: parameter ``modalities``; empty for all.
+        offered: what the model takes.
+
+    Raises:
+        ConfigError: the model does not take one of them.
+    """
+    unknown = [name for name in wanted if name not in offered]
+    if unknown:
+        raise ConfigError(
+            f"parameter modalities names {', '.join(unknown)}, which the checkpoint's model does not take; it takes "
+            f"{', '.join(offered)}"
+        )
+    return tuple(name for name in offered if name in wanted) if wanted else offered
 
 
 def create_inputs(
     node: Node,
     config: NodeConfig,
     modalities: tuple[str, ...],
-    with_camera_info: bool,
+    needs_camera_info: bool,
     receive: Callable[[str, Any], None],
 ) -> list[Input]:
-    """Subscribe to what a model with these modalities takes."""
+    """Subscribe to these modalities, and to the camera's intrinsics where the model or the overlay can use them."""
     compressed = config.image_transport == "compressed"
     kinds: dict[str, tuple[Any, str]] = {
         IMAGE: (
@@ -127,9 +193,17 @@ def create_inputs(
         LIDAR: (PointCloud2, config.cloud_topic),
         CAMERA_INFO: (CameraInfo, config.camera_info_topic),
     }
-    names = (*modalities, CAMERA_INFO) if with_camera_info else modalities
-    return [Input(node, name, *kinds[name], config.input_depth, receive) for name in names]
+    inputs = [Input(node, name, *kinds[name], config.input_depth, receive) for name in modalities]
+    if needs_camera_info or {IMAGE, LIDAR} <= set(modalities):
+        optional = not needs_camera_info
+        inputs.append(Input(node, CAMERA_INFO, *kinds[CAMERA_INFO], config.input_depth, receive, optional))
+    return inputs
 
 
 def _parameter_of(name: str) -> str:
     return "cloud_topic" if name == LIDAR else f"{name}_topic"
+
+
+def _node_of(publisher: Any) -> str:
+    namespace = publisher.node_namespace.rstrip("/")
+    return f"{namespace}/{publisher.node_name}" if namespace else publisher.node_name

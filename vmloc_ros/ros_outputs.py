@@ -8,48 +8,81 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, TransformStamped
-from nav_msgs.msg import Path
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry, Path
 from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.time import Time
 
+from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_types import message_class
+from vmloc_ros.map_frame import MapFrame
+from vmloc_ros.ros_broadcaster import MapOrigin, create_broadcaster
+from vmloc_ros.ros_odometry import OdometrySource
+from vmloc_ros.ros_parameters import NodeConfig
 
 _OUTPUT_DEPTH = 10
-_TF_DEPTH = 100  # as tf2_ros has it
+# Of a twist that is zero because nothing is known of it: such variances are ignored by filters that weigh by them.
+_UNKNOWN_TWIST_COVARIANCE = np.diag(np.full(6, 1e6)).ravel()
 
 
 class Outputs:
-    """Publishers of poses of ``base_frame`` in ``map_frame``.
+    """Publishers of poses of ``base_frame`` in a map frame.
+
+    Args:
+        odometry: for ``map -> odom``; not used where ``tf_mode`` is another.
 
     Raises:
         MissingPackageError: TF is wanted and tf2_msgs is not installed.
+        ConfigError: parameters do not go together.
     """
 
-    def __init__(self, node: Node, map_frame: str, base_frame: str, path_length: int, publish_tf: bool) -> None:
-        tf_type = message_class("tf2_msgs/msg/TFMessage") if publish_tf else None
+    def __init__(
+        self, node: Node, config: NodeConfig, map_frame: MapFrame, base_frame: str, odometry: OdometrySource | None
+    ) -> None:
+        self._broadcaster = create_broadcaster(node, config, map_frame.name, base_frame, odometry)
+        self._map_origin = MapOrigin(node, map_frame) if map_frame.parent is not None else None
         self._node = node
-        self._map_frame, self._base_frame = map_frame, base_frame
-        self._trail: deque[PoseStamped] = deque(maxlen=path_length)
+        self._map_frame, self._base_frame = map_frame.name, base_frame
+        self._trail: deque[PoseStamped] = deque(maxlen=config.path_length)
         self._lock = threading.Lock()
         self._publishers: list[Any] = []
         self._pose = self._create(PoseStamped, "~/pose", _OUTPUT_DEPTH)
         self._pose_with_covariance = self._create(PoseWithCovarianceStamped, "~/pose_with_covariance", _OUTPUT_DEPTH)
-        self._path = self._create(Path, "~/path", 1) if path_length else None
-        self._tf = self._create(tf_type, "/tf", _TF_DEPTH) if tf_type else None
+        self._odometry = self._create(Odometry, "~/odometry", _OUTPUT_DEPTH) if config.publish_odometry else None
+        self._path = self._create(Path, "~/path", 1) if config.path_length else None
+
+    @property
+    def problems(self) -> list[str]:
+        """What keeps outputs back, in words."""
+        return [self._broadcaster.problem] if self._broadcaster and self._broadcaster.problem else []
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For diagnostics."""
+        if self._broadcaster is None:
+            return {}
+        return {"transforms published": self._broadcaster.published, "transforms withheld": self._broadcaster.withheld}
 
     def publish(self, stamp_ns: int, map_from_base: Pose, covariance: NDArray[np.float64]) -> None:
-        """Publish one pose everywhere, with ``covariance`` ``(6, 6)`` about the map axes."""
+        """Publish one pose everywhere, with ``covariance`` ``(6, 6)`` about the map axes.
+
+        Raises:
+            ModelError: a number is not finite or a variance not positive; nothing is published.
+        """
+        check_pose(stamp_ns, map_from_base, covariance)
         pose = self._pose_message(stamp_ns, map_from_base)
         self._pose.publish(pose)
         with_covariance = PoseWithCovarianceStamped(header=pose.header)
         with_covariance.pose.pose = pose.pose
         with_covariance.pose.covariance = covariance.ravel()
         self._pose_with_covariance.publish(with_covariance)
-        if self._tf is not None:
-            self._tf.publish(self._tf.msg_type(transforms=[self._transform_message(pose)]))
+        if self._odometry is not None:
+            odometry = Odometry(header=pose.header, child_frame_id=self._base_frame, pose=with_covariance.pose)
+            odometry.twist.covariance = _UNKNOWN_TWIST_COVARIANCE
+            self._odometry.publish(odometry)
+        if self._broadcaster is not None:
+            self._broadcaster.fix(stamp_ns, map_from_base)
         with self._lock:
             self._trail.append(pose)
 
@@ -62,12 +95,21 @@ class Outputs:
         if poses:
             self._path.publish(Path(header=poses[-1].header, poses=poses))
 
-    def forget_path(self) -> None:
-        """Start the path anew, as after a jump back in time."""
+    def stop(self) -> None:
+        """Publish nothing more before the next pose."""
+        if self._broadcaster is not None:
+            self._broadcaster.reset()
+
+    def start_anew(self) -> None:
+        """Forget the poses so far, as after a jump back in time."""
+        self.stop()
         with self._lock:
             self._trail.clear()
 
     def close(self) -> None:
+        for part in (self._broadcaster, self._map_origin):
+            if part is not None:
+                part.close()
         for publisher in self._publishers:
             self._node.destroy_publisher(publisher)
 
@@ -85,9 +127,16 @@ class Outputs:
         orientation.w, orientation.x, orientation.y, orientation.z = pose.quaternion_wxyz.tolist()
         return message
 
-    def _transform_message(self, pose: PoseStamped) -> TransformStamped:
-        message = TransformStamped(header=pose.header, child_frame_id=self._base_frame)
-        position, translation = pose.pose.position, message.transform.translation
-        translation.x, translation.y, translation.z = position.x, position.y, position.z
-        message.transform.rotation = pose.pose.orientation
-        return message
+
+def check_pose(stamp_ns: int, pose: Pose, covariance: NDArray[np.float64]) -> None:
+    """The last guard: whatever happens before it, no NaN leaves the node, and no covariance that claims certainty.
+
+    Raises:
+        ModelError: a number is not finite or a variance not positive.
+    """
+    numbers = np.concatenate([pose.position_m, pose.quaternion_wxyz, covariance.ravel()])
+    if not np.isfinite(numbers).all() or (covariance.diagonal() <= 0).any():
+        raise ModelError(
+            f"pose at {stamp_ns} ns is not published: position {pose.position_m.tolist()}, variances "
+            f"{covariance.diagonal().tolist()} must be finite, and variances positive"
+        )

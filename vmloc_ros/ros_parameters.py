@@ -19,16 +19,24 @@ from rclpy.parameter import Parameter
 from rclpy.validate_topic_name import validate_topic_name
 
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
+MAP_TO_BASE, MAP_TO_ODOM, NO_TF = TF_MODES = ("map_to_base", "map_to_odom", "none")
 
 
 def _parameter(
-    default: Any, description: str, *, low: float = 0, high: float | None = None, read_only: bool = False
+    default: Any,
+    description: str,
+    *,
+    low: float = 0,
+    high: float | None = None,
+    read_only: bool = False,
+    unset: Parameter.Type = Parameter.Type.DOUBLE_ARRAY,
 ) -> Any:
-    """A table row; ``low`` and ``high`` bound numbers that have a ``high``."""
-    metadata = {"description": description, "low": low, "high": high, "read_only": read_only}
+    """A table row; ``low`` and ``high`` bound numbers that have a ``high``; ``unset``: the type of a None."""
+    metadata = {"description": description, "low": low, "high": high, "read_only": read_only, "unset": unset}
     return field(default=default, metadata=metadata)
 
 
@@ -43,12 +51,18 @@ class NodeConfig:
     checkpoint: str = _parameter("", "Path of the model's checkpoint (.safetensors).")
     device: str = _parameter("auto", "Where the model runs: auto, cpu, cuda or cuda:N.")
     autostart: bool = _parameter(True, "Configure and activate by itself at start.", read_only=True)
+    modalities: tuple[str, ...] | None = _parameter(
+        None,
+        "Inputs to use, of image, depth and lidar: others are not subscribed. Not set: all that the model takes.",
+        unset=Parameter.Type.STRING_ARRAY,
+    )
+    allow_degraded: bool = _parameter(True, "Localize frames that lack one of the inputs; else they are refused.")
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on <image_topic>/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
-        "camera/camera_info", "sensor_msgs/CameraInfo, for models that project the scan into the image."
+        "camera/camera_info", "sensor_msgs/CameraInfo, for models that project the scan into the image, and ~/overlay."
     )
     input_depth: int = _parameter(10, "Messages that a subscription keeps.", low=1, high=1000)
     slop_s: float = _parameter(0.1, "Largest distance of the stamps of messages that belong together.", high=10.0)
@@ -61,10 +75,48 @@ class NodeConfig:
     lookahead_frames: int = _parameter(
         0, "Later frames that a pose waits for, with models that read clips (vidloc).", high=1000
     )
+    continuous: bool = _parameter(True, "Answer every frame; else only when ~/localize is called.")
+    min_confidence: float = _parameter(
+        0.05, "Withhold poses of lower confidence, with checkpoints that tell it; 0: none.", high=1.0
+    )
+    max_position_std_m: float = _parameter(
+        0.0, "Withhold poses whose position has a larger standard deviation; 0: none.", high=1000.0
+    )
     input_timeout_s: float = _parameter(3.0, "Warn when an input has been silent for this long.", low=0.1, high=3600.0)
-    map_frame: str = _parameter("", "Frame of the poses; empty: the checkpoint's.")
+    map_frame: str = _parameter(
+        "", "Frame of the poses; empty: the checkpoint's, or map where the checkpoint's coordinates are large."
+    )
+    map_origin: tuple[float, ...] | None = _parameter(
+        None,
+        "Origin x y z of map_frame in the checkpoint's frame, metres; static TF tells it. Not set: zero, or the middle "
+        "of the training area where the checkpoint's coordinates are beyond 10 km (UTM).",
+    )
     base_frame: str = _parameter("base_link", "Frame whose pose is published; empty: the checkpoint's body frame.")
-    publish_tf: bool = _parameter(True, "Publish map_frame -> base_frame on /tf.")
+    tf_mode: str = _parameter(
+        "map_to_base",
+        "On /tf: map_to_base; map_to_odom, on robots whose odometry publishes odom_frame -> base_frame; or none.",
+    )
+    odom_frame: str = _parameter("odom", "The odometry's frame, for map_to_odom and smoothing.")
+    odometry_topic: str = _parameter(
+        "", "nav_msgs/Odometry, for map_to_odom and smoothing; empty: odometry comes from TF."
+    )
+    transform_tolerance_s: float = _parameter(0.5, "map -> odom is stamped this long after its image.", high=10.0)
+    tf_rate_hz: float = _parameter(0.0, "Repeat map -> odom at this rate, with current stamps; 0: off.", high=200.0)
+    tf_timeout_s: float = _parameter(5.0, "Repeat it for no longer than this.", low=0.01, high=3600.0)
+    publish_odometry: bool = _parameter(False, "Publish ~/odometry: the pose again, with an unknown twist.")
+    smoothing: bool = _parameter(
+        False, "Filter poses with odometry, reject those that do not fit, and publish the filter's."
+    )
+    smoothing_drift: float = _parameter(
+        1.0,
+        "For smoothing: how fast the odometry drifts; 1: a good wheeled robot's, 5 cm and 0.1 deg per root metre, "
+        "0.6 deg per root radian.",
+        low=0.1,
+        high=100.0,
+    )
+    debug_rate_hz: float = _parameter(
+        2.0, "Most pictures per second on ~/range_image and ~/overlay, while somebody looks.", low=0.01, high=100.0
+    )
     path_length: int = _parameter(1000, "Poses kept in ~/path; 0 publishes none.", high=100_000)
     base_from_body: tuple[float, ...] | None = _parameter(
         None,
@@ -76,21 +128,39 @@ class NodeConfig:
     )
 
     def __post_init__(self) -> None:
-        if self.image_transport not in IMAGE_TRANSPORTS:
-            allowed = " or ".join(IMAGE_TRANSPORTS)
-            raise ConfigError(f"parameter image_transport is {self.image_transport!r}; expected {allowed}")
+        for name, allowed in (("image_transport", IMAGE_TRANSPORTS), ("tf_mode", TF_MODES)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"parameter {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
+        unknown = [name for name in self.modalities or () if name not in MODALITIES]
+        if unknown:
+            raise ConfigError(f"parameter modalities has {unknown}; expected some of {', '.join(MODALITIES)}")
+        if self.lookahead_frames and not self.continuous:
+            raise ConfigError(
+                f"parameter lookahead_frames is {self.lookahead_frames}, which must be 0 where continuous is false: no "
+                "later frames come"
+            )
+        if self.smoothing and self.tf_mode == MAP_TO_BASE and not self.odometry_topic:
+            raise ConfigError(
+                f"parameter smoothing takes odometry from TF, where {self.base_frame or 'the base'} has a parent "
+                f"already; set tf_mode to {MAP_TO_ODOM} or {NO_TF}, or odometry_topic"
+            )
+        if not self.odom_frame:
+            raise ConfigError("parameter odom_frame is empty; expected the odometry's frame, such as odom")
         for row in fields(self):
             value = getattr(self, row.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"parameter {row.name} must be finite, got {value}")
-            if row.name.endswith("_topic"):
+            if row.name.endswith("_topic") and (value or row.default):
                 _check_topic(row.name, value)
         for name in ("base_from_body", "camera_from_lidar"):
-            numbers = getattr(self, name)
-            if numbers is not None and (len(numbers) != 6 or not all(map(math.isfinite, numbers))):
-                raise ConfigError(
-                    f"parameter {name} must be 6 finite numbers (x y z roll pitch yaw), got {list(numbers)}"
-                )
+            _check_numbers(name, getattr(self, name), "x y z roll pitch yaw")
+        _check_numbers("map_origin", self.map_origin, "x y z")
+
+
+def _check_numbers(name: str, numbers: tuple[float, ...] | None, meaning: str) -> None:
+    count = len(meaning.split())
+    if numbers is not None and (len(numbers) != count or not all(map(math.isfinite, numbers))):
+        raise ConfigError(f"parameter {name} must be {count} finite numbers ({meaning}), got {list(numbers)}")
 
 
 def _check_topic(name: str, topic: str) -> None:
@@ -113,7 +183,7 @@ def declare_parameters(node: Node) -> None:
         ConfigError: an override from the command line or a file has a wrong type or value.
     """
     for row in fields(NodeConfig):
-        default = Parameter.Type.DOUBLE_ARRAY if row.default is None else row.default
+        default = row.metadata["unset"] if row.default is None else row.default
         try:
             node.declare_parameter(row.name, default, _descriptor(row))
         except ParameterException as error:
@@ -133,7 +203,7 @@ def _values(node: Node) -> dict[str, Any]:
 
 
 def _value(parameter: Parameter) -> Any:
-    is_array = parameter.type_ == Parameter.Type.DOUBLE_ARRAY
+    is_array = parameter.type_ in (Parameter.Type.DOUBLE_ARRAY, Parameter.Type.STRING_ARRAY)
     return tuple(parameter.value) if is_array else parameter.value
 
 

@@ -178,6 +178,11 @@ class Synchronizer(Generic[Payload]):
         self._prune()
         return bundles
 
+    def reset(self) -> None:
+        """Forget every message, as after a jump back in time; what is pending is not released."""
+        self._clear()
+        self._statistics.resets += 1
+
     def _clear(self) -> None:
         names = (self._primary, *self._secondary)
         self._buffers: dict[str, list[_Message[Payload]]] = {name: [] for name in names}

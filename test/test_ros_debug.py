@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debug pictures over real DDS: only for those who look, no more often than asked, and after the pose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from helpers import random_frame
+from ros_graph import peer, wait_until
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from sensor_msgs.msg import Image
+
+from training.testing import write_random_checkpoint
+from vmloc_ros import ros_debug
+from vmloc_ros.core.bags import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.core.frame import PinholeCamera
+from vmloc_ros.core.messages import decode_image, stamp_ns
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.debug_images import overlay_picture, range_picture
+from vmloc_ros.ros_debug import DebugImages
+from vmloc_ros.synchronizer import Bundle
+
+pytestmark = pytest.mark.usefixtures("ros_domain")
+
+CONFIG = PreprocessConfig(shortest_side=60)
+STAMP_NS, CLOUD_STAMP_NS = 1_700_000_000_000_000_000, 1_700_000_000_010_000_000
+ALWAYS_HZ, ONCE_HZ = 1e9, 1e-3
+
+
+def frame_and_bundle(clouds: bool = True):
+    frame = replace(random_frame(), stamp_ns=STAMP_NS)
+    messages = {
+        "image": (STAMP_NS, image_message(STAMP_NS, "camera", frame.image, "rgb8")),
+        "lidar": (CLOUD_STAMP_NS, point_cloud_message(CLOUD_STAMP_NS, "lidar", frame.cloud)),
+    }
+    if not clouds:
+        del messages["lidar"]
+        frame = replace(frame, cloud=None)
+    return frame, Bundle(STAMP_NS, 0, messages)
+
+
+@pytest.fixture
+def looking():
+    """A peer that publishes debug pictures and one that looks at both topics."""
+    with peer() as drawing, peer() as us:
+
+        def look(*topics):
+            for topic in topics:
+                us.collect(Image, f"/test_peer/{topic}")
+                wait_until(lambda topic=topic: drawing.node.count_subscribers(f"/test_peer/{topic}"), "the viewer")
+            return us.received
+
+        yield drawing.node, look
+
+
+def publish_until(debug, frame, bundle, seen):
+    """Until the viewer has matched, pictures go nowhere."""
+
+    def tried():
+        debug.publish(bundle, frame)
+        return seen()
+
+    wait_until(tried, "pictures")
+
+
+def test_viewers_get_what_is_drawn_with_the_stamp_and_frame_of_its_source(looking):
+    node, look = looking
+    debug = DebugImages(node, CONFIG, ALWAYS_HZ)
+    received = look("range_image", "overlay")
+    frame, bundle = frame_and_bundle()
+    debug.camera_info = camera_info_message(STAMP_NS, "camera", frame.camera)
+    publish_until(debug, frame, bundle, lambda: len([topic for topic, seen in received.items() if seen]) == 2)
+    ranges, overlay = received["/test_peer/range_image"][0], received["/test_peer/overlay"][0]
+    assert (ranges.header.frame_id, stamp_ns(ranges.header)) == ("lidar", CLOUD_STAMP_NS)
+    assert (overlay.header.frame_id, stamp_ns(overlay.header)) == ("camera", STAMP_NS)
+    np.testing.assert_array_equal(decode_image(ranges), range_picture(frame, Preprocessor(CONFIG)))
+    expected = overlay_picture(frame, frame.camera, CONFIG.lidar_range_m)
+    np.testing.assert_array_equal(decode_image(overlay), expected)
+    assert (expected != overlay_picture(frame, None, CONFIG.lidar_range_m)).any()
+
+
+def test_a_camera_without_calibration_costs_the_points_and_nothing_else(looking):
+    node, look = looking
+    debug = DebugImages(node, CONFIG, ALWAYS_HZ)
+    received = look("overlay")
+    frame, bundle = frame_and_bundle()
+    debug.camera_info = camera_info_message(STAMP_NS, "camera", PinholeCamera(80, 60, 0.0, 0.0, 0.0, 0.0))
+    publish_until(debug, frame, bundle, lambda: received["/test_peer/overlay"])
+    expected = overlay_picture(frame, None, CONFIG.lidar_range_m)
+    np.testing.assert_array_equal(decode_image(received["/test_peer/overlay"][0]), expected)
+
+
+def test_pictures_are_drawn_for_viewers_alone_and_no_more_often_than_asked(looking, monkeypatch):
+    node, look = looking
+    drawn = []
+    monkeypatch.setattr(ros_debug, "range_picture", lambda *_: drawn.append("range") or None)
+    monkeypatch.setattr(ros_debug, "overlay_picture", lambda *_: drawn.append("overlay") or None)
+    often, once = DebugImages(node, CONFIG, ALWAYS_HZ), DebugImages(node, CONFIG, ONCE_HZ)
+    frame, bundle = frame_and_bundle()
+    for _ in range(3):
+        often.publish(bundle, frame)
+    assert drawn == []
+    look("overlay")
+    publish_until(often, frame, bundle, lambda: drawn)
+    for _ in range(3):
+        often.publish(bundle, frame)
+    assert drawn == ["overlay"] * 4
+    drawn.clear()
+    publish_until(once, frame, bundle, lambda: drawn)
+    for _ in range(3):
+        once.publish(bundle, frame)
+    assert drawn == ["overlay"]
+
+
+def test_a_range_image_that_cannot_be_drawn_does_not_keep_the_overlay_back(looking):
+    node, look = looking
+    debug = DebugImages(node, replace(CONFIG, lidar_projection="pinhole"), ALWAYS_HZ)
+    received = look("range_image", "overlay")
+    frame, bundle = frame_and_bundle()
+    frame = replace(frame, camera=None)
+    publish_until(debug, frame, bundle, lambda: received["/test_peer/overlay"])
+    assert not received["/test_peer/range_image"]
+
+
+def test_the_pose_is_out_before_anything_is_drawn(ros_domain, tmp_path, monkeypatch):
+    import rclpy
+
+    from vmloc_ros.node import VmlocNode
+
+    checkpoint = tmp_path / "random.safetensors"
+    write_random_checkpoint(checkpoint, ("image", "lidar"))
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "modalities": "[image]", "queue_depth": 100}
+    arguments = ["--ros-args", *(part for name, x in parameters.items() for part in ("-p", f"{name}:={x}"))]
+    context = rclpy.Context()
+    rclpy.init(args=arguments, context=context)
+    node = VmlocNode(context=context)
+    drawn = []
+
+    def draw(frame, *_):
+        drawn.append((frame.stamp_ns - STAMP_NS, node._session.diagnose()[2]["poses published"]))
+
+    monkeypatch.setattr(ros_debug, "overlay_picture", draw)
+    try:
+        assert node.start()
+        with peer() as us:
+            us.collect(Image, "/vmloc_node/overlay")
+            wait_until(lambda: node.count_subscribers("/vmloc_node/overlay"), "the viewer")
+            _, bundle = frame_and_bundle(clouds=False)
+            sent = iter(range(1000))
+
+            def seen():
+                node._session._pipeline.add("image", STAMP_NS + next(sent), bundle.messages["image"][1])
+                return drawn
+
+            wait_until(seen, "a picture")
+        index, poses = drawn[0]
+        assert poses == index + 1
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown(context=context)

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TF by tf2_ros where there is one (here a stand-in), by a listener of our own, or not at all."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
+
+from rclpy.time import Time
+from tf2_msgs.msg import TFMessage
+
+from vmloc_ros import ros_transforms
+from vmloc_ros.core.bags import transform_message
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_pose
+from vmloc_ros.ros_broadcaster import transform_message as ros_transform_message
+from vmloc_ros.ros_transforms import listen_to_transforms
+from vmloc_ros.ros_types import MissingPackageError
+from vmloc_ros.transform_tree import TransformTree
+
+BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 1.2], [-1.5, 0.0, -1.5])
+
+
+def listen(node, moving_frame=None):
+    return listen_to_transforms(node, 1.0, moving_frame)
+
+
+def test_tf2_ros_is_used_where_there_is_one(monkeypatch):
+    class UnknownFrameError(Exception):
+        pass
+
+    asked_ns = []
+
+    def lookup_transform(target, source, time):
+        asked_ns.append(time.nanoseconds)
+        if (target, source) != ("base_link", "camera"):
+            raise UnknownFrameError("no such frame")
+        return transform_message(0, target, source, BASE_FROM_CAMERA)
+
+    buffer = MagicMock(lookup_transform=lookup_transform)
+    tf2_ros = MagicMock(Buffer=lambda: buffer, TransformException=UnknownFrameError)
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_ros)
+    lookup = listen(MagicMock())
+    found = lookup.find("base_link", "camera")
+    np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
+    found = lookup.find_at("base_link", "camera", 1_700_000_000_123_456_789)
+    np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
+    assert asked_ns == [0, 1_700_000_000_123_456_789]  # 0 is "the latest"
+    assert lookup.find("base_link", "elsewhere") is None
+    with pytest.raises(DataError, match="TF: no such frame"):
+        lookup.find_at("base_link", "elsewhere", 5)
+    lookup.forget()
+    buffer.clear.assert_called_once_with()
+    lookup.close()
+    tf2_ros.TransformListener.return_value.unregister.assert_called_once_with()
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_listener_of_our_own_serves_without_tf2_ros_and_ignores_invalid_transforms(moving, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    node = MagicMock()
+    lookup = listen(node, "base_link" if moving else None)
+    subscribed = {call.args[1]: call.args for call in node.create_subscription.call_args_list}
+    assert list(subscribed) == (["/tf_static", "/tf"] if moving else ["/tf_static"])
+    assert subscribed["/tf_static"][0] is TFMessage
+    zero = transform_message(0, "base_link", "broken", Pose.identity())
+    zero.transform.rotation.w = 0.0
+    good = transform_message(0, "base_link", "camera", BASE_FROM_CAMERA)
+    subscribed["/tf_static"][2](SimpleNamespace(transforms=[zero, good]))
+    np.testing.assert_allclose(lookup.find("base_link", "camera").matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
+    assert lookup.find("base_link", "broken") is None
+    assert "broken" in node.get_logger().error.call_args.args[0]
+    if moving:
+        at_5 = transform_message(5, "odom", "base_link", Pose.identity())
+        joint = transform_message(5, "base_link", "wheel", Pose.identity())
+        subscribed["/tf"][2](SimpleNamespace(transforms=[joint, at_5]))
+        with pytest.raises(DataError, match="above wheel: nothing"):  # not listened to: nobody asks for it
+            lookup.find_at("odom", "wheel", 5)
+        np.testing.assert_allclose(lookup.find_at("odom", "camera", 5).matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
+        with pytest.raises(DataError, match="older than the image"):
+            lookup.find_at("odom", "camera", 6)
+    lookup.close()
+    assert node.destroy_subscription.call_count == len(subscribed)
+
+
+def test_without_tf2_msgs_parameters_are_the_only_source(monkeypatch):
+    def missing(type_name):
+        raise MissingPackageError(f"message type {type_name} is not available")
+
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    monkeypatch.setattr(ros_transforms, "message_class", missing)
+    node = MagicMock()
+    lookup = listen(node)
+    assert lookup.find("base_link", "camera") is None
+    assert "parameters only" in node.get_logger().warning.call_args.args[0]
+    with pytest.raises(DataError, match="tf2_msgs is not installed"):
+        lookup.find_at("odom", "base_link", 0)
+
+
+def test_the_listeners_tree_agrees_with_tf2():
+    tf2_ros = pytest.importorskip("tf2_ros", reason="tf2_ros is not installed (no ROS distribution)")
+    buffer, tree = tf2_ros.Buffer(), TransformTree(jump_back_s=1.0)
+    start_ns, step_ns = 1_700_000_000_000_000_000, 50_000_000
+    buffer.set_transform_static(ros_transform_message(start_ns, "base_link", "camera", BASE_FROM_CAMERA), "test")
+    tree.add("base_link", "camera", BASE_FROM_CAMERA)
+    for i in range(10):
+        odom_from_base = Pose.from_xyz_rpy([0.1 * i, -0.05 * i, 0.01 * i * i], [0.01 * i, 0.02 * i, 0.05 * i])
+        buffer.set_transform(ros_transform_message(start_ns + i * step_ns, "odom", "base_link", odom_from_base), "test")
+        tree.add("odom", "base_link", odom_from_base, start_ns + i * step_ns)
+    for stamp_ns in range(start_ns, start_ns + 9 * step_ns, 17_000_000):
+        theirs = decode_pose(buffer.lookup_transform("odom", "camera", Time(nanoseconds=stamp_ns)))
+        np.testing.assert_allclose(tree.find("odom", "camera", stamp_ns).matrix, theirs.matrix, atol=1e-9)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides which estimates are not to be trusted; pure Python, no ROS, no clock of its own."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vmloc_ros.core.frame import Estimate
+
+
+class LostDetector:
+    """Withholds estimates of low confidence or large spread, and knows how long there has been no other.
+
+    Each estimate is judged by itself, since each is made from its own frame alone: the first good one ends being lost.
+    Waiting for several in a row was tried and kept back good ones, but none that were far off.
+
+    Args:
+        min_confidence: estimates whose confidence is lower are withheld. Those of checkpoints that give none pass.
+        max_position_std_m: estimates with a larger standard deviation of the position along any direction are withheld;
+            0: no limit.
+    """
+
+    def __init__(self, min_confidence: float, max_position_std_m: float) -> None:
+        self._min_confidence, self._max_position_std_m = min_confidence, max_position_std_m
+        self._since_ns: int | None = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the latest estimate was withheld."""
+        return self._since_ns is not None
+
+    def check(self, estimate: Estimate) -> str | None:
+        """Why the estimate must not go out, and for how long (by stamps) that has been so; None: it may."""
+        reason = self._reason(estimate)
+        if reason is None:
+            self._since_ns = None
+            return None
+        if self._since_ns is None or estimate.stamp_ns < self._since_ns:  # or the clock has jumped back
+            self._since_ns = estimate.stamp_ns
+        return f"{reason} for {(estimate.stamp_ns - self._since_ns) * 1e-9:.1f} s"
+
+    def reset(self) -> None:
+        """Forget since when."""
+        self._since_ns = None
+
+    def _reason(self, estimate: Estimate) -> str | None:
+        confidence = estimate.confidence
+        if confidence is not None and not confidence >= self._min_confidence:  # NaN is no confidence either
+            return f"confidence {confidence:.2g} below {self._min_confidence:g}"
+        if self._max_position_std_m > 0:
+            std_m = position_std_m(estimate.covariance)
+            if not std_m <= self._max_position_std_m:
+                return f"position std {std_m:.2g} m above {self._max_position_std_m:g} m"
+        return None
+
+
+def position_std_m(covariance: NDArray[np.float64]) -> float:
+    """Standard deviation along the position's worst direction, metres, of a covariance as Estimate's.
+
+    NaN where that is not finite.
+    """
+    block = covariance[:3, :3]
+    return math.sqrt(np.linalg.eigvalsh(block)[-1]) if np.isfinite(block).all() else math.nan

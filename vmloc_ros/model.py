@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model as the node runs it: loaded, warmed up, on a CUDA stream of its own; no ROS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+
+from vmloc_ros.core.errors import ModelError
+from vmloc_ros.core.frame import Estimate, Frame
+from vmloc_ros.core.localizer import Localizer
+
+
+class Model:
+    """A localizer in service, fed frame by frame.
+
+    Attributes:
+        checkpoint: path that it was loaded from.
+        localizer: what answers.
+
+    Raises:
+        ConfigError: the model cannot have this ``lookahead``.
+    """
+
+    def __init__(self, checkpoint: str, localizer: Localizer, lookahead: int) -> None:
+        self.checkpoint, self.localizer = checkpoint, localizer
+        self._lookahead = lookahead
+        # Of its own, so that it waits for nobody else's work on the default stream. None: the CPU has none.
+        self._cuda_stream = torch.cuda.Stream(localizer.device) if localizer.device.type == "cuda" else None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the frames that a system of clips has in memory."""
+        self._stream = self.localizer.stream(self._lookahead)
+
+    def feed(self, frame: Frame) -> list[Estimate]:
+        """See :meth:`vmloc_ros.core.localizer.Stream.feed`."""
+        with self._on_cuda_stream():
+            return self._stream.feed(frame)
+
+    def warm_up(self) -> None:
+        """See :meth:`vmloc_ros.core.localizer.Localizer.warm_up`."""
+        if self._cuda_stream is not None:
+            torch.cuda.synchronize(self.localizer.device)  # the weights were copied on the default stream
+        with self._on_cuda_stream():
+            self.localizer.warm_up()
+
+    def _on_cuda_stream(self) -> AbstractContextManager[object]:
+        # torch.cuda.stream(None) does nothing, too, but asks the driver first, and fails where that is broken.
+        return nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
+
+
+def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str], object]) -> Model:
+    """Load a checkpoint and answer a first, synthetic frame.
+
+    Args:
+        device: as :meth:`Localizer.load` has it; with ``auto`` a GPU that fails even now gives way to the CPU.
+        warn: is told when that happens.
+
+    Raises:
+        CheckpointError: see :func:`vmloc_ros.core.checkpoint.load_checkpoint`.
+        ModelError: the device does not exist or fails.
+        ConfigError: the model cannot have this ``lookahead``.
+    """
+    chosen = device
+    if device == "auto":
+        chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = Model(checkpoint, Localizer.load(Path(checkpoint).expanduser(), chosen), lookahead)
+        model.warm_up()
+    except (RuntimeError, ModelError) as error:
+        # RuntimeError is what torch raises for CUDA: out of memory, no kernel for this GPU, a broken driver.
+        if not chosen.startswith("cuda") or (device != "auto" and isinstance(error, ModelError)):
+            raise
+        reason = str(error).splitlines()[0]
+        if device != "auto":
+            raise ModelError(f"the model does not run on {device} ({reason}); free the GPU, or use cpu") from error
+        warn(f"the model does not run on {chosen} ({reason}); falling back to the CPU")
+    else:
+        return model
+    return load_model(checkpoint, "cpu", lookahead, warn)  # outside of "except", which would keep the GPU's tensors
+
+
+def release_gpu_memory() -> None:
+    """Hand what torch keeps of dropped models back to the GPU's other users."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes pictures of what the model gets, while somebody looks."""
+
+from __future__ import annotations
+
+import array
+import time
+from typing import Any
+
+from rclpy.node import Node
+from sensor_msgs.msg import Image
+
+from vmloc_ros.core.errors import MessageError, VmlocError
+from vmloc_ros.core.frame import IMAGE, Frame, PinholeCamera
+from vmloc_ros.core.messages import decode_camera_info
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.debug_images import Picture, overlay_picture, range_modality, range_picture
+from vmloc_ros.synchronizer import Bundle
+
+_LOG_PERIOD_S = 5.0
+
+
+class DebugImages:
+    """``~/range_image`` and ``~/overlay``, drawn for subscribers alone and no more often than asked.
+
+    Args:
+        rate_hz: the most pictures per second of steady time.
+
+    Attributes:
+        camera_info: the latest CameraInfo message, set as they arrive.
+    """
+
+    def __init__(self, node: Node, preprocess: PreprocessConfig, rate_hz: float) -> None:
+        self.camera_info: Any = None
+        self._node, self._preprocessor = node, Preprocessor(preprocess)
+        self._period_s, self._next_s = 1 / rate_hz, 0.0
+        # Reliable, so that RViz's and rqt's defaults hear it; of a slow viewer's queue only the newest counts.
+        self._range_image = node.create_publisher(Image, "~/range_image", 1)
+        self._overlay = node.create_publisher(Image, "~/overlay", 1)
+
+    def publish(self, bundle: Bundle[Any], frame: Frame) -> None:
+        """Draw a decoded bundle if it is time and somebody looks; what cannot be drawn is logged."""
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        draws = {self._range_image: self._draw_range, self._overlay: self._draw_overlay}
+        watched = [publisher for publisher in draws if publisher.get_subscription_count()]
+        if not watched:
+            return
+        self._next_s = now_s + self._period_s
+        for publisher in watched:
+            try:
+                drawn = draws[publisher](frame)
+            except VmlocError as error:
+                self._node.get_logger().warning(
+                    f"no {publisher.topic_name}: {error}", throttle_duration_sec=_LOG_PERIOD_S
+                )
+                continue
+            if drawn is not None:
+                modality, picture = drawn
+                publisher.publish(_message(bundle.messages[modality][1].header, picture))
+
+    def use(self, preprocess: PreprocessConfig) -> None:
+        """Draw what another model gets from now on."""
+        self._preprocessor = Preprocessor(preprocess)
+
+    def close(self) -> None:
+        for publisher in (self._range_image, self._overlay):
+            self._node.destroy_publisher(publisher)
+
+    def _draw_range(self, frame: Frame) -> tuple[str, Picture] | None:
+        modality, picture = range_modality(frame, self._preprocessor), range_picture(frame, self._preprocessor)
+        return None if modality is None or picture is None else (modality, picture)
+
+    def _draw_overlay(self, frame: Frame) -> tuple[str, Picture] | None:
+        picture = overlay_picture(frame, self._camera(), self._preprocessor.config.lidar_range_m)
+        return None if picture is None else (IMAGE, picture)
+
+    def _camera(self) -> PinholeCamera | None:
+        try:
+            return None if self.camera_info is None else decode_camera_info(self.camera_info)
+        except MessageError:  # an uncalibrated camera: the overlay says that it has no intrinsics
+            return None
+
+
+def _message(header: Any, picture: Picture) -> Image:
+    """``sensor_msgs/Image`` of an ``(H, W, 3)`` RGB picture, with the stamp and frame of what it was drawn from."""
+    height, width, channels = picture.shape
+    message = Image(header=header, height=height, width=width, encoding="rgb8", step=width * channels)
+    message.data = array.array("B", picture.tobytes())
+    return message

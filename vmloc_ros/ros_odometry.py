@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the odometry says that the robot is, at an image's stamp: from TF or from an Odometry topic."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+
+from vmloc_ros.core.errors import DataError, MessageError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.ros_inputs import Input
+from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros_transforms import TransformLookup
+from vmloc_ros.transform_tree import Track
+
+_DEPTH = 100  # messages that may wait while the executor is busy: half a second of fast odometry
+
+
+class OdometrySource(Protocol):
+    """Gives ``odom_from_base``."""
+
+    def at(self, stamp_ns: int) -> Pose:
+        """Interpolated. Raises DataError: not known at that stamp (yet); the text says what is missing."""
+
+    def subscribe(self, node: Node) -> list[Input]:
+        """Start to listen, where that is not done already."""
+
+    def forget(self) -> None:
+        """Start anew, after a jump back in time."""
+
+
+def create_odometry(config: NodeConfig, base_frame: str, lookup: TransformLookup) -> OdometrySource:
+    """The source that the parameters name."""
+    if config.odometry_topic:
+        return OdometryFromTopic(config, base_frame, lookup)
+    return OdometryFromTf(config.odom_frame, base_frame, lookup)
+
+
+class OdometryFromTf:
+    """From the transforms between ``odom_frame`` and ``base_frame``."""
+
+    def __init__(self, odom_frame: str, base_frame: str, lookup: TransformLookup) -> None:
+        self._odom_frame, self._base_frame, self._lookup = odom_frame, base_frame, lookup
+
+    def at(self, stamp_ns: int) -> Pose:
+        return self._lookup.find_at(self._odom_frame, self._base_frame, stamp_ns)
+
+    def subscribe(self, node: Node) -> list[Input]:
+        return []
+
+    def forget(self) -> None:
+        self._lookup.forget()
+
+
+class OdometryFromTopic:
+    """From nav_msgs/Odometry of ``base_frame``, or of a frame that static TF connects with it."""
+
+    def __init__(self, config: NodeConfig, base_frame: str, lookup: TransformLookup) -> None:
+        self._topic, self._odom_frame, self._base_frame = config.odometry_topic, config.odom_frame, base_frame
+        self._lookup = lookup
+        self._lock = threading.Lock()
+        self._track = Track(config.jump_back_s)
+        self._child_frame = base_frame
+        self._refused: str | None = None
+
+    def at(self, stamp_ns: int) -> Pose:
+        with self._lock:
+            if self._refused:
+                raise DataError(f"{self._topic}: {self._refused}")
+            try:
+                odom_from_child, child_frame = self._track.at(stamp_ns), self._child_frame
+            except DataError as error:
+                raise DataError(f"{self._topic}: {error}") from error
+        if child_frame == self._base_frame:
+            return odom_from_child
+        child_from_base = self._lookup.find(child_frame, self._base_frame)
+        if child_from_base is None:
+            raise DataError(
+                f"{self._topic} is of {child_frame}, and TF does not lead from {self._base_frame} to it; publish that "
+                "on /tf_static, or correct parameter base_frame"
+            )
+        return odom_from_child @ child_from_base
+
+    def subscribe(self, node: Node) -> list[Input]:
+        return [Input(node, "odometry", Odometry, self._topic, _DEPTH, self._add)]
+
+    def forget(self) -> None:
+        """Nothing: the track has started anew when its first new stamp came, which is before the first image."""
+
+    def _add(self, name: str, message: Any) -> None:
+        with self._lock:
+            try:
+                if message.header.frame_id.lstrip("/") != self._odom_frame:
+                    raise DataError(
+                        f"its frame is {message.header.frame_id!r}, expected {self._odom_frame!r}; correct parameter "
+                        "odom_frame, or the topic"
+                    )
+                self._track.add(stamp_ns(message.header), decode_pose(message))
+            except (DataError, MessageError) as error:
+                self._refused = str(error)
+            else:
+                self._child_frame, self._refused = message.child_frame_id.lstrip("/") or self._base_frame, None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node holds while configured: model, publishers, TF."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rclpy.node import Node
+
+from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.core.frame import LIDAR
+from vmloc_ros.map_frame import MapFrame, choose_map_frame
+from vmloc_ros.ros_extrinsics import Extrinsics, trained_extrinsics
+from vmloc_ros.ros_inputs import modalities_in_use
+from vmloc_ros.ros_odometry import create_odometry
+from vmloc_ros.ros_outputs import Outputs
+from vmloc_ros.ros_parameters import MAP_TO_ODOM, NodeConfig, pose_of
+from vmloc_ros.ros_transforms import listen_to_transforms
+
+if TYPE_CHECKING:
+    from vmloc_ros.core.localizer import Localizer
+    from vmloc_ros.model import Model
+
+
+class Resources:
+    """Model, publishers and transform listener: what configure makes and cleanup lets go.
+
+    Attributes:
+        model: replaced when another checkpoint is adopted; whoever uses it twice keeps it in a variable.
+
+    Raises:
+        VmlocError: the checkpoint cannot be loaded, the device does not work, frames are equal, or TF is
+            wanted and tf2_msgs is not installed.
+    """
+
+    def __init__(self, node: Node, config: NodeConfig) -> None:
+        self.node, self.config = node, config
+        self.model = load_configured_model(node, config)
+        self.modalities = modalities_in_use(config.modalities or (), self.localizer.modalities)
+        self.map_frame = _choose_frame(config, self.localizer)
+        self.base_frame = config.base_frame or self.localizer.body_frame
+        _check_frames(self.frames)
+        trained = trained_extrinsics(self.localizer.header.training)
+        needs_odometry = config.smoothing or config.tf_mode == MAP_TO_ODOM
+        by_tf = needs_odometry and not config.odometry_topic
+        lookup = listen_to_transforms(node, config.jump_back_s, self.base_frame if by_tf else None)
+        self.extrinsics = Extrinsics(
+            lookup,
+            pose_of(config.base_from_body),
+            pose_of(config.camera_from_lidar),
+            trained,
+            node.get_logger().warning,
+        )
+        self.odometry = create_odometry(config, self.base_frame, lookup) if needs_odometry else None
+        try:
+            self.outputs = Outputs(node, config, self.map_frame, self.base_frame, self.odometry)
+        except VmlocError:
+            self.extrinsics.close()
+            raise
+
+    @property
+    def localizer(self) -> Localizer:
+        return self.model.localizer
+
+    @property
+    def projects_into_image(self) -> bool:
+        """Whether the model sees scans projected into the image, which takes the camera's intrinsics."""
+        return _projects_into_image(self.localizer, self.modalities)
+
+    @property
+    def frames(self) -> list[str]:
+        """From the top of TF to the base, as far as this node and the odometry make it."""
+        odom = [self.config.odom_frame] if self.config.tf_mode == MAP_TO_ODOM else []
+        parent = [self.map_frame.parent] if self.map_frame.parent is not None else []
+        return [*parent, self.map_frame.name, *odom, self.base_frame]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """For logs and diagnostics."""
+        facts = {
+            "checkpoint": self.model.checkpoint,
+            "device": str(self.localizer.device),
+            "model inputs": ", ".join(self.modalities),
+            "frames": " -> ".join(self.frames),
+        }
+        if self.map_frame.parent is not None:
+            facts["map origin [m]"] = " ".join(f"{x:.10g}" for x in self.map_frame.origin_m)
+        return facts
+
+    def adopt(self, model: Model) -> None:
+        """Answer with another model from the next frame on; topics and frames stay as they are.
+
+        Raises:
+            ConfigError: its inputs or frames are others.
+        """
+        new = model.localizer
+        settings, others = _settings(self.config, self.localizer), _settings(self.config, new)
+        for name, value in settings.items():
+            if others[name] != value:
+                raise ConfigError(
+                    f"{model.checkpoint} has other {name}: {others[name]}, while the node runs with {value}; "
+                    "deactivate, clean up, configure and activate to change that"
+                )
+        self.extrinsics.expect(trained_extrinsics(new.header.training))
+        self.model = model
+        self.config = replace(self.config, checkpoint=model.checkpoint)
+
+    def close(self) -> None:
+        self.outputs.close()
+        self.extrinsics.close()
+        del self.model  # its memory is free now, whoever still holds these resources
+
+
+def load_configured_model(node: Node, config: NodeConfig) -> Model:
+    """The checkpoint that the parameters name, ready to answer; takes seconds.
+
+    Raises:
+        VmlocError: there is none, it cannot be loaded, or the device does not work.
+    """
+    if not config.checkpoint:
+        raise ConfigError("parameter checkpoint is not set; give the path of a checkpoint file")
+    # Loading torch takes seconds: not before ROS can be interrupted, and not when parameters are wrong.
+    from vmloc_ros.model import load_model
+
+    model = load_model(config.checkpoint, config.device, config.lookahead_frames, node.get_logger().warning)
+    if config.min_confidence > 0 and model.localizer.confidence is None:
+        node.get_logger().warning(
+            f"{config.checkpoint} tells no confidence: poses go out even where the robot has never been"
+        )
+    return model
+
+
+def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
+    """Where poses of this localizer are published."""
+    centre_m = localizer.header.pose_codec.origin_m
+    return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin)
+
+
+def _projects_into_image(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
+    return LIDAR in modalities and localizer.header.preprocess.lidar_projection == "pinhole"
+
+
+def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
+    """What topics and frames follow from, in words."""
+    modalities = modalities_in_use(config.modalities or (), localizer.modalities)
+    frame = _choose_frame(config, localizer)
+    origin = " ".join(f"{x:.10g}" for x in frame.origin_m)
+    return {
+        "inputs": ", ".join(modalities) + (", camera_info" if _projects_into_image(localizer, modalities) else ""),
+        "map frames": frame.name if frame.parent is None else f"{frame.name} at {origin} in {frame.parent}",
+        "base frames": config.base_frame or localizer.body_frame,
+    }
+
+
+def _check_frames(frames: list[str]) -> None:
+    if len(set(frames)) < len(frames):
+        raise ConfigError(
+            f"frames must differ, got {' -> '.join(frames)}; correct parameter map_frame, odom_frame or base_frame"
+        )

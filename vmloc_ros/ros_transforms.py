@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listening to TF: by tf2_ros where a distribution has it, else by a listener of our own."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.time import Time
+
+from vmloc_ros.core.errors import DataError, MessageError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.ros_types import MissingPackageError, message_class
+from vmloc_ros.transform_tree import TransformTree
+
+TF_TYPE = "tf2_msgs/msg/TFMessage"
+TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it
+TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class TransformLookup(Protocol):
+    """Finds ``target_from_source`` among the transforms known so far."""
+
+    def find(self, target: str, source: str) -> Pose | None:
+        """The latest transform, or None where the frames are not connected."""
+
+    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
+        """The transform at a stamp, interpolated. Raises DataError: it is not known; the text says what is missing."""
+
+    def forget(self) -> None:
+        """Drop what moves, after a jump back in time."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | None = None) -> TransformLookup:
+    """A listener to TF with the best means at hand: tf2_ros, a listener of our own, or nothing.
+
+    Args:
+        jump_back_s: a transform whose stamps go back by more starts anew.
+        moving_frame: the source that :meth:`TransformLookup.find_at` will be asked for, None if it will not be asked:
+            our own listener then decodes what is above that frame alone. tf2_ros listens to all of TF in any case.
+    """
+    try:
+        import tf2_ros
+    except ImportError:
+        pass
+    else:
+        return _Tf2Lookup(node, tf2_ros)
+    try:
+        return _OwnLookup(node, message_class(TF_TYPE), jump_back_s, moving_frame)
+    except MissingPackageError as error:
+        node.get_logger().warning(f"extrinsics come from parameters only: {error}")
+        return _NoLookup()
+
+
+class _Tf2Lookup:
+    """tf2_ros: also follows moving joints, such as a pan-tilt head."""
+
+    def __init__(self, node: Node, tf2_ros: Any) -> None:
+        self._unavailable = tf2_ros.TransformException
+        self._buffer = tf2_ros.Buffer()
+        self._listener = tf2_ros.TransformListener(self._buffer, node)
+
+    def find(self, target: str, source: str) -> Pose | None:
+        try:
+            return decode_pose(self._buffer.lookup_transform(target, source, Time()))
+        except self._unavailable:
+            return None
+
+    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
+        try:
+            return decode_pose(self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns)))
+        except self._unavailable as error:
+            raise DataError(f"TF: {error}") from error
+
+    def forget(self) -> None:
+        self._buffer.clear()  # keeps static transforms
+
+    def close(self) -> None:
+        self._listener.unregister()
+
+
+class _OwnLookup:
+    """The transforms of /tf_static, and on /tf those above one frame; extrinsics over moving joints need tf2_ros."""
+
+    def __init__(self, node: Node, message_type: Any, jump_back_s: float, moving_frame: str | None) -> None:
+        self._node, self._moving_frame = node, (moving_frame or "").lstrip("/")
+        self._tree = TransformTree(jump_back_s)
+        self._lock = threading.Lock()
+        self._subscriptions = [node.create_subscription(message_type, "/tf_static", self._add_static, TF_STATIC_QOS)]
+        if moving_frame is not None:
+            self._subscriptions.append(node.create_subscription(message_type, "/tf", self._add_moving, TF_QOS))
+
+    def _add_static(self, message: Any) -> None:
+        for transform in message.transforms:
+            self._add(transform, "/tf_static", None)
+
+    def _add_moving(self, message: Any) -> None:
+        for transform in message.transforms:
+            # A robot's joints come in hundreds a second, and none of them is asked for.
+            if transform.child_frame_id.lstrip("/") in self._tree.ancestors(self._moving_frame):
+                self._add(transform, "/tf", stamp_ns(transform.header))
+
+    def _add(self, transform: Any, topic: str, stamp_ns: int | None) -> None:
+        try:
+            pose = decode_pose(transform)
+        except MessageError as error:
+            self._node.get_logger().error(
+                f"{topic}, {transform.child_frame_id}: {error}; ignored", throttle_duration_sec=5.0
+            )
+            return
+        with self._lock:
+            self._tree.add(transform.header.frame_id, transform.child_frame_id, pose, stamp_ns)
+
+    def find(self, target: str, source: str) -> Pose | None:
+        with self._lock:
+            try:
+                return self._tree.find(target, source)
+            except DataError:
+                return None
+
+    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
+        with self._lock:
+            return self._tree.find(target, source, stamp_ns)
+
+    def forget(self) -> None:
+        """Nothing: each transform has started anew when its first new stamp came, which is before the first image."""
+
+    def close(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+
+
+class _NoLookup:
+    def find(self, target: str, source: str) -> Pose | None:
+        return Pose.identity() if target == source else None
+
+    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
+        raise DataError(f"no transform from {source} to {target}: ROS package tf2_msgs is not installed")
+
+    def forget(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
