@@ -113,7 +113,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_colcon_style_installation_has_executables_where_ros2_run_looks(installed: Path) -> None:
-    assert {path.name for path in (installed / "lib" / "vmloc_ros").iterdir()} == {"vmloc", "vmloc_initialpose", "vmloc_node"}
+    assert {path.name for path in (installed / "lib" / "vmloc_ros").iterdir()} == {
+        "vmloc",
+        "vmloc_initialpose",
+        "vmloc_node",
+    }
 
 
 def test_colcon_style_installation_has_shipped_files(installed: Path) -> None:
