@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,8 @@ def test_the_buffer_interpolates_what_it_holds_like_brute_force(stamps, queries,
     for stamp in stamps:
         jump = buffer.add(stamp * MS, yaw_pose(0.01 * stamp, 0.02 * stamp, 0.1 * stamp))
         if kept and stamp < kept[-1] - 1_000:
-            assert jump == f"the odometry's stamps went back by {(kept[-1] - stamp) / 1_000:.1f} s"
+            assert jump.startswith("the odometry's stamps went back by ")
+            assert float(jump.split()[-2]) == pytest.approx((kept[-1] - stamp) / 1_000, abs=0.051)
             kept = []
         else:
             assert jump is None

@@ -67,7 +67,8 @@ class DemoReport:
         """The report for people."""
         return "\n".join(
             [
-                f"poses received   {self.poses} of {self.images} images ({self.images - self.poses} withheld as unsure, or lost)",
+                f"poses received   {self.poses} of {self.images} images "
+                f"({self.images - self.poses} withheld as unsure, or lost)",
                 f"position error   median {self.median_position_m:.2f} m, 95th percentile {self.p95_position_m:.2f} m",
                 f"rotation error   median {self.median_rotation_deg:.2f} deg, "
                 f"95th percentile {self.p95_rotation_deg:.2f} deg",

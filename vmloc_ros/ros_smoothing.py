@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Poses through the odometry filter: what parameter ``smoothing`` switches on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.node import Node
+
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.ros_odometry import OdometrySource
+from vmloc_ros.ros_outputs import check_pose
+from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.smoothing import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
+
+_PATIENCE_NS = 500_000_000  # after the arrival of a frame: odometry that lags more is not waited for
+_POLL_S = 0.005
+_LOG_PERIOD_S = 5.0
+
+
+class Smoother:
+    """Filters fixes with the odometry at their stamps, and counts what becomes of them.
+
+    :meth:`smooth` and :meth:`reset` are for the worker thread alone.
+    """
+
+    def __init__(self, node: Node, config: NodeConfig, odometry: OdometrySource) -> None:
+        self._node, self._odometry = node, odometry
+        self._filter = OdometryFilter(filter_config(config))
+        self._lock = threading.Lock()
+        self._verdicts: Counter[Verdict] = Counter()
+        self._without_odometry = 0
+        self._latest = self._latest_start = "none"
+        self._problem: str | None = None
+
+    def smooth(
+        self, stamp_ns: int, map_from_base: Pose, covariance: NDArray[np.float64], arrival_ns: int
+    ) -> FilteredPose:
+        """The filtered pose at a fix's stamp; where the fix is rejected, the prediction.
+
+        Args:
+            covariance: ``(6, 6)`` about the map axes.
+            arrival_ns: steady time at which the fix's frame came. Odometry usually comes at the same time, and is
+                waited for until half a second later.
+
+        Raises:
+            DataError: there is no odometry at that stamp; the filter is as before.
+            ModelError: a number is not finite or a variance not positive.
+        """
+        check_pose(stamp_ns, map_from_base, covariance)  # one NaN would stay in the filter for good
+        try:
+            odom_from_base = _wait_for(self._odometry, stamp_ns, arrival_ns + _PATIENCE_NS)
+        except DataError as error:
+            with self._lock:
+                self._without_odometry += 1
+            raise DataError(f"pose withheld, smoothing lacks odometry: {error}") from error
+        outcome = self._filter.correct(stamp_ns, odom_from_base, map_from_base, covariance)
+        self._note(outcome)
+        return outcome.filtered
+
+    def reset(self, reason: str) -> None:
+        """Forget the past; the next fix starts anew."""
+        self._filter.reset(reason)
+        with self._lock:
+            self._problem = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the latest fix was rejected, if it was."""
+        with self._lock:
+            return [] if self._problem is None else [self._problem]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """For diagnostics."""
+        with self._lock:
+            return {
+                **{f"smoothing: {verdict.value}": self._verdicts[verdict] for verdict in Verdict},
+                "smoothing: without odometry": self._without_odometry,
+                "smoothing: latest": self._latest,
+                "smoothing: latest start": self._latest_start,
+            }
+
+    def _note(self, outcome: Outcome) -> None:
+        text = _describe(outcome)
+        is_rejected = outcome.verdict is Verdict.REJECTED
+        is_start = outcome.verdict in (Verdict.STARTED, Verdict.RESTARTED)
+        with self._lock:
+            self._verdicts[outcome.verdict] += 1
+            self._latest = text
+            self._problem = f"smoothing {text}" if is_rejected else None
+            if is_start:
+                self._latest_start = outcome.reason
+        if is_start:
+            self._node.get_logger().info(f"smoothing {text}")
+        elif is_rejected:
+            self._node.get_logger().warning(f"smoothing {text}", throttle_duration_sec=_LOG_PERIOD_S)
+
+
+def filter_config(config: NodeConfig) -> FilterConfig:
+    """The filter's settings that follow from the parameters."""
+    settings = FilterConfig(jump_back_s=config.jump_back_s)
+    drifts = [row.name for row in fields(settings) if row.name.startswith("drift")]
+    return replace(settings, **{name: config.smoothing_drift * getattr(settings, name) for name in drifts})
+
+
+def _describe(outcome: Outcome) -> str:
+    """A verdict for people to read."""
+    distance = "" if outcome.distance is None else f" ({outcome.distance:.1f} standard deviations)"
+    reason = f": {outcome.reason}" if outcome.reason else ""
+    return f"{outcome.verdict.value}{reason}{distance}"
+
+
+def _wait_for(odometry: OdometrySource, stamp_ns: int, until_ns: int) -> Pose:
+    """Odometry at a stamp, which may be a little late; raises what :meth:`OdometrySource.at` does at the end."""
+    while True:
+        try:
+            return odometry.at(stamp_ns)
+        except DataError:
+            if time.monotonic_ns() >= until_ns:
+                raise
+        time.sleep(_POLL_S)
