@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("ros_domain")
 def test_the_shipped_checkpoint_localizes_an_unseen_drive(tmp_path: Path) -> None:
     assert main(["demo", "--seed", "0", "--out", str(tmp_path), "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["poses"] == report["images"] > 200
+    assert report["images"] > 200
+    assert 0.9 * report["images"] <= report["poses"] <= report["images"]  # about 5 % are withheld as unsure
     assert report["median_position_m"] <= 1.0
     assert report["median_rotation_deg"] <= 3.0
     assert report["median_position_m"] <= report["p95_position_m"]

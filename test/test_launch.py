@@ -208,6 +208,8 @@ def test_rviz_shows_every_output_and_input():
         "/ground_truth/pose",
         "/lidar/points",
         "/camera/image_raw",
+        "/vmloc_node/overlay",
+        "/vmloc_node/range_image",
     }
 
 
