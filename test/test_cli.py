@@ -511,6 +511,7 @@ def test_results_that_cannot_be_written(
     [
         (["--traversals", "0"], "traversals and jobs must be at least 1, got 0"),
         (["--laps", "0"], "laps must"),
+        (["--beams", "1"], "beams must be 2 to 128, got 1"),
         (["--seed", "-1"], "seed"),
     ],
 )

@@ -289,6 +289,16 @@ def test_lidar_points_meet_the_pixels_that_show_them():
     assert np.median(agreement) > 30
 
 
+def test_a_lidar_of_fewer_beams_spans_the_same_elevations_and_leaves_the_rest_of_the_drive_alone(bag, tmp_path):
+    simulate(tmp_path / "sparse", seed=1, beams=16, **SMALL)
+    points = read(tmp_path / "sparse")["/lidar/points"][0][1].data.view(POINT)
+    elevation = np.degrees(np.arctan2(points["z"], np.hypot(points["x"], points["y"])))
+    assert set(points["ring"]) == set(range(16))
+    np.testing.assert_allclose(elevation, np.linspace(-20, 12, 16)[points["ring"]], atol=1e-3)
+    others = [[record for record in raw(path) if record[0] != "/lidar/points"] for path in (bag, tmp_path / "sparse")]
+    assert others[0] == others[1]
+
+
 # --- seeds ---
 
 
@@ -451,6 +461,7 @@ def test_street_coordinates_invert_each_other(lateral_m):
         ({"seed": 0, "laps": float("nan")}, "laps must lie within"),
         ({"seed": 0, "lidar_rate_hz": -10}, "lidar_rate_hz must lie within"),
         ({"seed": 0, "image_size": (320, 4)}, "image_size must be at least 8x8 pixels, got 320x4"),
+        ({"seed": 0, "beams": 1}, "beams must be 2 to 128, got 1"),
         ({"seed": 0, "duration_s": 0.5}, "duration_s must be more than 1 s, got 0.5"),
     ],
 )

@@ -20,6 +20,7 @@ def add_simulate(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of the first traversal; the next ones count up")
     parser.add_argument("--traversals", type=int, default=1, help="how many to drive")
     parser.add_argument("--laps", type=float, default=1.0, help="rounds of the loop in each traversal")
+    parser.add_argument("--beams", type=int, default=32, help="of the lidar, evenly spread from -20 to 12 degrees")
     parser.add_argument("--jobs", type=int, default=1, help="how many to drive at the same time, each on one core")
     parser.add_argument("--world-seed", type=int, default=0, help="another seed is another street")
     parser.add_argument("--overwrite", action="store_true", help="replace bags that exist")
@@ -33,6 +34,7 @@ def _simulate(options: argparse.Namespace) -> None:
         seeds=range(options.seed, options.seed + options.traversals),
         world_seed=options.world_seed,
         laps=options.laps,
+        beams=options.beams,
         jobs=options.jobs,
         overwrite=options.overwrite,
     ):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from training.simulation.lidar import BEAMS
 from training.simulation.traversal import Rates, Traversal
 from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.errors import ConfigError
@@ -32,6 +33,7 @@ def simulate(
     camera_rate_hz: float = 10.0,
     lidar_rate_hz: float = 10.0,
     duration_s: float | None = None,
+    beams: int = BEAMS,
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -45,6 +47,7 @@ def simulate(
         image_size: width and height in pixels; the camera's horizontal field of view is 90 degrees.
         camera_rate_hz, lidar_rate_hz: nominal rates; the lidar runs 0.3 % slow and out of step.
         duration_s: ends the drive earlier.
+        beams: of the lidar.
         overwrite: replace an existing bag.
         progress: show a progress bar.
 
@@ -52,9 +55,10 @@ def simulate(
         ConfigError: an argument is out of range.
         DataError: ``out`` exists or cannot be written.
     """
-    _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s)
+    _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s, beams)
     with BagWriter(out, overwrite=overwrite) as bag:
-        traversal = Traversal(seed, world_seed, laps, image_size, Rates(camera_rate_hz, lidar_rate_hz), duration_s)
+        rates = Rates(camera_rate_hz, lidar_rate_hz)
+        traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams)
         total = len(traversal.image_times_s) + len(traversal.scan_times_s)
         with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
             for record in traversal.records(on_frame=bar.update):
@@ -62,7 +66,14 @@ def simulate(
 
 
 def simulate_many(
-    out: Path, *, seeds: Sequence[int], world_seed: int = 0, laps: float = 1.0, jobs: int = 1, overwrite: bool = False
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    world_seed: int = 0,
+    laps: float = 1.0,
+    beams: int = BEAMS,
+    jobs: int = 1,
+    overwrite: bool = False,
 ) -> Iterator[Path]:
     """Write one traversal per seed as ``out/seed_N``, ``jobs`` of them at a time; yields each bag's folder when done.
 
@@ -73,7 +84,7 @@ def simulate_many(
     if not seeds or jobs < 1:
         raise ConfigError(f"traversals and jobs must be at least 1, got {len(seeds)} and {jobs}")
     folders = {seed: out / f"seed_{seed}" for seed in seeds}
-    common = {"world_seed": world_seed, "laps": laps, "overwrite": overwrite}
+    common = {"world_seed": world_seed, "laps": laps, "beams": beams, "overwrite": overwrite}
     if jobs == 1:
         for seed, folder in folders.items():
             simulate(folder, seed=seed, **common)
@@ -102,12 +113,15 @@ def _check(
     camera_rate_hz: float,
     lidar_rate_hz: float,
     duration_s: float | None,
+    beams: int,
 ) -> None:
     for name, number in (("seed", seed), ("world_seed", world_seed)):
         if number < 0:
             raise ConfigError(f"{name} must not be negative, got {number}")
     if min(image_size) < 8:
         raise ConfigError(f"image_size must be at least 8x8 pixels, got {image_size[0]}x{image_size[1]}")
+    if not 2 <= beams <= 128:
+        raise ConfigError(f"beams must be 2 to 128, got {beams}")
     positive = {"laps": laps, "camera_rate_hz": camera_rate_hz, "lidar_rate_hz": lidar_rate_hz}
     for name, value in positive.items():
         if not 0 < value <= 1000:

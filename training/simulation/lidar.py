@@ -13,7 +13,7 @@ from training.simulation.trajectory import Trajectory
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
 
-BEAMS, COLUMNS = 32, 720
+BEAMS, COLUMNS = 32, 720  # BEAMS unless asked for others
 ELEVATION_DEG = (-20.0, 12.0)
 MIN_RANGE_M, MAX_RANGE_M = 1.0, 80.0
 RANGE_NOISE_M = 0.02
@@ -33,19 +33,20 @@ class SpinningLidar:
         base_from_lidar: where the sensor is mounted.
         textures: surfaces of the scene's styles, for the reflectivity.
         period_s: time of one revolution.
+        beams: evenly spread over ``ELEVATION_DEG``.
     """
 
-    def __init__(self, base_from_lidar: Pose, textures: Textures, period_s: float) -> None:
-        self._mount, self._textures = base_from_lidar, textures
+    def __init__(self, base_from_lidar: Pose, textures: Textures, period_s: float, beams: int = BEAMS) -> None:
+        self._mount, self._textures, self._beams = base_from_lidar, textures, beams
         self.period_s = period_s
         self._column_time_s = ((np.arange(COLUMNS) + 0.5) / COLUMNS - 0.5) * period_s
         azimuth = ((np.arange(COLUMNS) + 0.5) / COLUMNS * 2 - 1) * np.pi
-        elevation = np.radians(np.linspace(*ELEVATION_DEG, BEAMS))
-        self._rays = np.stack(  # (COLUMNS, BEAMS, 3), lidar frame, unit
+        elevation = np.radians(np.linspace(*ELEVATION_DEG, beams))
+        self._rays = np.stack(  # (COLUMNS, beams, 3), lidar frame, unit
             [
                 np.cos(azimuth)[:, None] * np.cos(elevation),
                 np.sin(azimuth)[:, None] * np.cos(elevation),
-                np.broadcast_to(np.sin(elevation), (COLUMNS, BEAMS)),
+                np.broadcast_to(np.sin(elevation), (COLUMNS, beams)),
             ],
             -1,
         )
@@ -55,7 +56,7 @@ class SpinningLidar:
     ) -> tuple[PointCloud, NDArray[np.uint16]]:
         """The revolution centred on a time: returns, in the lidar frame at their own times, and beams."""
         position, rotation = trajectory.at(time_s + self._column_time_s)
-        origins = np.repeat(position + rotation @ self._mount.position_m, BEAMS, axis=0).astype(np.float32)
+        origins = np.repeat(position + rotation @ self._mount.position_m, self._beams, axis=0).astype(np.float32)
         rotation = rotation @ self._mount.rotation
         rays = np.einsum("cij,cbj->cbi", rotation, self._rays).reshape(-1, 3).astype(np.float32)
         hits = self._cast(traffic, time_s, origins, rays)
@@ -66,9 +67,9 @@ class SpinningLidar:
         intensity = np.clip(intensity + rng.normal(0, 1.5, distance.shape), 0, 255)
         index = np.flatnonzero(seen & (distance > MIN_RANGE_M) & (measured < MAX_RANGE_M))
         xyz = self._rays.reshape(-1, 3)[index] * measured[index, None]
-        column_time = self._column_time_s[index // BEAMS]
+        column_time = self._column_time_s[index // self._beams]
         cloud = PointCloud(xyz.astype(np.float32), intensity[index].astype(np.float32), column_time.astype(np.float32))
-        return cloud, (index % BEAMS).astype(np.uint16)
+        return cloud, (index % self._beams).astype(np.uint16)
 
     def _cast(self, traffic: Traffic, time_s: float, origins: F32, rays: F32) -> RayHits:
         """First hits of all rays; what moves is where it is during each part of the revolution."""
@@ -76,7 +77,7 @@ class SpinningLidar:
         distance, face = fixed.distance_m.copy(), fixed.face.copy()
         for columns in np.array_split(np.arange(COLUMNS), _MOVER_STEPS):
             traffic.place(time_s + float(self._column_time_s[columns].mean()))
-            part = slice(columns[0] * BEAMS, (columns[-1] + 1) * BEAMS)
+            part = slice(columns[0] * self._beams, (columns[-1] + 1) * self._beams)
             still = RayHits(distance[part], face[part])
             moved = traffic.scene.cast_movers(origins[part], rays[part], still)
             distance[part], face[part] = moved.distance_m, moved.face

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.simulation.camera import CameraRenderer, Light
-from training.simulation.lidar import SpinningLidar
+from training.simulation.lidar import BEAMS, SpinningLidar
 from training.simulation.odometry import ODOMETRY_RATE_HZ, drifting_odometry
 from training.simulation.styles import StyleTable
 from training.simulation.textures import Textures
@@ -80,6 +80,7 @@ class Traversal:
         image_size: width and height in pixels.
         rates: of the sensors.
         duration_s: ends the drive earlier.
+        beams: of the lidar.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Traversal:
         image_size: tuple[int, int] = (320, 240),
         rates: Rates | None = None,
         duration_s: float | None = None,
+        beams: int = BEAMS,
     ) -> None:
         self._seed, self._rates = seed, rates or Rates()
         self.start_ns = _FIRST_STAMP_NS + seed % _DISTINCT_STARTS * _SEED_STEP_NS
@@ -101,7 +103,7 @@ class Traversal:
         light = Light.draw(self._stream("light"))
         self.camera = CameraRenderer(_intrinsics(*image_size), textures, self.world.noise, light)
         period_s = 1 / (self._rates.lidar_hz * _LIDAR_RATE_SHARE)
-        self.lidar = SpinningLidar(BASE_FROM_LIDAR, textures, period_s)
+        self.lidar = SpinningLidar(BASE_FROM_LIDAR, textures, period_s, beams)
         timing = self._stream("timing")
         self.image_times_s = self._instants(timing, 1 / self._rates.camera_hz, 0.0, jitter_s=0.001)
         self.scan_times_s = self._instants(timing, period_s, period_s / 2, jitter_s=0.0003)
