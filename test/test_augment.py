@@ -9,6 +9,13 @@ from scipy.stats import binom
 
 import helpers  # noqa: F401 (one thread for torch)
 from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
+from vmloc_ros.core.projection import (
+    RANGE,
+    VALIDITY,
+    CylindricalConfig,
+    cylindrical_points,
+    cylindrical_projection,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -21,7 +28,7 @@ def batch(count: int = 6) -> dict[str, torch.Tensor]:
     return {
         "image": torch.randint(0, 256, (count, 3, 12, 16), generator=generator, dtype=torch.uint8),
         "depth": torch.cat([torch.rand(count, 1, 12, 16, generator=generator) * 9 * validity, validity], dim=1),
-        "lidar": torch.cat([torch.rand(count, 3, 12, 16, generator=generator) * validity, validity], dim=1),
+        "lidar": torch.cat([torch.rand(count, 4, 12, 16, generator=generator) * validity, validity], dim=1),
     }
 
 
@@ -135,13 +142,28 @@ def test_a_model_of_one_modality_never_loses_it() -> None:
 
 def test_noise_of_the_given_deviation_falls_on_measured_distances_and_on_nothing_else() -> None:
     validity = (torch.rand(40, 1, 30, 40, generator=seeded()) < 0.7).float()
-    data = {"lidar": torch.cat([torch.full((40, 3, 30, 40), 5.0) * validity, validity], dim=1)}
-    result = augment(data, AugmentConfig(0.0, 0.0, 0.0, measurement_noise_m=0.1), seeded(1))["lidar"]
-    assert torch.equal(result[:, 1:], data["lidar"][:, 1:])
+    data = {"depth": torch.cat([torch.full((40, 1, 30, 40), 5.0) * validity, validity], dim=1)}
+    result = augment(data, AugmentConfig(0.0, 0.0, 0.0, measurement_noise_m=0.1), seeded(1))["depth"]
+    assert torch.equal(result[:, 1:], data["depth"][:, 1:])
     assert bool((result[:, :1][validity == 0] == 0).all())
     noise = result[:, :1][validity > 0] - 5.0
     assert noise.std().item() == pytest.approx(0.1, rel=0.02)  # some 34 000 draws
     assert noise.mean().item() == pytest.approx(0.0, abs=0.003)
+
+
+def test_noise_moves_a_lidar_point_along_its_beam() -> None:
+    xyz = torch.randn(2, 300, 3, generator=seeded()) * 8
+    picture = cylindrical_projection(xyz, torch.rand(2, 300, generator=seeded()), CylindricalConfig(16, 64))
+    before = cylindrical_points(picture)
+    result = augment({"lidar": picture}, AugmentConfig(0.0, 0.0, 0.0, measurement_noise_m=0.5), seeded(1))["lidar"]
+    after = cylindrical_points(result)
+    valid = (picture[:, VALIDITY] > 0) & (result[:, RANGE] > 0)
+    directions = torch.nn.functional.cosine_similarity(before, after)[valid]
+    torch.testing.assert_close(directions, torch.ones_like(directions))
+    torch.testing.assert_close(torch.linalg.vector_norm(after, dim=1), result[:, RANGE], rtol=1e-5, atol=1e-4)
+    assert 0.4 < (result[:, RANGE] - picture[:, RANGE])[valid].std() < 0.6
+    assert torch.equal(result[:, 2:], picture[:, 2:])
+    assert not bool(result.masked_select(picture[:, VALIDITY:] == 0).any())
 
 
 def test_negative_noise_is_refused() -> None:

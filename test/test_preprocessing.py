@@ -16,7 +16,7 @@ from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
-from vmloc_ros.core.projection import CylindricalConfig
+from vmloc_ros.core.projection import AZIMUTH, VALIDITY, CylindricalConfig
 
 ALL = ("image", "depth", "lidar")
 
@@ -182,6 +182,17 @@ def test_cylindrical_channels_are_scaled_by_their_own_ranges_where_something_ret
     expected = [np.hypot(4, 1) / 25 - 1, 0.2, 0.5, 1.0]
     torch.testing.assert_close(picture[:, row, column], torch.tensor(expected, dtype=torch.float32))
     assert picture[:3, picture[3] == 0].abs().max() == 0
+
+
+def test_the_azimuth_is_prepared_but_no_input_of_networks() -> None:
+    processor = preprocessor(modalities=("lidar",))
+    prepared = processor.prepare(random_frame(1))["lidar"][None]
+    elsewhere = prepared.clone()
+    elsewhere[:, AZIMUTH] = 9.0
+    given = processor.normalise({"lidar": prepared})["lidar"]
+    assert given.shape[1] == 4
+    assert torch.equal(given, processor.normalise({"lidar": elsewhere})["lidar"])
+    assert torch.equal(given[:, -1], prepared[:, VALIDITY])
 
 
 @pytest.mark.parametrize("projection", ["cylindrical", "pinhole"])

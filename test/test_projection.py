@@ -14,11 +14,18 @@ from hypothesis import strategies as st
 
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
+from vmloc_ros.core.projection import (
+    INTENSITY,
+    RANGE,
+    VALIDITY,
+    CylindricalConfig,
+    cylindrical_points,
+    cylindrical_projection,
+    pinhole_projection,
+)
 
 CONFIG = CylindricalConfig(rows=5, columns=8, elevation_min_deg=-20.0, elevation_max_deg=30.0)
 LIMITED = CylindricalConfig(4, 6, -10.0, 10.0, azimuth_min_deg=-30.0, azimuth_max_deg=60.0)
-RANGE, HEIGHT, INTENSITY, VALIDITY = range(4)
 
 
 def direction(config: CylindricalConfig, row: Any, column: Any) -> np.ndarray:
@@ -39,7 +46,7 @@ def cylindrical(points: Any, intensity: Any = None, config: CylindricalConfig = 
 
 
 def cylindrical_by_loop(points: np.ndarray, intensity: np.ndarray, config: CylindricalConfig) -> np.ndarray:
-    picture = np.zeros((4, config.rows, config.columns), np.float32)
+    picture = np.zeros((5, config.rows, config.columns), np.float32)
     for (x, y, z), value in zip(points.astype(float), intensity, strict=True):
         distance = math.sqrt(x * x + y * y + z * z)
         if not math.isfinite(distance) or distance == 0:
@@ -52,7 +59,7 @@ def cylindrical_by_loop(points: np.ndarray, intensity: np.ndarray, config: Cylin
         if not (0 <= row < config.rows and 0 <= column < config.columns):
             continue
         if picture[VALIDITY, row, column] == 0 or distance < picture[RANGE, row, column]:
-            picture[:, row, column] = distance, z, value, 1
+            picture[:, row, column] = distance, z, value, math.radians(azimuth), 1
     return picture
 
 
@@ -118,7 +125,7 @@ def test_cylindrical_orientation_is_as_seen_by_the_robot(
 ) -> None:
     picture = cylindrical([point], [7.0])
     assert np.argwhere(picture[VALIDITY]).tolist() == [[row, column]]
-    expected = [np.linalg.norm(point), point[2], 7.0, 1.0]
+    expected = [np.linalg.norm(point), point[2], 7.0, math.atan2(point[1], point[0]), 1.0]
     np.testing.assert_allclose(picture[:, row, column], expected, rtol=1e-6)
 
 
@@ -156,7 +163,27 @@ def test_points_beyond_the_limits_are_dropped() -> None:
 def test_nearest_point_brings_its_own_height_and_intensity() -> None:
     near, far = direction(CONFIG, 2.3, 4.2) * 3, direction(CONFIG, 2.7, 4.6) * 9
     picture = cylindrical([far, near, far * 1.1], [90.0, 30.0, 99.0])
-    np.testing.assert_allclose(picture[:, 2, 4], [3.0, near[2], 30.0, 1.0], rtol=1e-6)
+    azimuth = math.atan2(near[1], near[0])
+    np.testing.assert_allclose(picture[:, 2, 4], [3.0, near[2], 30.0, azimuth, 1.0], rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(clouds(CONFIG))
+def test_the_points_of_the_cells_are_those_of_the_cloud(cloud: tuple[np.ndarray, np.ndarray]) -> None:
+    picture = cylindrical(*cloud)
+    found = cylindrical_points(torch.from_numpy(picture)[None])[0].numpy()
+    assert not found[:, picture[VALIDITY] == 0].any()
+    for point in found[:, picture[VALIDITY] > 0].T:
+        assert np.nanmin(np.linalg.norm(cloud[0] - point, axis=1)) < 1e-6 * np.linalg.norm(point)
+
+
+def test_a_point_straight_above_is_found_again() -> None:
+    above = np.array([[1e-4, 0.0, 7.0], [0.0, -1e-4, -7.0]], np.float32)
+    config = CylindricalConfig(4, 8, -90.0, 90.0)
+    picture = torch.from_numpy(cylindrical(above, config=config))[None]
+    found = cylindrical_points(picture)[0][:, picture[0, VALIDITY] > 0].T
+    assert torch.isfinite(found).all()
+    np.testing.assert_allclose(found, above, atol=5e-3)
 
 
 def test_absent_and_non_finite_intensities_are_zero() -> None:
@@ -170,7 +197,7 @@ def test_absent_and_non_finite_intensities_are_zero() -> None:
 @pytest.mark.parametrize("count", [0, 3])
 def test_cloud_without_returns_gives_an_empty_picture(count: int) -> None:
     picture = cylindrical_projection(torch.full((2, count, 3), torch.nan), None, CONFIG)
-    assert picture.shape == (2, 4, 5, 8)
+    assert picture.shape == (2, 5, 5, 8)
     assert picture.dtype == torch.float32
     assert not picture.any()
 

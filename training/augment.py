@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vmloc_ros.core.frame import IMAGE
+from vmloc_ros.core.projection import HEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class AugmentConfig:
         measurement_dropout: share of depth and lidar cells that lose their measurement, drawn per sample from 0 to
             this.
         modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
-        measurement_noise_m: standard deviation of noise added to measured depths and ranges, metres.
+        measurement_noise_m: standard deviation of noise added to measured depths and, along the beam, ranges, metres.
         dropped: what modality dropout makes of an input: ``absent``, or ``zeroed``: there, but black and without
             measurements, as published code has it.
     """
@@ -108,6 +109,10 @@ def _add_noise(x: Tensor, deviation_m: float, generator: torch.Generator) -> Ten
     """On the first channel, depth or range, where the last says that there is a measurement."""
     if deviation_m == 0:
         return x
-    noise = deviation_m * torch.randn(len(x), *x.shape[2:], generator=generator).to(x.device)
-    noisy = (x[:, 0] + noise).clamp(min=0) * x[:, -1]
-    return torch.cat([noisy.unsqueeze(1), x[:, 1:]], dim=1)
+    noise = deviation_m * torch.randn(len(x), 1, *x.shape[2:], generator=generator).to(x.device)
+    distance, others = x[:, :1], x[:, 1:]
+    noisy = (distance + noise).clamp(min=0) * x[:, -1:]
+    if x.shape[1] > 2:  # of a range image: the point stays on its beam, so its height changes with the range
+        share = noisy / distance.clamp(min=torch.finfo(x.dtype).tiny)
+        others = torch.cat([x[:, HEIGHT : HEIGHT + 1] * share, x[:, HEIGHT + 1 :]], dim=1)
+    return torch.cat([noisy, others], dim=1)

@@ -19,7 +19,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import MODALITIES, Frame, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection
+from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_projection
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +127,8 @@ def _draw_range(axes: Axes, frame: Frame) -> None:
     if frame.cloud is not None:
         points = torch.from_numpy(np.ascontiguousarray(frame.cloud.xyz_m, np.float32))[None]
         projected = cylindrical_projection(points, None, _CYLINDER)[0].numpy()
-        measured = np.ma.masked_where(projected[3] == 0, projected[0])
-        top = float(np.percentile(projected[0][projected[3] > 0], 95)) if projected[3].any() else 1.0
+        measured = np.ma.masked_where(projected[VALIDITY] == 0, projected[RANGE])
+        top = float(np.percentile(measured.compressed(), 95)) if projected[VALIDITY].any() else 1.0
         axes.imshow(measured, cmap="turbo", aspect="auto", vmin=0, vmax=top, interpolation="nearest")
 
 

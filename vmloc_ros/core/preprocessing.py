@@ -23,7 +23,7 @@ from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
 
-PREPARED_VERSION = 1  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
+PREPARED_VERSION = 2  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class Preprocessor:
     """Turns frames into normalised tensors.
 
     Channels: image RGB; depth (depth, validity); lidar cylindrical (range, height, intensity, validity) or pinhole
-    (depth, validity). Measurements are 0 where validity is 0.
+    (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical pictures also have the azimuth, for
+    :func:`vmloc_ros.core.projection.cylindrical_points`; networks do not get it.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
@@ -192,7 +193,7 @@ class Preprocessor:
             ranges = [config.depth_range_m]
         low, high = x.new_tensor(ranges).T[..., None, None]
         validity = x[:, -1:].float()
-        measured = ((x[:, :-1].float() - low) * (2 / (high - low)) - 1).clamp_(-1, 1)
+        measured = ((x[:, : len(ranges)].float() - low) * (2 / (high - low)) - 1).clamp_(-1, 1)
         return torch.cat([measured * validity, validity], dim=1)
 
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from vmloc_ros.core.errors import ConfigError
 
+# Channels of a cylindrical picture.
+RANGE, HEIGHT, INTENSITY, AZIMUTH, VALIDITY = range(5)
+
 _EMPTY = torch.iinfo(torch.int64).max
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -59,8 +62,8 @@ def cylindrical_projection(xyz_m: Tensor, intensity: Tensor | None, config: Cyli
         config: rows, columns and field of view.
 
     Returns:
-        ``(B, 4, rows, columns)`` float32: range (m), height z (m), intensity, validity (0 or 1). Of points at
-        the same range in one cell the first wins.
+        ``(B, 5, rows, columns)`` float32: range (m), height z (m), intensity, azimuth (rad), validity (0 or 1).
+        Of points at the same range in one cell the first wins.
 
     Raises:
         ValueError: a shape is wrong.
@@ -77,14 +80,24 @@ def cylindrical_projection(xyz_m: Tensor, intensity: Tensor | None, config: Cyli
         config.elevation_min_deg,
         config.elevation_max_deg,
     )
-    column, column_inside = _angular_cell(
-        torch.atan2(y, x), config.columns, config.azimuth_min_deg, config.azimuth_max_deg
-    )
+    azimuth = torch.atan2(y, x)
+    column, column_inside = _angular_cell(azimuth, config.columns, config.azimuth_min_deg, config.azimuth_max_deg)
     inside = row_inside & column_inside & torch.isfinite(range_m) & (range_m > 0)
     cell = row.long() * config.columns + column.long()
     values = torch.zeros_like(z) if intensity is None else intensity.float().nan_to_num(0.0, 0.0, 0.0)
-    picture = _nearest_per_cell(range_m, inside, cell, config.rows * config.columns, (range_m, z, values))
-    return picture.reshape(len(xyz_m), 4, config.rows, config.columns)
+    picture = _nearest_per_cell(range_m, inside, cell, config.rows * config.columns, (range_m, z, values, azimuth))
+    return picture.reshape(len(xyz_m), 5, config.rows, config.columns)
+
+
+def cylindrical_points(picture: Tensor) -> Tensor:
+    """The points ``(B, 3, rows, columns)``, in metres in the lidar frame, that a cylindrical picture was made of.
+
+    Args:
+        picture: ``(B, 5, rows, columns)`` of :func:`cylindrical_projection`; a cell without a point gives zeros.
+    """
+    range_m, z, azimuth = picture[:, RANGE], picture[:, HEIGHT], picture[:, AZIMUTH]
+    ground_range = torch.sqrt((range_m * range_m - z * z).clamp(min=0))  # below 0 by rounding, straight above and below
+    return torch.stack([ground_range * torch.cos(azimuth), ground_range * torch.sin(azimuth), z], dim=1)
 
 
 def pinhole_projection(xyz_m: Tensor, camera_from_lidar: Tensor, intrinsics: Tensor, height: int, width: int) -> Tensor:
