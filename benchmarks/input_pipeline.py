@@ -52,6 +52,7 @@ class Noise:
 
     def __init__(self, count: int, size: int) -> None:
         self._count, self._shape = count, (size, round(size * 4 / 3))
+        self.mounts: dict[str, Pose] = {}
         self.report: dict[str, int] = {}
 
     def __len__(self) -> int:

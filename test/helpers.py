@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,12 +35,19 @@ def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequenc
 
 
 class ListSource:
-    """A data source that holds its samples; its name and frames can be set."""
+    """A data source that holds its samples; its name, frames and mounts can be set."""
 
-    def __init__(self, samples: Sequence[Sample], name: str = "list", body_frame: str = "base_link") -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        name: str = "list",
+        body_frame: str = "base_link",
+        mounts: Mapping[str, Pose] | None = None,
+    ) -> None:
         self.samples, self.name = list(samples), name
         self.map_frame, self.body_frame = "map", body_frame
         self.modalities: tuple[str, ...] = ("image", "lidar")
+        self.mounts = dict(mounts or {})
         self.report: dict[str, int] = {}
 
     def __len__(self) -> int:

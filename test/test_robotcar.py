@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,17 @@ def test_cloud_and_camera_project_a_known_point_to_a_known_pixel(shared: Path) -
     )
     assert picture[0, 1].nonzero().tolist() == [[int(v + 0.5), int(u + 0.5)]]
     assert picture[0, 0].max() == pytest.approx(ahead)
+
+
+def test_mounts_are_those_of_the_optical_frame_and_of_the_frame_that_clouds_lie_in(sequence: Path) -> None:
+    mounts = RobotCarSource(sequence).mounts
+    np.testing.assert_allclose(mounts["lidar"].matrix, mini.BASE_FROM_VEHICLE, atol=1e-9)
+    base_from_camera = mini.BASE_FROM_STEREO @ np.linalg.inv(mini.matrix_of(mini.EXTRINSICS["stereo"]))
+    np.testing.assert_allclose(mounts["image"].matrix, base_from_camera @ mini.CAMERA_FROM_OPTICAL, atol=1e-9)
+    assert list(RobotCarSource(sequence, None, ("image",)).mounts) == ["image"]
+    assert list(RobotCarSource(sequence, with_robotcar(undistort=False)).mounts) == ["lidar"]
+    shutil.rmtree(sequence.parent / "extrinsics")
+    assert RobotCarSource(sequence, None, ("image",)).mounts == {}
 
 
 def test_visual_odometry_and_gps_serve_as_poses(shared: Path) -> None:

@@ -38,6 +38,9 @@ def assert_same(first: RosbagSource, second: RosbagSource) -> None:
     )
     for ours, theirs in zip(first.poses(), second.poses(), strict=True):
         np.testing.assert_array_equal(ours.matrix, theirs.matrix)
+    assert first.mounts.keys() == second.mounts.keys() == {"image", "lidar"}
+    for name, mount in first.mounts.items():
+        np.testing.assert_array_equal(mount.matrix, second.mounts[name].matrix)
     assert first.fingerprint() == second.fingerprint()
 
 

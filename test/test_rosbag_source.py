@@ -59,6 +59,21 @@ def test_every_image_is_a_frame_with_its_nearest_cloud_and_the_calibration(bag: 
         np.testing.assert_allclose(frame.camera_from_lidar.matrix, expected.matrix, atol=1e-9)
 
 
+def test_mounts_are_what_tf_static_says_of_the_messages_frames(bag: Path) -> None:
+    mounts = source(bag).mounts
+    assert mounts.keys() == {"image", "lidar"}
+    np.testing.assert_allclose(mounts["image"].matrix, BASE_FROM_CAMERA.matrix, atol=1e-9)
+    np.testing.assert_allclose(mounts["lidar"].matrix, BASE_FROM_LIDAR.matrix, atol=1e-9)
+
+
+def test_a_mount_that_tf_static_does_not_say_is_left_out(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses())
+    assert source(path).mounts == {}
+    mounts = source(path, body_frame="camera_optical_frame").mounts  # the pose is the camera's own
+    assert mounts.keys() == {"image"}
+    np.testing.assert_array_equal(mounts["image"].matrix, np.eye(4))
+
+
 def test_image_i_has_the_pose_of_its_own_stamp_without_any_shift(bag: Path) -> None:
     """The released loaders are off by one frame; here each pose belongs to the stamp of the pixels beside it."""
     samples = list(source(bag))

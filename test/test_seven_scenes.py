@@ -82,6 +82,9 @@ def test_samples_carry_the_files_content(scene: Path) -> None:
     source = SevenScenesSource(scene, "train")
     samples = list(source)
     assert source.modalities == samples[0].frame.modalities == ("image", "depth")
+    assert {name: pose.matrix.tolist() for name, pose in source.mounts.items()} == dict.fromkeys(
+        source.modalities, np.eye(4).tolist()
+    )
     for (sequence, frame), sample, stamp in zip(frames_of(source), samples, source.stamps_ns(), strict=True):
         np.testing.assert_array_equal(sample.frame.image, color_of(sequence, frame))
         depth_m = depth_mm_of(sequence, frame) / 1000

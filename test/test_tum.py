@@ -106,6 +106,9 @@ def test_frames_pair_colour_with_the_nearest_depth_and_carry_the_files_content(s
     }
     assert (source.name, source.map_frame, source.body_frame) == (sequence.name, "map", "camera_optical_frame")
     assert source.modalities == ("image", "depth")
+    assert {name: pose.matrix.tolist() for name, pose in source.mounts.items()} == dict.fromkeys(
+        source.modalities, np.eye(4).tolist()
+    )
     for (color, depth), sample, stamp in zip(PAIRS, samples, source.stamps_ns(), strict=True):
         frame = sample.frame
         assert frame.stamp_ns == stamp

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +16,15 @@ from vmloc_ros.core.geometry import Pose
 class Source(Protocol):
     """Labelled frames in time order.
 
-    Length, poses and stamps are cheap: they decode no image. Iterating streams, holding a few frames in memory.
+    Length, poses, stamps and mounts are cheap: they decode no image. Iterating streams, holding a few frames in memory.
 
     Attributes:
         name: for messages and records.
         map_frame: frame of the poses.
         body_frame: the frame whose poses these are.
         modalities: what frames may have.
+        mounts: ``body_from_sensor`` of each modality as far as it is known: of the camera's optical frame for image and
+            depth, of the frame that clouds lie in for lidar.
         report: counts of frames dropped, by reason.
     """
 
@@ -30,6 +32,7 @@ class Source(Protocol):
     map_frame: str
     body_frame: str
     modalities: tuple[str, ...]
+    mounts: Mapping[str, Pose]
     report: dict[str, int]
 
     def __len__(self) -> int: ...

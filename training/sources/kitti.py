@@ -93,9 +93,6 @@ class KittiSource:
         options: ``stride`` and ``pose_gap_s`` concern it; the dataset itself pairs images and scans.
         modalities: ``image``, ``lidar`` or both; None is what the folder has.
 
-    Attributes:
-        mounts: ``base_from_sensor`` of each modality.
-
     Raises:
         DataError: a file is missing or malformed, a modality is not there, or no frame has a pose.
     """

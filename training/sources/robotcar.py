@@ -124,7 +124,7 @@ class RobotCarSource:
         self._sequence, self._options = sequence.absolute(), options
         if IMAGE in self.modalities:
             self._camera = CentreCamera(self._folder("models") if options.robotcar.undistort else None)
-        self._optical_from_vehicle: Pose | None = None
+        self.mounts = self._read_mounts()
         stamps, counts = self._image_stamps()
         track = self._read_track()
         labels, unlabelled = label_frames(track.stamps_ns.tolist(), track.poses, stamps, options.pose_gap_s)
@@ -172,8 +172,10 @@ class RobotCarSource:
         if IMAGE in self.modalities:
             image, camera = self._camera.read(self._images[stamp])
         if LIDAR in self.modalities:
-            cloud = self._scans.cloud(stamp, self._labels[stamp] @ self._base_from_vehicle)
-        return Frame(stamp, image, cloud=cloud, camera=camera, camera_from_lidar=self._optical_from_vehicle)
+            cloud = self._scans.cloud(stamp, self._labels[stamp] @ self.mounts[LIDAR])
+        known = IMAGE in self.mounts and LIDAR in self.mounts
+        camera_from_lidar = self.mounts[IMAGE].inverse() @ self.mounts[LIDAR] if known else None
+        return Frame(stamp, image, cloud=cloud, camera=camera, camera_from_lidar=camera_from_lidar)
 
     def _image_stamps(self) -> tuple[list[int], dict[str, int]]:
         listed: list[int] = read_stamps(self._sequence / "stereo.timestamps").tolist()
@@ -185,6 +187,19 @@ class RobotCarSource:
 
     def _folder(self, name: Literal["models", "extrinsics"]) -> Path:
         return find_folder(self._sequence, name, getattr(self._options.robotcar, name))
+
+    def _read_mounts(self) -> dict[str, Pose]:
+        """Poses of the optical frame and of ``vehicle``, where clouds lie; pictures alone do without a calibration."""
+        try:
+            extrinsics = self._folder("extrinsics")
+            vehicle = base_from_vehicle(extrinsics)
+            optical = self._camera.optical_from_vehicle(extrinsics) if IMAGE in self.modalities else None
+        except DataError:
+            if LIDAR in self.modalities:
+                raise
+            return {}
+        known = {IMAGE: None if optical is None else vehicle @ optical.inverse(), LIDAR: vehicle}
+        return {name: pose for name, pose in known.items() if pose is not None and name in self.modalities}
 
     def _read_track(self) -> Track:
         robotcar = self._options.robotcar
@@ -198,13 +213,10 @@ class RobotCarSource:
     def _open_lidar(self, track: Track) -> None:
         """Find the scans, and drop frames without one shortly before."""
         robotcar, extrinsics = self._options.robotcar, self._folder("extrinsics")
-        self._base_from_vehicle = base_from_vehicle(extrinsics)
-        base_from_lidar = self._base_from_vehicle @ vehicle_from_sensor(extrinsics, robotcar.lidar)
+        base_from_lidar = self.mounts[LIDAR] @ vehicle_from_sensor(extrinsics, robotcar.lidar)
         self._scans = ScanAccumulator(
             self._sequence / robotcar.lidar, track, base_from_lidar, robotcar.distance_m, self._options.pose_gap_s
         )
-        if IMAGE in self.modalities:
-            self._optical_from_vehicle = self._camera.optical_from_vehicle(extrinsics)
         ages = {stamp: self._scans.age_ns(stamp) for stamp in self._labels}
         recent = {stamp for stamp, age in ages.items() if age is not None and age <= self._options.slop_s * 1e9}
         self.report |= self._scans.report

@@ -67,6 +67,8 @@ class RosbagSource:
         self.modalities = tuple(index.streams)
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self._transforms = _static_tree(index)
+        mounts = {name: self._transforms.find(self.body_frame, frame) for name, frame in index.sensor_frames.items()}
+        self.mounts = {name: pose for name, pose in mounts.items() if pose is not None}
         rows = np.arange(0, len(index.stamps_ns), options.stride)
         has_pose = ~np.isnan(index.poses[rows, 0])
         if not has_pose.any():
@@ -150,7 +152,7 @@ class RosbagSource:
                     f"{self._where(bundle, name)}: the picture is {width}x{height}, those before it {first_width}x"
                     f"{first_height}; one recording has one size and one calibration: split the bag there"
                 )
-        camera_frame = frame_ids.get(IMAGE, self._index.camera_frame)
+        camera_frame = frame_ids.get(IMAGE, self._index.sensor_frames.get(IMAGE))
         return Frame(
             stamp_ns=bundle.stamp_ns,
             image=data.get(IMAGE),

@@ -26,13 +26,12 @@ from training.sources.rosbag_topics import (
 from vmloc_ros.core.bags import open_bag
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import Pose
 
 logger = logging.getLogger(__name__)
 
 # Another one wherever the same bag and options may give other frames than the code before gave.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +41,7 @@ class BagIndex:
     Attributes:
         streams: topics by modality.
         pose_description: topic, number and time span of the poses, for messages.
-        camera_frame: ``header.frame_id`` of the first image, empty without one.
+        sensor_frames: by modality ``header.frame_id`` of its first message.
         counts: messages and poses by what became of them.
         stamps_ns: ``(N,)`` increasing stamps of frames.
         poses: ``(N, 7)`` x y z qw qx qy qz of ``map_from_body``; NaN where there is none.
@@ -55,7 +54,7 @@ class BagIndex:
     map_frame: str
     body_frame: str
     pose_description: str
-    camera_frame: str
+    sensor_frames: dict[str, str]
     counts: dict[str, int]
     stamps_ns: NDArray[np.int64]
     poses: NDArray[np.float64]
@@ -130,7 +129,7 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         map_frame=chain.map_frame,
         body_frame=chain.body_frame,
         pose_description=chain.description,
-        camera_frame=frames.first_frames.get(IMAGE, ""),
+        sensor_frames=frames.first_frames,
         counts={
             **frames.counts,
             **chain.counts,

@@ -11,7 +11,7 @@ length is about 525 pixels; the cameras' offset of some 2.5 cm is not published 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class SevenScenesSource:
     map_frame = "map"
     body_frame = "camera_optical_frame"
     modalities: tuple[str, ...] = (IMAGE, DEPTH)
+    mounts: Mapping[str, Pose] = dict.fromkeys((IMAGE, DEPTH), Pose.identity())
 
     def __init__(
         self,

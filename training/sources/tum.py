@@ -92,6 +92,7 @@ class TumSource:
             raise DataError(f"{root}: TUM RGB-D has image and depth, no {', '.join(absent)}; set preprocess.modalities")
         self.name = root.name
         self.modalities = tuple(name for name in _LISTS if name in modalities)
+        self.mounts = dict.fromkeys(self.modalities, Pose.identity())
         self._camera = camera or _documented_camera(root.name)
         self._lists = [root / "groundtruth.txt", *(root / _LISTS[name] for name in self.modalities)]
         truth, *lists = self._lists
