@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from helpers import ListSource, random_frame, yaw_pose
 from training.cache import default_cache, entry_key, load_dataset
-from training.dataset import PreparedDataset, prepare_dataset
+from training.dataset import PreparedDataset, common_mounts, prepare_dataset
 from training.sources.fingerprint import fingerprint
 from vmloc_ros.core.errors import DataError, OutputError
 from vmloc_ros.core.frame import Sample
@@ -48,12 +49,24 @@ def assert_same(first: PreparedDataset, second: PreparedDataset) -> None:
     for p, q in zip(first.poses, second.poses, strict=True):
         np.testing.assert_array_equal(p.matrix, q.matrix)
     assert torch.equal(first.sequences, second.sequences)
+    ours, theirs = (data.intrinsics(rows, torch.device("cpu")) for data in (first, second))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_cache_gives_what_reading_gives_without_reading_again(tmp_path: Path) -> None:
     expected = prepare_dataset([ListSource(samples())], Preprocessor(CONFIG), progress=False)
     assert_same(load(ListSource(samples()), tmp_path), expected)
     assert_same(load(Unreadable(samples()), tmp_path), expected)
+
+
+def test_intrinsics_are_kept_and_mounts_are_those_that_the_source_says_now(tmp_path: Path) -> None:
+    blind = samples()
+    blind[1] = Sample(replace(blind[1].frame, camera=None), blind[1].map_from_body)
+    expected = prepare_dataset([ListSource(blind)], Preprocessor(CONFIG), progress=False)
+    assert_same(load(ListSource(blind, mounts={"image": yaw_pose(1.0)}), tmp_path), expected)
+    again = load(Unreadable(blind, mounts={"image": yaw_pose(2.0)}), tmp_path)
+    assert_same(again, expected)
+    assert common_mounts(again)["image"].position_m[0] == 2.0
 
 
 def test_the_key_changes_with_all_that_changes_the_content_and_with_nothing_else() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.dataset import PreparedDataset, prepare_dataset, split_blocks
+from training.dataset import PreparedDataset, common_mounts, prepare_dataset, split_blocks
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import Sample
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 BOTH = ("image", "lidar")
@@ -60,6 +61,42 @@ def test_a_batch_holds_the_rows_asked_for_in_their_order() -> None:
     tensors, present = data.batch(torch.tensor([3, 0, 2]), torch.device("cpu"))
     assert torch.equal(tensors["image"], rows_of(data)[0]["image"][[3, 0, 2]])
     assert present["image"].tolist() == [True, True, False]
+
+
+def test_intrinsics_are_those_of_each_rows_scaled_picture_and_nan_where_unknown() -> None:
+    blind = dataclasses.replace(sample(1).frame, camera=None)
+    large = sample(2, size=(80, 120))
+    data = prepare(ListSource([sample(0), Sample(blind, yaw_pose(0))]), ListSource([large]))
+    found = data.intrinsics(torch.tensor([2, 0, 1]), torch.device("cpu"))
+    # Focal lengths are 50 pixels; 40 rows became 32, 80 rows 32; centres lie in the pictures' middle.
+    torch.testing.assert_close(found[:2, 0, 0], torch.tensor([20.0, 40.0]))
+    torch.testing.assert_close(found[:2, :2, 2], torch.tensor([[23.5, 15.5], [23.5, 15.5]]))
+    assert bool(found[2].isnan().all())
+
+
+def test_mounts_are_those_of_the_sources_that_know_them() -> None:
+    camera, lidar = yaw_pose(1.0, yaw_deg=90.0), yaw_pose(0.0, 2.0)
+    first = prepare(ListSource([sample(0)], mounts={"image": camera}), ListSource([sample(1)]))
+    second = prepare(ListSource([sample(2)], mounts={"lidar": lidar, "image": yaw_pose(1.005, yaw_deg=90.3)}))
+    mounts = common_mounts(first, second)
+    assert mounts == {"image": camera, "lidar": lidar}
+    assert common_mounts(prepare(ListSource([sample(0)]))) == {}
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (yaw_pose(1.02), "b: the mount of image is 0.020 m and 0.0 deg from a's; train on data of one"),
+        (yaw_pose(1.0, yaw_deg=1.0), "b: the mount of image is 0.000 m and 1.0 deg from a's"),
+    ],
+)
+def test_sources_of_different_mounts_are_an_error_that_names_both(other: Pose, match: str) -> None:
+    data = prepare(
+        ListSource([sample(0)], "a", mounts={"image": yaw_pose(1.0)}),
+        ListSource([sample(1)], "b", mounts={"image": other}),
+    )
+    with pytest.raises(DataError, match=match):
+        common_mounts(data)
 
 
 def test_a_source_that_yields_fewer_frames_than_it_announced_leaves_no_empty_rows() -> None:

@@ -42,7 +42,9 @@ class Centroid(PoseModel):
         self.offset_m = nn.Parameter(torch.zeros(3))
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
-        if batch.measured is None or batch.intrinsics is None or not bool(batch.present["depth"].all()):
+        assert batch.measured is not None
+        assert batch.intrinsics is not None
+        if not bool(batch.present["depth"].all() & batch.intrinsics.isfinite().all()):
             raise ModelError("the centroid needs depth and the camera's intrinsics")
         clouds = [back_project(*pair) for pair in zip(batch.measured["depth"], batch.intrinsics, strict=True)]
         positions = torch.stack([cloud.mean(dim=0) for cloud in clouds]) + self.offset_m

@@ -283,6 +283,28 @@ def test_one_crop_window_serves_image_depth_and_pinhole_lidar(down: float, right
     torch.testing.assert_close(pixels[1, 0], torch.arange(left, left + 56.0), rtol=0, atol=1e-3)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_cropped_windows_intrinsics_see_each_pixel_along_the_ray_of_the_whole_pictures(
+    down: float, right: float
+) -> None:
+    processor = preprocessor(modalities=("image", "depth"), shortest_side=64, crop=(40, 56))
+    frame = random_frame(0, (128, 192), ALL)
+    whole = processor.intrinsics(frame)
+    rows, columns = np.indices((64, 96))
+    position = torch.from_numpy(np.stack([columns, rows])).float()[None]
+    batch = {"image": position, "depth": position}
+    cropped = processor.crop_intrinsics(whole[None], batch, (down, right))[0]
+    u, v = processor.crop(batch, (down, right))["image"][0, :, 7, 11]
+    ray = torch.linalg.inv(whole) @ torch.stack([u, v, torch.ones_like(u)])
+    torch.testing.assert_close(torch.linalg.inv(cropped) @ torch.tensor([11.0, 7.0, 1.0]), ray)
+
+
+def test_the_intrinsics_of_an_unknown_camera_are_nan() -> None:
+    frame = dataclasses.replace(random_frame(0), camera=None)
+    assert bool(preprocessor().intrinsics(frame).isnan().all())
+
+
 def test_the_default_crop_is_central_and_leaves_the_range_image_whole() -> None:
     processor = preprocessor(crop=(40, 40))
     frame = random_frame(5, size=(64, 96), names=ALL)

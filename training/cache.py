@@ -2,8 +2,8 @@
 """Prepared frames on disk, mapped into memory: decoding and projection happen once per source, not once per run.
 
 One folder per source and preprocessing: ``<modality>.npy`` as :meth:`Preprocessor.prepare` gives it, ``labels.npz``
-with presence, poses and stamps, and ``entry.json`` that says what it is. An entry appears whole or not at all; any
-entry may be deleted at any time.
+with presence, intrinsics, poses and stamps, and ``entry.json`` that says what it is. An entry appears whole or not at
+all; any entry may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +33,7 @@ from vmloc_ros.core.preprocessing import PREPARED_VERSION, PreprocessConfig, Pre
 
 logger = logging.getLogger(__name__)
 
-_LAYOUT_VERSION = 1
+_LAYOUT_VERSION = 2
 
 
 def default_cache() -> Path:
@@ -70,7 +70,7 @@ def _load_or_build(source: Source, preprocessor: Preprocessor, cache: Path, prog
     folder = cache / entry_key(source, preprocessor.config)
     try:
         with _locked(folder):
-            if (entry := _load(folder)) is not None:
+            if (entry := _load(folder, source.mounts)) is not None:
                 logger.info("%s: prepared frames are in %s", source.name, folder)
                 return entry
             _build(source, preprocessor, folder, progress)
@@ -78,7 +78,7 @@ def _load_or_build(source: Source, preprocessor: Preprocessor, cache: Path, prog
         raise OutputError(
             f"the cache {cache} cannot be written: {error}; free space, choose another --cache, or use --no-cache"
         ) from error
-    entry = _load(folder)
+    entry = _load(folder, source.mounts)
     if entry is None:
         raise OutputError(f"the cache entry {folder} cannot be read back; use --no-cache")
     return entry
@@ -106,6 +106,7 @@ def _build(source: Source, preprocessor: Preprocessor, folder: Path, progress: b
             positions_m=np.array([pose.position_m for pose in part.poses]).reshape(-1, 3),
             quaternions_wxyz=np.array([pose.quaternion_wxyz for pose in part.poses]).reshape(-1, 4),
             stamps_ns=np.array(part.stamps_ns, np.int64),
+            intrinsics=part.intrinsics,
             **{f"present_{name}": x.numpy() for name, x in part.present.items()},
         )
         size = sum(path.stat().st_size for path in building.iterdir())
@@ -132,7 +133,7 @@ def _in_files(folder: Path) -> Allocate:
     return allocate
 
 
-def _load(folder: Path) -> PreparedSource | None:
+def _load(folder: Path, mounts: Mapping[str, Pose]) -> PreparedSource | None:
     """The entry, its tensors mapped; None where it is absent or damaged."""
     try:
         entry = json.loads((folder / "entry.json").read_text())
@@ -152,4 +153,5 @@ def _load(folder: Path) -> PreparedSource | None:
     present = {
         name.removeprefix("present_"): torch.from_numpy(x) for name, x in values.items() if name.startswith("present_")
     }
-    return PreparedSource(entry["source"], tensors, present, poses, values["stamps_ns"].tolist())
+    intrinsics = torch.from_numpy(values["intrinsics"])
+    return PreparedSource(entry["source"], tensors, present, poses, values["stamps_ns"].tolist(), intrinsics, mounts)

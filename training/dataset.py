@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -15,10 +16,11 @@ from tqdm import tqdm
 from training.sources import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
-from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
+_SAME_MOUNT_M, _SAME_MOUNT_DEG = 0.01, 0.5  # two calibrations of one body agree so well
 
 # Makes a zeroed tensor of that name, shape and type: in memory, or in a file of the cache.
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
@@ -34,6 +36,8 @@ class PreparedSource:
         present: per modality ``(N,)`` bool.
         poses: N true poses.
         stamps_ns: N stamps.
+        intrinsics: ``(N, 3, 3)`` camera matrices of the prepared images, NaN where unknown; None where all are.
+        mounts: the source's.
     """
 
     name: str
@@ -41,6 +45,8 @@ class PreparedSource:
     present: Mapping[str, Tensor]
     poses: list[Pose]
     stamps_ns: list[int]
+    intrinsics: Tensor | None = None
+    mounts: Mapping[str, Pose] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -52,6 +58,7 @@ class PreparedDataset:
     Decoding and projection happened once, not once per epoch; augmentation works on these tensors.
 
     Attributes:
+        parts: the sources that have frames.
         poses: N true poses.
         sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
 
@@ -60,12 +67,13 @@ class PreparedDataset:
     """
 
     def __init__(self, parts: Sequence[PreparedSource], modalities: tuple[str, ...]) -> None:
-        self._parts = [part for part in parts if len(part)]
-        self._shapes = _common_shapes(self._parts, modalities)
-        self._starts = torch.tensor([0, *(len(part) for part in self._parts)]).cumsum(0)
-        self._present = {name: torch.cat([part.present[name] for part in self._parts]) for name in modalities}
-        self.poses = [pose for part in self._parts for pose in part.poses]
-        self.sequences = _sequences(self._parts)
+        self.parts = [part for part in parts if len(part)]
+        self._shapes = _common_shapes(self.parts, modalities)
+        self._starts = torch.tensor([0, *(len(part) for part in self.parts)]).cumsum(0)
+        self._present = {name: torch.cat([part.present[name] for part in self.parts]) for name in modalities}
+        self._intrinsics = torch.cat([_intrinsics(part) for part in self.parts])
+        self.poses = [pose for part in self.parts for pose in part.poses]
+        self.sequences = _sequences(self.parts)
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -78,11 +86,15 @@ class PreparedDataset:
         tensors = {name: self._gather(name, places, pinned).to(device, non_blocking=True) for name in self._shapes}
         return tensors, {name: x[rows].to(device, non_blocking=True) for name, x in self._present.items()}
 
+    def intrinsics(self, rows: Tensor, device: torch.device) -> Tensor:
+        """Camera matrices ``(B, 3, 3)`` of the rows' prepared images, on the device; NaN where unknown."""
+        return self._intrinsics[rows].to(device, non_blocking=True)
+
     def _gather(self, name: str, places: list[tuple[int, int]], pinned: bool) -> Tensor:
         """Frames ``(B, C, H, W)`` of the (part, row) given; zeros where a part lacks the modality."""
         shape, dtype = self._shapes[name]
         absent = torch.zeros(shape, dtype=dtype)
-        sources = [part.tensors.get(name) for part in self._parts]
+        sources = [part.tensors.get(name) for part in self.parts]
         frames = [absent if (source := sources[part]) is None else source[row] for part, row in places]
         x = torch.empty((len(places), *shape), dtype=dtype, pin_memory=pinned)
         # One call, whatever the number of parts: it copies each frame once and leaves other threads the interpreter.
@@ -122,6 +134,7 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
     present = {name: torch.zeros(capacity, dtype=torch.bool) for name in names}
     poses: list[Pose] = []
     stamps: list[int] = []
+    intrinsics = torch.full((capacity, 3, 3), torch.nan)
     with single_threaded():
         for row, sample in enumerate(source):
             for name, x in preprocessor.prepare(sample.frame).items():
@@ -130,6 +143,7 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
                 _check_shape(source.name, name, sample, x, tensors[name])
                 tensors[name][row] = x
                 present[name][row] = True
+            intrinsics[row] = preprocessor.intrinsics(sample.frame)
             poses.append(sample.map_from_body)
             stamps.append(sample.frame.stamp_ns)
             bar.update()
@@ -140,7 +154,29 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
         {name: x[:count] for name, x in present.items()},
         poses,
         stamps,
+        intrinsics[:count],
+        source.mounts,
     )
+
+
+def common_mounts(*datasets: PreparedDataset) -> dict[str, Pose]:
+    """``body_from_sensor`` of each modality whose mount a source of the datasets knows; it holds for all of them.
+
+    Raises:
+        DataError: sources say different things of a modality.
+    """
+    found: dict[str, tuple[str, Pose]] = {}
+    for part in (part for data in datasets for part in data.parts):
+        for name, mount in part.mounts.items():
+            first, expected = found.setdefault(name, (part.name, mount))
+            apart_m = float(np.linalg.norm(mount.position_m - expected.position_m))
+            apart_deg = rotation_angle_deg(mount.quaternion_wxyz, expected.quaternion_wxyz)
+            if apart_m > _SAME_MOUNT_M or apart_deg > _SAME_MOUNT_DEG:
+                raise DataError(
+                    f"{part.name}: the mount of {name} is {apart_m:.3f} m and {apart_deg:.1f} deg from {first}'s; "
+                    "train on data of one arrangement of sensors, or correct /tf_static"
+                )
+    return {name: mount for name, (_, mount) in found.items()}
 
 
 @contextmanager
@@ -192,6 +228,10 @@ def _common_shapes(
     if missing := [name for name in modalities if name not in shapes]:
         raise DataError(f"the data hold no {', '.join(missing)}; found {', '.join(shapes)}; set preprocess.modalities")
     return {name: shapes[name] for name in modalities}
+
+
+def _intrinsics(part: PreparedSource) -> Tensor:
+    return torch.full((len(part), 3, 3), torch.nan) if part.intrinsics is None else part.intrinsics
 
 
 def _sequences(parts: Sequence[PreparedSource]) -> Tensor:

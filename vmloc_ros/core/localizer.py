@@ -99,11 +99,11 @@ class Localizer:
         )
         if not self.model.needs_geometry:
             return batch
-        intrinsics = self._preprocessor.intrinsics(frame)
+        intrinsics = self._preprocessor.intrinsics(frame).unsqueeze(0).to(self.device)
         return replace(
             batch,
             measured=complete(self._preprocessor.crop(prepared)),
-            intrinsics=None if intrinsics is None else intrinsics.unsqueeze(0).to(self.device),
+            intrinsics=self._preprocessor.crop_intrinsics(intrinsics, prepared),
         )
 
     def present(self, batch: ModelInput) -> tuple[str, ...]:

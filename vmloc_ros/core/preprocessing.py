@@ -122,19 +122,25 @@ class Preprocessor:
 
     def crop(self, batch: Mapping[str, Tensor], offset: tuple[float, float] = (0.5, 0.5)) -> dict[str, Tensor]:
         """The window of :meth:`normalise`, values as prepared. Raises DataError: the crop does not fit."""
-        return {name: self._crop(name, x, offset) for name, x in batch.items()}
+        windows = {name: self._window(name, x, offset) for name, x in batch.items()}
+        return {name: x[..., windows[name][0], windows[name][1]] for name, x in batch.items()}
 
-    def intrinsics(self, frame: Frame) -> Tensor | None:
-        """``(3, 3)`` camera matrix of the scaled and centrally cropped image; None where the camera is unknown."""
+    def intrinsics(self, frame: Frame) -> Tensor:
+        """``(3, 3)`` camera matrix of the prepared image; NaN where the camera is unknown."""
         if frame.camera is None:
-            return None
-        height, width = self._scaled_size(frame.camera.height, frame.camera.width)
-        matrix = _scaled_intrinsics(frame.camera, height, width)
-        if self.config.crop is not None:
-            rows, columns = self.config.crop
-            matrix[1, 2] -= round(0.5 * (height - rows))
-            matrix[0, 2] -= round(0.5 * (width - columns))
-        return matrix
+            return torch.full((3, 3), torch.nan)
+        return _scaled_intrinsics(frame.camera, *self._scaled_size(frame.camera.height, frame.camera.width))
+
+    def crop_intrinsics(
+        self, intrinsics: Tensor, batch: Mapping[str, Tensor], offset: tuple[float, float] = (0.5, 0.5)
+    ) -> Tensor:
+        """Camera matrices ``(B, 3, 3)`` of the window that :meth:`crop` cuts from the prepared batch."""
+        name = next(name for name in MODALITIES if name in batch)
+        rows, columns = self._window(name, batch[name], offset)
+        cropped = intrinsics.clone()
+        cropped[:, 0, 2] -= columns.start
+        cropped[:, 1, 2] -= rows.start
+        return cropped
 
     def __call__(self, frames: Sequence[Frame], device: torch.device | str = "cpu") -> list[dict[str, Tensor]]:
         """Network input of single frames, each with batch size 1."""
@@ -173,15 +179,17 @@ class Preprocessor:
         intrinsics = _scaled_intrinsics(frame.camera, height, width).unsqueeze(0)
         return pinhole_projection(xyz, camera_from_lidar, intrinsics, height, width)[0]
 
-    def _crop(self, name: str, x: Tensor, offset: tuple[float, float]) -> Tensor:
+    def _window(self, name: str, x: Tensor, offset: tuple[float, float]) -> tuple[slice, slice]:
+        """Rows and columns that the crop keeps; all of a cylindrical picture's."""
+        height, width = x.shape[-2:]
         in_camera = name != LIDAR or self.config.lidar_projection == "pinhole"
         if self.config.crop is None or not in_camera:
-            return x
-        (height, width), (rows, columns) = x.shape[-2:], self.config.crop
+            return slice(0, height), slice(0, width)
+        rows, columns = self.config.crop
         if height < rows or width < columns:
             raise DataError(f"crop {rows}x{columns} does not fit the scaled {name} of {height}x{width}; reduce `crop`")
         top, left = round(offset[0] * (height - rows)), round(offset[1] * (width - columns))
-        return x[..., top : top + rows, left : left + columns]
+        return slice(top, top + rows), slice(left, left + columns)
 
     def _normalise(self, name: str, x: Tensor) -> Tensor:
         config = self.config

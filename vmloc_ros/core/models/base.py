@@ -67,9 +67,9 @@ class ModelInput:
     Attributes:
         tensors: per modality ``(B, C, H, W)`` float32, normalised.
         present: per modality ``(B,)`` bool; rows of ``tensors`` where it is False are ignored.
-        measured: per modality the same window ``(B, C, H, W)`` in metres and the sensor's units, for systems that
-            set ``needs_geometry``; else None.
-        intrinsics: ``(B, 3, 3)`` camera matrices of that window, likewise; None where the camera is unknown.
+        measured: per modality the same window ``(B, C, H, W)`` as :meth:`Preprocessor.prepare` gives it, in metres and
+            the sensor's units, for systems that set ``needs_geometry``; else None.
+        intrinsics: ``(B, 3, 3)`` camera matrices of that window, likewise; NaN where the camera is unknown.
     """
 
     tensors: Mapping[str, Tensor]
