@@ -27,7 +27,7 @@ def memorise(
     model.eval()
     described = []
     with tqdm(total=len(rows), desc="memorising", unit="frame", disable=not progress) as bar:
-        for batch in batches(data, rows, preprocessor, device):
+        for batch in batches(data, rows, preprocessor, device, model.needs_geometry):
             described.append(model.describe(batch))
             bar.update(len(batch))
     poses = [data.poses[i] for i in rows.tolist()]

@@ -26,6 +26,29 @@ def model_input(tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Model
     return ModelInput({name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}, present)
 
 
+def prepared_input(
+    tensors: dict[str, Tensor],
+    present: dict[str, Tensor],
+    preprocessor: Preprocessor,
+    offset: tuple[float, float] = (0.5, 0.5),
+    intrinsics: Tensor | None = None,
+) -> ModelInput:
+    """A prepared batch, cropped and normalised.
+
+    Args:
+        offset: where the crop lies, as :meth:`Preprocessor.normalise` has it.
+        intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
+    """
+    batch = model_input(preprocessor.normalise(tensors, offset), present)
+    if intrinsics is None:
+        return batch
+    return replace(
+        batch,
+        measured=preprocessor.crop(tensors, offset),
+        intrinsics=preprocessor.crop_intrinsics(intrinsics, tensors, offset),
+    )
+
+
 @torch.no_grad()
 def predict(
     model: PoseModel,
@@ -46,7 +69,7 @@ def predict(
         ModelError: an answer is not finite, or a row has none of the modalities.
     """
     model.eval()
-    inputs = (_keep(batch, kept) for batch in batches(data, rows, preprocessor, device))
+    inputs = (_keep(batch, kept) for batch in batches(data, rows, preprocessor, device, model.needs_geometry))
     if isinstance(model, ClipModel):
         features = torch.cat([model.frame_features(batch) for batch in inputs])
         return decode_vectors(_decode_in_order(model, features, segments(data.sequences, rows)).unsqueeze(0), codec)
@@ -67,12 +90,20 @@ def sensor_sets(data: PreparedDataset, rows: Tensor, modalities: Sequence[str]) 
 
 
 def batches(
-    data: PreparedDataset, rows: Tensor, preprocessor: Preprocessor, device: torch.device
+    data: PreparedDataset,
+    rows: Tensor,
+    preprocessor: Preprocessor,
+    device: torch.device,
+    geometry: bool = False,
 ) -> Iterator[ModelInput]:
-    """The rows in their order, as they are, for networks in evaluation mode."""
+    """The rows in their order, as they are, for networks in evaluation mode.
+
+    Args:
+        geometry: add measurements and intrinsics, for systems that need them.
+    """
     for chunk in rows.split(_BATCH):
-        tensors, present = data.batch(chunk, device)
-        yield model_input(preprocessor.normalise(tensors), present)
+        intrinsics = data.intrinsics(chunk, device) if geometry else None
+        yield prepared_input(*data.batch(chunk, device), preprocessor, intrinsics=intrinsics)
 
 
 def _keep(batch: ModelInput, kept: Collection[str] | None) -> ModelInput:

@@ -10,7 +10,7 @@ from torch import Tensor
 from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
 from training.clips import clip_table, segments
 from training.dataset import PreparedDataset
-from training.predict import model_input
+from training.predict import prepared_input
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.models import ModelInput, PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -79,11 +79,16 @@ def training_input(
     config: AugmentConfig,
     preprocessor: Preprocessor,
     generator: torch.Generator,
+    intrinsics: Tensor | None = None,
 ) -> ModelInput:
-    """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld."""
+    """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld.
+
+    Args:
+        intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
+    """
     tensors = augment(tensors, config, generator)
     offset = torch.rand(2, generator=generator).tolist()
     kept = drop_modalities(present, config.modality_dropout, generator)
     if config.dropped == "zeroed":
         tensors, kept = zero_dropped(tensors, present, kept), present
-    return model_input(preprocessor.normalise(tensors, (offset[0], offset[1])), kept)
+    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics)
