@@ -18,7 +18,7 @@ from tqdm import tqdm
 from training.calibrate import calibrate, fit_confidence, poses, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
-from training.dataset import PreparedDataset, split_blocks
+from training.dataset import PreparedDataset, common_mounts, split_blocks
 from training.descent import Descent, arithmetic
 from training.distributed import Processes
 from training.interruption import Interruption
@@ -60,7 +60,7 @@ class Trainer:
 
     Raises:
         ConfigError: the configuration does not fit the device or the number of processes.
-        DataError: too few frames.
+        DataError: too few frames, or the model needs to know where sensors are mounted and the sources do not agree.
         ModelError: the model cannot be built, or pretrained weights are missing.
     """
 
@@ -97,6 +97,8 @@ class Trainer:
             training=self._record(record or {}, codec.scale_m),
         )
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
+        if model.needs_geometry:
+            model.set_mounts(common_mounts(data, self._validation_data))
         self.model = model.to(device, memory_format=torch.channels_last)
         self._progress = Progress()
         if not isinstance(self.model, MemoryModel):
@@ -258,7 +260,8 @@ class Trainer:
         seed, augment_seed = self._sampler.seeds(state.epoch, state.step, self._processes.rank)
         torch.manual_seed(seed)  # posterior samples, dropout
         generator = torch.Generator().manual_seed(augment_seed)
-        batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator)
+        intrinsics = self._data.intrinsics(rows, self._device) if self.model.needs_geometry else None
+        batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, intrinsics)
         with self._descent.autocast():
             terms = self._training_step(batch, self._targets[rows.to(self._device)])
         self._descent.step(terms["loss"], state.epoch * self._steps_per_epoch + state.step)

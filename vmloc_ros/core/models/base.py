@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vmloc_ros.core.errors import ModelError
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.pose_codec import PoseCodec
 
@@ -135,7 +136,7 @@ class PoseModel(nn.Module, ABC):
         modalities: what it takes, in order; any one of them is enough.
         clip_length: frames of a training clip; 1 where frames are seen singly.
         clip_spacing: frames from one of a clip to the next.
-        needs_geometry: wants ``ModelInput.measured`` and ``ModelInput.intrinsics``.
+        needs_geometry: wants ``ModelInput.measured``, ``ModelInput.intrinsics`` and :meth:`set_mounts`.
     """
 
     clip_length: int = 1
@@ -145,6 +146,17 @@ class PoseModel(nn.Module, ABC):
     def __init__(self, modalities: tuple[str, ...]) -> None:
         super().__init__()
         self.modalities = modalities
+
+    def set_mounts(self, mounts: Mapping[str, Pose]) -> None:
+        """Learn, before training, where the sensors are; systems that use it keep it in their state dict.
+
+        Args:
+            mounts: ``body_from_sensor`` of each modality as far as the data say it: of the camera's optical frame for
+                image and depth, of the frame that clouds lie in for lidar.
+
+        Raises:
+            ModelError: a mount that the system needs is not among them.
+        """
 
     @abstractmethod
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
