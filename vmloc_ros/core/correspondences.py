@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Correspondences between predicted map coordinates and what the sensors measured, and how likely poses make them.
+
+Correspondence i says that the cell lies at ``X_i`` in the map, with standard deviation ``sigma_i``. At the pose
+``(R, t)``, map from body, its residual is ``f_i = A_i (R^T (X_i - t) - p_i)`` in metres: ``A_i = I`` where the point
+``p_i`` itself is measured (3D-3D), ``A_i = I - d_i d_i^T`` where only the direction ``d_i`` from the sensor's centre
+``p_i`` is (2D-3D: the distance between point and ray), so 3 or 2 equations. Each cell is a Gaussian expert on the pose,
+``exp(-|f_i|^2 / (2 sigma_i^2))``; their product over all cells of all modalities (VMLoc Eq. 4-5) is the exponential of
+a sum of quadratic forms. A modality that is missing is a missing sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # elements of the largest intermediate of log_ratio
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Correspondences:
+    """M correspondences in each of B frames, of any modalities, in any order. Rows that are not valid may hold anything.
+
+    Attributes:
+        map_points_m: ``(B, M, 3)`` predicted coordinates in the (centred) map.
+        std_m: ``(B, M)`` standard deviation of each of the three coordinates, metres, above 0.
+        points_m: ``(B, M, 3)`` in the body frame: the measured point, or the sensor's centre where only rays are known.
+        rays: ``(B, M, 3)`` unit directions in the body frame; not looked at where ``ranged``.
+        ranged: ``(B, M)`` bool, the point itself is measured.
+        valid: ``(B, M)`` bool.
+    """
+
+    map_points_m: Tensor
+    std_m: Tensor
+    points_m: Tensor
+    rays: Tensor
+    ranged: Tensor
+    valid: Tensor
+
+    def cleaned(self) -> Correspondences:
+        """The same with rows that hold a non-finite number or no positive deviation made invalid.
+
+        Invalid rows are filled with zeros (deviation: 1) and so are rays of ranged rows: no NaN reaches a sum or,
+        multiplied by zero, a gradient.
+        """
+        with torch.no_grad():
+            numbers = torch.cat([self.map_points_m, self.points_m, self.std_m.unsqueeze(-1)], dim=-1)
+            valid = self.valid & torch.isfinite(numbers).all(dim=-1) & (self.std_m > 0)
+            valid = valid & (self.ranged | torch.isfinite(self.rays).all(dim=-1))
+            row, ray = valid.unsqueeze(-1), (valid & ~self.ranged).unsqueeze(-1)
+        return Correspondences(
+            torch.where(row, self.map_points_m, 0.0),
+            torch.where(valid, self.std_m, 1.0),
+            torch.where(row, self.points_m, 0.0),
+            torch.where(ray, self.rays, 0.0),
+            self.ranged & valid,
+            valid,
+        )
+
+    def to(self, dtype: torch.dtype) -> Correspondences:
+        """The same with all numbers in another floating-point type."""
+        numbers = (self.map_points_m, self.std_m, self.points_m, self.rays)
+        return Correspondences(*(number.to(dtype) for number in numbers), self.ranged, self.valid)
+
+    def joined(self, other: Correspondences) -> Correspondences:
+        """The correspondences of both, frame by frame: the product of their experts."""
+        names = ("map_points_m", "std_m", "points_m", "rays", "ranged", "valid")
+        return Correspondences(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in names))
+
+
+def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, spread_m: float) -> Tensor:
+    """Log-likelihood ratio ``(B, H)`` of poses against cells strewn over the map (in the manner of MLESAC).
+
+    The sum over cells of ``max(0, k log(spread / (sqrt(2 pi) sigma)) - |f|^2 / (2 sigma^2))`` with k = 3 or 2
+    equations: unsure cells count little, outliers and points behind a camera nothing.
+
+    Args:
+        c: cleaned correspondences.
+        rotations: ``(B, H, 3, 3)`` map from body.
+        translations: ``(B, H, 3)``.
+        spread_m: extent of the map.
+    """
+    map_points, points, rays = (x.transpose(1, 2) for x in (c.map_points_m, c.points_m, c.rays))
+    has_rays = bool((c.valid & ~c.ranged).any())
+    equations = torch.where(c.ranged, 3.0, 2.0)
+    gain = equations * (math.log(spread_m / math.sqrt(2 * math.pi)) - torch.log(c.std_m))
+    gain = torch.where(c.valid, gain, -1.0).unsqueeze(1)
+    half_precision = (0.5 / c.std_m**2).unsqueeze(1)
+    scores = []
+    step = max(1, _CHUNK // max(1, 3 * c.valid.numel()))
+    for first in range(0, rotations.shape[1], step):
+        R, t = rotations[:, first : first + step], translations[:, first : first + step]
+        batch, count = R.shape[:2]
+        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ map_points).view(batch, count, 3, -1)
+        error = body - (points.unsqueeze(1) + (t.unsqueeze(-2) @ R).transpose(-1, -2))
+        cell = gain
+        if has_rays:
+            depth = (error * rays.unsqueeze(1)).sum(dim=2, keepdim=True)
+            error = error - depth * rays.unsqueeze(1)
+            cell = torch.where(c.ranged.unsqueeze(1) | (depth.squeeze(2) > 0), gain, -1.0)
+        scores.append((cell - half_precision * error.square().sum(dim=2)).clamp_min(0).sum(dim=-1))
+    return torch.cat(scores, dim=1)

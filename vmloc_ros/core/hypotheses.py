@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypotheses of the pose from minimal sets of correspondences: three points, or three rays of one camera.
+
+Sets are drawn with the same random numbers for every frame, by its own distribution: a frame's hypotheses do not
+depend on the frames beside it. Nothing here is differentiable.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vmloc_ros.core.correspondences import Correspondences
+
+_OVERSAMPLING = 16  # triples drawn for every one that is kept
+_CONSISTENT = 12.0  # squared, normalised difference of a triple's three sides that is no reason to doubt it
+_WIDEST_COSINE = float(np.cos(np.deg2rad(85)))  # rays farther off the mean ray are not handed to OpenCV
+
+
+def draw(c: Correspondences, among: Tensor, sets: int, seed: int) -> Tensor:
+    """Indices ``(B, sets, 3)`` of cells ``among`` ``(B, M)``, sure ones more often; zeros in frames that have none.
+
+    The probability goes with ``1 / (sigma^2 + s^2)``, s the geometric mean of the frame's sigma: an over-confident
+    cell is not drawn all the time.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(sets * 3, generator=generator, dtype=torch.float64).to(among.device)
+    logarithm = torch.where(among, torch.log(c.std_m.double()), 0.0)
+    typical = torch.exp(logarithm.sum(dim=1, keepdim=True) / among.sum(dim=1, keepdim=True).clamp_min(1))
+    weight = torch.where(among, 1 / (c.std_m.double() ** 2 + typical**2), 0.0)
+    cumulative = weight.cumsum(dim=1)
+    wanted = uniform * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, wanted.contiguous(), right=True).clamp_max(among.shape[1] - 1)
+    return index.view(len(among), sets, 3)
+
+
+def from_points(c: Correspondences, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses that lay three measured points on their predicted map coordinates.
+
+    Of many random triples, those are kept whose sides are as long in the map as in the body frame and which are wide
+    for their sigma. The rotation is that between the triples' own axes: exact for congruent triangles, a start for
+    others, without the batched singular value decomposition that would take longer than all the rest.
+
+    Returns:
+        Rotations ``(B, count, 3, 3)`` map from body, translations ``(B, count, 3)``, and ``(B, count)`` bool, False
+        where there is no such pose (then the identity).
+    """
+    index = draw(c, c.ranged, count * _OVERSAMPLING, seed)
+    flat = index.flatten(1)
+    std = c.std_m.gather(1, flat).view(index.shape)
+    gather = flat.unsqueeze(-1).expand(-1, -1, 3)
+    body = c.points_m.gather(1, gather).view(*index.shape, 3)
+    placed = c.map_points_m.gather(1, gather).view(*index.shape, 3)
+
+    variance = std**2
+    side, placed_side = body.roll(-1, 2) - body, placed.roll(-1, 2) - placed
+    length = side.norm(dim=-1)
+    mismatch = (placed_side.norm(dim=-1) - length) ** 2 / (variance + variance.roll(-1, 2))
+    height = torch.linalg.cross(side[:, :, 0], side[:, :, 1]).norm(dim=-1) / length.amax(dim=-1).clamp_min(1e-9)
+    tilt = variance.sum(dim=-1) / height.square().clamp_min(1e-12)  # about the variance of the rotation, rad^2
+    proper = (height > 1e-3 * length.amax(dim=-1)) & (length.amin(dim=-1) > 0) & (c.ranged.sum(1, keepdim=True) >= 3)
+    doubt = (mismatch.sum(dim=-1) - _CONSISTENT).clamp_min(0) + 10 * tilt
+    doubt, best = torch.where(proper, doubt, torch.inf).topk(count, dim=1, largest=False)
+
+    chosen = best[..., None, None].expand(-1, -1, 3, 3)
+    body, placed = body.gather(1, chosen), placed.gather(1, chosen)
+    rotation = _axes(placed) @ _axes(body).transpose(-1, -2)
+    translation = placed.mean(dim=2) - (rotation @ body.mean(dim=2).unsqueeze(-1)).squeeze(-1)
+    return _or_identity(rotation, translation, torch.isfinite(doubt))
+
+
+def _axes(triangle: Tensor) -> Tensor:
+    """Right-handed orthonormal axes, as columns ``(..., 3, 3)``, of triangles ``(..., 3 corners, 3)``."""
+    first = torch.nn.functional.normalize(triangle[..., 1, :] - triangle[..., 0, :], dim=-1)
+    normal = torch.linalg.cross(first, triangle[..., 2, :] - triangle[..., 0, :])
+    normal = torch.nn.functional.normalize(normal, dim=-1)
+    return torch.stack([first, torch.linalg.cross(normal, first), normal], dim=-1)
+
+
+def _or_identity(rotation: Tensor, translation: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Three points of the map on one line have no axes: the product is then not a rotation.
+    found = found & (torch.linalg.det(rotation.double()) > 0.5) & torch.isfinite(translation).all(dim=-1)
+    identity = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
+    rotation = torch.where(found[..., None, None], rotation, identity)
+    return rotation, torch.where(found.unsqueeze(-1), translation, 0.0), found
