@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_NAMES = ("map_points_m", "std_m", "points_m", "rays", "ranged", "valid")
 _CHUNK = 1 << 22  # elements of the largest intermediate of log_ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correspondences:
-    """M correspondences in each of B frames, of any modalities, in any order. Rows that are not valid may hold anything.
+    """M correspondences in each of B frames, of any modalities, in any order. What is not valid may hold anything.
 
     Attributes:
         map_points_m: ``(B, M, 3)`` predicted coordinates in the (centred) map.
@@ -62,13 +63,16 @@ class Correspondences:
 
     def to(self, dtype: torch.dtype) -> Correspondences:
         """The same with all numbers in another floating-point type."""
-        numbers = (self.map_points_m, self.std_m, self.points_m, self.rays)
-        return Correspondences(*(number.to(dtype) for number in numbers), self.ranged, self.valid)
+        map_points, std, points, rays = (getattr(self, name).to(dtype) for name in _NAMES[:4])
+        return Correspondences(map_points, std, points, rays, self.ranged, self.valid)
+
+    def at(self, rows: Tensor) -> Correspondences:
+        """Those of some frames."""
+        return Correspondences(*(getattr(self, name)[rows] for name in _NAMES))
 
     def joined(self, other: Correspondences) -> Correspondences:
         """The correspondences of both, frame by frame: the product of their experts."""
-        names = ("map_points_m", "std_m", "points_m", "rays", "ranged", "valid")
-        return Correspondences(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in names))
+        return Correspondences(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in _NAMES))
 
 
 def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, spread_m: float) -> Tensor:

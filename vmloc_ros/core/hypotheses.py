@@ -86,3 +86,89 @@ def _or_identity(rotation: Tensor, translation: Tensor, found: Tensor) -> tuple[
     identity = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
     rotation = torch.where(found[..., None, None], rotation, identity)
     return rotation, torch.where(found.unsqueeze(-1), translation, 0.0), found
+
+
+def from_rays(c: Correspondences, count: int, seed: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Poses that bring three predicted map coordinates onto their rays, up to four for each triple (OpenCV's AP3P).
+
+    All rays must have one centre. Where a frame has several cameras, hypotheses come from the one with most rays.
+
+    Args:
+        wanted: ``(B,)`` bool, frames that get hypotheses.
+
+    Returns:
+        As :func:`from_points`, with ``4 * count`` hypotheses.
+    """
+    batch, device = len(wanted), wanted.device
+    rotations = np.tile(np.eye(3), (batch, 4 * count, 1, 1))
+    translations, found = np.zeros((batch, 4 * count, 3)), np.zeros((batch, 4 * count), dtype=bool)
+    rows = torch.nonzero(wanted).flatten()
+    frames = c.at(rows)
+    usable, centres, bases = _cameras(frames)
+    index = draw(frames, usable, count, seed).cpu().numpy()
+    enough = (usable.sum(dim=1) >= 4).cpu().numpy()
+    map_points, rays = frames.map_points_m.cpu().double().numpy(), frames.rays.cpu().double().numpy()
+    for place, row in enumerate(rows.tolist()):
+        if enough[place]:
+            poses = _perspective(map_points[place], rays[place] @ bases[place].T, index[place])
+            number = len(poses)
+            body_from_map = bases[place].T @ poses
+            body_from_map[:, :, 3] += centres[place]
+            rotation = body_from_map[:, :, :3].transpose(0, 2, 1)
+            rotations[row, :number] = rotation
+            translations[row, :number] = -(rotation @ body_from_map[:, :, 3:])[:, :, 0]
+            found[row, :number] = True
+    return (
+        torch.from_numpy(rotations).to(device, c.rays.dtype),
+        torch.from_numpy(translations).to(device, c.rays.dtype),
+        torch.from_numpy(found).to(device),
+    )
+
+
+def _cameras(c: Correspondences) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
+    """Which cells ``(B, M)`` are rays of the main camera, its centres ``(B, 3)``, and axes ``(B, 3, 3)``, z ahead."""
+    rays = c.valid & ~c.ranged
+    centres = np.zeros((len(rays), 3))
+    same = torch.zeros_like(rays)
+    for row in range(len(rays)):
+        own = c.points_m[row][rays[row]]
+        if len(own):
+            different, counts = torch.unique(own, dim=0, return_counts=True)
+            centre = different[counts.argmax()]
+            centres[row] = centre.cpu().numpy()
+            same[row] = rays[row] & (c.points_m[row] == centre).all(dim=-1)
+    ahead = torch.where(same.unsqueeze(-1), c.rays, 0.0).double().sum(dim=1)
+    bases = np.stack([_looking(direction) for direction in ahead.cpu().numpy()]) if len(rays) else np.zeros((0, 3, 3))
+    depth = (c.rays.double() @ torch.from_numpy(bases[:, 2]).to(c.rays.device).unsqueeze(-1)).squeeze(-1)
+    return same & (depth > _WIDEST_COSINE), centres, bases
+
+
+def _looking(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation ``(3, 3)`` into axes whose z points along a direction; the identity where there is none."""
+    length = np.linalg.norm(direction)
+    if length < 1e-9:
+        return np.eye(3)
+    ahead = direction / length
+    side = np.cross(ahead, np.eye(3)[np.argmin(np.abs(ahead))])
+    side /= np.linalg.norm(side)
+    return np.stack([side, np.cross(ahead, side), ahead])
+
+
+def _perspective(
+    map_points: NDArray[np.float64], rays: NDArray[np.float64], triples: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Poses ``(N, 3, 4)``, camera from map, of triples ``(T, 3)`` of points and rays with positive z."""
+    vectors: list[NDArray[np.float64]] = []
+    shifts: list[NDArray[np.float64]] = []
+    for triple in triples:
+        if len(set(triple.tolist())) < 3:
+            continue
+        pixels = rays[triple, :2] / rays[triple, 2:]
+        _, turns, moves = cv2.solveP3P(map_points[triple], pixels, np.eye(3), None, flags=cv2.SOLVEPNP_AP3P)
+        vectors += turns
+        shifts += moves
+    if not vectors:
+        return np.zeros((0, 3, 4))
+    rotations = np.stack([cv2.Rodrigues(vector)[0] for vector in vectors])
+    poses = np.concatenate([rotations, np.stack(shifts).reshape(-1, 3, 1)], axis=2)
+    return np.asarray(poses[np.isfinite(poses).all(axis=(1, 2))])
