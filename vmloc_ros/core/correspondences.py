@@ -45,8 +45,12 @@ class Correspondences:
         """The same with rows that hold a non-finite number or no positive deviation made invalid.
 
         Invalid rows are filled with zeros (deviation: 1) and so are rays of ranged rows: no NaN reaches a sum or,
-        multiplied by zero, a gradient.
+        multiplied by zero, a gradient. Where there is no row at all, there is an invalid one then.
         """
+        if not self.valid.shape[1]:
+            shapes = ((len(self.valid), 1, *getattr(self, name).shape[2:]) for name in _NAMES)
+            empty = (getattr(self, name).new_zeros(shape) for name, shape in zip(_NAMES, shapes, strict=True))
+            return Correspondences(*empty).cleaned()
         with torch.no_grad():
             numbers = torch.cat([self.map_points_m, self.points_m, self.std_m.unsqueeze(-1)], dim=-1)
             valid = self.valid & torch.isfinite(numbers).all(dim=-1) & (self.std_m > 0)
@@ -98,7 +102,7 @@ def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, sprea
     for first in range(0, rotations.shape[1], step):
         R, t = rotations[:, first : first + step], translations[:, first : first + step]
         batch, count = R.shape[:2]
-        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ map_points).view(batch, count, 3, -1)
+        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ map_points).unflatten(1, (count, 3))
         error = body - (points.unsqueeze(1) + (t.unsqueeze(-2) @ R).transpose(-1, -2))
         cell = gain
         if has_rays:

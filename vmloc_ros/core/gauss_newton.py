@@ -68,7 +68,7 @@ class Cells:
         itself.
         """
         batch, count = R.shape[:2]
-        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ self.map_points).view(batch, count, 3, -1)
+        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ self.map_points).unflatten(1, (count, 3))
         place = self.points.unsqueeze(1).expand_as(body)
         residual = body - (t.unsqueeze(-2) @ R).transpose(-1, -2) - place
         infront = torch.ones_like(body[:, :, 0], dtype=torch.bool)

@@ -158,17 +158,13 @@ def _perspective(
     map_points: NDArray[np.float64], rays: NDArray[np.float64], triples: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Poses ``(N, 3, 4)``, camera from map, of triples ``(T, 3)`` of points and rays with positive z."""
-    vectors: list[NDArray[np.float64]] = []
-    shifts: list[NDArray[np.float64]] = []
+    poses: list[NDArray[np.float64]] = []
     for triple in triples:
         if len(set(triple.tolist())) < 3:
             continue
         pixels = rays[triple, :2] / rays[triple, 2:]
         _, turns, moves = cv2.solveP3P(map_points[triple], pixels, np.eye(3), None, flags=cv2.SOLVEPNP_AP3P)
-        vectors += turns
-        shifts += moves
-    if not vectors:
-        return np.zeros((0, 3, 4))
-    rotations = np.stack([cv2.Rodrigues(vector)[0] for vector in vectors])
-    poses = np.concatenate([rotations, np.stack(shifts).reshape(-1, 3, 1)], axis=2)
-    return np.asarray(poses[np.isfinite(poses).all(axis=(1, 2))])
+        for turn, move in zip(turns, moves, strict=True):
+            poses.append(np.hstack([cv2.Rodrigues(turn)[0], move]))
+    found = np.stack(poses) if poses else np.zeros((0, 3, 4))
+    return found[np.isfinite(found).all(axis=(1, 2))]
