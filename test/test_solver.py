@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
+from vmloc_ros.core import gauss_newton
 from vmloc_ros.core.correspondences import Correspondences, log_ratio
 from vmloc_ros.core.hypotheses import from_points, from_rays
 from vmloc_ros.core.solver import information, refine, solve
@@ -193,10 +194,10 @@ def test_a_frame_has_the_same_answer_in_any_batch_and_with_padding():
     filled = solve(padded, spread_m=SPREAD_M)
     for name in ("rotations", "translations", "covariances", "inlier_share", "residual", "solved"):
         assert torch.equal(getattr(together, name), getattr(again, name))
-        np.testing.assert_allclose(getattr(filled, name), getattr(together, name), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(getattr(filled, name), getattr(together, name), rtol=1e-5, atol=1e-6)
         for row in range(4):
             alone = solve(c.at(torch.tensor([row])), spread_m=SPREAD_M)
-            np.testing.assert_allclose(getattr(alone, name)[0], getattr(together, name)[row], rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(getattr(alone, name)[0], getattr(together, name)[row], rtol=1e-5, atol=1e-6)
 
 
 def test_information_of_modalities_adds_up():
@@ -276,7 +277,7 @@ def test_an_unsolvable_frame_neither_harms_its_neighbours_nor_their_gradients():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_the_derivatives_of_the_solution(kind):
-    c, R, t = scene(kind, cells=14, std=np.linspace(0.02, 0.08, 14), seed=6)
+    c, R, t = scene(kind, cells=9, std=np.linspace(0.02, 0.08, 9), seed=6)
     c = c.to(torch.float64)
     rotations, translations = tensors(R, t)
     direction = torch.randn(13, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -304,6 +305,20 @@ def test_gradients_teach_cells_where_they_are():
         loss.backward()
         optimiser.step()
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_training_can_follow_inference_and_mixed_precision_changes_nothing():
+    for cached in (gauss_newton._from_moments, gauss_newton._crosses):
+        cached.cache_clear()
+    c, _, _ = scene("mixed", std=0.05)
+    with torch.inference_mode():
+        first = solve(c, spread_m=SPREAD_M)
+    map_points = c.map_points_m.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        second = solve(replaced(c, map_points_m=map_points), spread_m=SPREAD_M)
+    second.translations.sum().backward()
+    np.testing.assert_allclose(second.translations.detach(), first.translations, atol=1e-6)
+    assert torch.isfinite(map_points.grad).all()
 
 
 def test_points_behind_the_camera_are_outliers():

@@ -70,9 +70,17 @@ class Correspondences:
         map_points, std, points, rays = (getattr(self, name).to(dtype) for name in _NAMES[:4])
         return Correspondences(map_points, std, points, rays, self.ranged, self.valid)
 
+    def on(self, device: torch.device) -> Correspondences:
+        return Correspondences(*(getattr(self, name).to(device) for name in _NAMES))
+
     def at(self, rows: Tensor) -> Correspondences:
         """Those of some frames."""
         return Correspondences(*(getattr(self, name)[rows] for name in _NAMES))
+
+    def picked(self, cells: Tensor) -> Correspondences:
+        """Those of some cells ``(B, N)`` of each frame."""
+        rows = torch.arange(len(cells), device=cells.device).unsqueeze(1)
+        return Correspondences(*(getattr(self, name)[rows, cells] for name in _NAMES))
 
     def joined(self, other: Correspondences) -> Correspondences:
         """The correspondences of both, frame by frame: the product of their experts."""
@@ -102,7 +110,7 @@ def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, sprea
     for first in range(0, rotations.shape[1], step):
         R, t = rotations[:, first : first + step], translations[:, first : first + step]
         batch, count = R.shape[:2]
-        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ map_points).unflatten(1, (count, 3))
+        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ map_points).view(batch, count, *points.shape[1:])
         error = body - (points.unsqueeze(1) + (t.unsqueeze(-2) @ R).transpose(-1, -2))
         cell = gain
         if has_rays:

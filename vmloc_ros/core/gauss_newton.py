@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vmloc_ros.core.correspondences import Correspondences
@@ -15,6 +18,7 @@ _LEAST_INLIERS = 6
 _WORST_ROTATION_RAD = 0.5  # standard deviation beyond which a pose counts as undetermined
 _FLATTEST_RAD = math.radians(0.5)  # rays all this near to one plane may belong to points on one line
 _LARGEST_STEP_RAD = 0.5
+_DAMPING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +48,16 @@ class Cells:
             bool((c.valid & ~c.ranged).any()),
         )
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of one frame's points: ``(3, M)``."""
+        return self.points.shape[1:]
+
+    @property
+    def need_gradients(self) -> bool:
+        numbers = (self.map_points, self.points, self.lines, self.precision)
+        return torch.is_grad_enabled() and any(number.requires_grad for number in numbers)
+
     def _with(self, map_points: Tensor, points: Tensor, lines: Tensor, precision: Tensor) -> Cells:
         return Cells(map_points, points, lines, precision, self.equations, self.ranged, self.valid, self.has_rays)
 
@@ -57,103 +71,118 @@ class Cells:
     def normal_equations(
         self, R: Tensor, t: Tensor, gate: float, scale: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of poses ``(B, K, 3, 3)`` and ``(B, K, 3)``: H ``(B, K, 6, 6)`` and right side ``(B, K, 6)`` in map axes.
+        """Of poses ``(B, K, 3, 3)`` and ``(B, K, 3)``: H ``(B, K, 6, 6)`` and right side ``(B, K, 6)`` in body axes.
 
         Also the squared residuals in sigma ``(B, K, M)`` and which cells are not behind their camera.
 
         In body axes the residual ``f = A (R^T (X - t) - p)`` has the Jacobian ``A [-I, [y]x]`` by a shift and a turn
         of the pose, with y the point's place seen from the body. y is taken on the measured ray or point, not at the
         noisy prediction, which changes neither ``J^T f`` nor the solution, but keeps noise from posing as information.
-        Of ``A = I - d d^T`` the first part leaves moments of y, the second the product of the line (d, p x d) with
-        itself.
+        Of ``A = I - d d^T`` the first part leaves moments of (1, y, f), the second the product of the line (d, p x d)
+        with itself.
         """
         batch, count = R.shape[:2]
-        body = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ self.map_points).unflatten(1, (count, 3))
-        place = self.points.unsqueeze(1).expand_as(body)
-        residual = body - (t.unsqueeze(-2) @ R).transpose(-1, -2) - place
-        infront = torch.ones_like(body[:, :, 0], dtype=torch.bool)
+        turned = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ self.map_points).view(batch, count, *self.shape)
+        place = self.points.unsqueeze(1)
+        residual = turned - (place + (t.unsqueeze(-2) @ R).transpose(-1, -2))
+        infront = self.valid.unsqueeze(1)
         if self.has_rays:
             direction = self.lines[:, :3].unsqueeze(1)
             depth = (residual * direction).sum(dim=2, keepdim=True)
-            residual, place = residual - depth * direction, place + depth * direction
-            infront = self.ranged.unsqueeze(1) | (depth.squeeze(2) > 0)
+            along = depth * direction
+            residual, place = residual - along, place + along
+            infront = infront & (self.ranged.unsqueeze(1) | (depth.squeeze(2) > 0))
         precision = self.precision.unsqueeze(1)
         squared = residual.square().sum(dim=2) * precision
-        weight = torch.sigmoid((gate**2 - squared / scale**2) / 2) * precision
+        weight = torch.sigmoid(gate**2 / 2 - squared * (0.5 / scale**2)) * precision
         if self.has_rays:
-            weight = torch.where(infront, weight, 0.0)
+            weight = weight * infront
 
-        rows = torch.cat([torch.ones_like(body[:, :, :1]), place, residual], dim=2)
+        rows = torch.cat([torch.ones_like(residual[:, :, :1]), place.expand_as(residual), residual], dim=2)
         moments = (rows * weight.unsqueeze(2)) @ rows.transpose(-1, -2)
-        total, first, second = moments[..., 0, 0], moments[..., 0, 1:4], moments[..., 1:4, 1:4]
-        eye = torch.eye(3, dtype=body.dtype, device=body.device)
-        corner = _cross_matrix(first)
-        trace = second.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-        H = torch.cat(
-            [
-                torch.cat([total[..., None, None] * eye, -corner], dim=-1),
-                torch.cat([corner, trace[..., None, None] * eye - second], dim=-1),
-            ],
-            dim=-2,
-        )
+        both = moments.flatten(2) @ _from_moments(moments.device)
+        H, right = both[..., :36].view(batch, count, 6, 6), both[..., 36:]
         if self.has_rays:
             lines = self.lines.unsqueeze(1)
             H = H - (lines * weight.unsqueeze(2)) @ lines.transpose(-1, -2)
-        lever = moments[..., 1:4, 4:7]  # sum of w y f^T: its antisymmetric part is the sum of w (y x f)
-        turn = torch.stack([lever[..., i, j] - lever[..., j, i] for i, j in ((1, 2), (2, 0), (0, 1))], dim=-1)
-        right = torch.cat([moments[..., 0, 4:7], turn], dim=-1)
-        zero = torch.zeros_like(R)
-        both = torch.cat([torch.cat([R, zero], dim=-1), torch.cat([zero, R], dim=-1)], dim=-2)
-        return both @ H @ both.transpose(-1, -2), (both @ right.unsqueeze(-1)).squeeze(-1), squared, infront
+        return H, right, squared, infront
 
     def step(self, R: Tensor, t: Tensor, gate: float, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """One step of Gauss-Newton: new rotations, translations, and how far each moved (metres or radians)."""
         H, right, _, _ = self.normal_equations(R, t, gate, scale)
-        diagonal = H.diagonal(dim1=-2, dim2=-1)
-        damped = H + torch.diag_embed(1e-9 * diagonal + 1e-9)
-        change = torch.linalg.solve_ex(damped, right)[0]
-        with torch.no_grad():
-            turn = change[..., 3:].norm(dim=-1, keepdim=True)
-            shrink = (_LARGEST_STEP_RAD / turn.clamp_min(1e-12)).clamp_max(1.0)
-        change = change * shrink
+        damping = torch.eye(6, dtype=H.dtype, device=H.device) * _DAMPING
+        change = torch.linalg.solve_ex(H + H * damping + damping, right)[0]
+        turn = change.detach()[..., 3:].norm(dim=-1, keepdim=True)
+        change = change * (_LARGEST_STEP_RAD / turn.clamp_min(_LARGEST_STEP_RAD))
         moved = change.detach().abs().amax(dim=-1)
-        return rotation_from_vector(change[..., 3:]) @ R, t + change[..., :3], moved
+        return R @ _turn(change[..., 3:]), t + (R @ change[..., :3, None]).squeeze(-1), moved
 
-    def determined(self, R: Tensor, t: Tensor, gate: float, spread_m: float) -> Tensor:
-        """Whether enough inliers determine all of the pose, ``(B, K)`` bool."""
-        H, _, squared, infront = self.normal_equations(R, t, gate)
-        inlier = self.valid.unsqueeze(1) & infront & (squared < gate**2)
-        finite = torch.isfinite(H).all(dim=-1).all(dim=-1) & torch.isfinite(t).all(dim=-1)
+    def determined(self, H: Tensor, inlier: Tensor, spread_m: float) -> Tensor:
+        """Whether enough inliers ``(B, K, M)`` determine all of the pose, whose information is H: ``(B, K)`` bool."""
+        finite = torch.isfinite(H).flatten(2).all(dim=-1)
         worst = torch.tensor([spread_m] * 3 + [_WORST_ROTATION_RAD] * 3, dtype=H.dtype, device=H.device)
-        scaled = torch.where(finite[..., None, None], H * torch.outer(worst, worst), 0.0)
-        known = torch.linalg.eigvalsh(scaled)[..., 0] > 1
+        eye = torch.eye(6, dtype=H.dtype, device=H.device)
+        known = _positive(torch.where(finite[..., None, None], H * torch.outer(worst, worst), 0.0) - eye)
+        enough = finite & known & (inlier.sum(dim=-1) >= _LEAST_INLIERS)
+        if not self.has_rays:
+            return enough
         # Of points on one line, rays show the plane through it at most, and noisy depths would pose as knowledge.
         used = (inlier & ~self.ranged.unsqueeze(1)).to(H.dtype)
         direction = self.lines[:, :3].unsqueeze(1)
         scatter = (direction * used.unsqueeze(2)) @ direction.transpose(-1, -2)
-        flat = torch.linalg.eigvalsh(scatter)[..., 0] < _FLATTEST_RAD**2 * used.sum(dim=-1)
-        ranged = (inlier & self.ranged.unsqueeze(1)).sum(dim=-1)
-        return finite & known & (inlier.sum(dim=-1) >= _LEAST_INLIERS) & ~(flat & (ranged < 3))
+        round_ = _positive(scatter - _FLATTEST_RAD**2 * used.sum(dim=-1)[..., None, None] * eye[:3, :3])
+        return enough & (round_ | ((inlier & self.ranged.unsqueeze(1)).sum(dim=-1) >= 3))
 
 
-def rotation_from_vector(vector: Tensor) -> Tensor:
-    """Rotation matrices ``(..., 3, 3)`` of rotation vectors ``(..., 3)`` in radians; differentiable at zero too."""
-    squared = vector.square().sum(dim=-1)[..., None, None]
-    small = squared < 1e-8
-    safe = torch.where(small, 1.0, squared)
-    angle = safe.sqrt()
-    sine = torch.where(small, 1 - squared / 6, torch.sin(angle) / angle)
-    cosine = torch.where(small, 0.5 - squared / 24, (1 - torch.cos(angle)) / safe)
-    cross = _cross_matrix(vector)
-    return torch.eye(3, dtype=vector.dtype, device=vector.device) + sine * cross + cosine * (cross @ cross)
+@cache
+def _from_moments(device: torch.device) -> Tensor:
+    """Matrix ``(49, 42)`` from the moments ``sum w v v^T`` of v = (1, y, f) to H (of ``A = I``) and the right side.
+
+    H is ``sum w [I, -[y]x; [y]x, |y|^2 I - y y^T]``, the right side ``sum w (f, y x f)``.
+    """
+    H, right = np.zeros((7, 7, 6, 6)), np.zeros((7, 7, 6))
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        H[0, 0, i, i] = 1
+        H[0, 1 + i, j, 3 + k] = H[0, 1 + i, 3 + k, j] = 1
+        H[0, 1 + i, k, 3 + j] = H[0, 1 + i, 3 + j, k] = -1
+        H[1 + j, 1 + j, 3 + i, 3 + i] = H[1 + k, 1 + k, 3 + i, 3 + i] = 1
+        H[1 + i, 1 + j, 3 + i, 3 + j] = H[1 + i, 1 + j, 3 + j, 3 + i] = -1
+        right[0, 4 + i, i] = 1
+        right[1 + j, 4 + k, 3 + i], right[1 + k, 4 + j, 3 + i] = 1, -1
+    return _constant(np.concatenate([H.reshape(49, 36), right.reshape(49, 6)], axis=1), device)
 
 
-def _cross_matrix(vector: Tensor) -> Tensor:
-    """``[v]x`` ``(..., 3, 3)``: ``[v]x w`` is ``v x w``."""
-    x, y, z = vector.unbind(dim=-1)
-    zero = torch.zeros_like(x)
-    rows = [torch.stack(row, dim=-1) for row in ((zero, -z, y), (z, zero, -x), (-y, x, zero))]
-    return torch.stack(rows, dim=-2)
+@cache
+def _crosses(device: torch.device) -> Tensor:
+    """Matrix ``(3, 9)`` from a vector v to the flat ``[v]x``, where ``[v]x w`` is ``v x w``."""
+    return _constant(np.stack([np.cross(axis, np.eye(3)).T.ravel() for axis in np.eye(3)]), device)
+
+
+def _constant(array: NDArray[np.float64], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or training could not use what inference has cached
+        return torch.from_numpy(array).to(device)
+
+
+def _turn(vector: Tensor) -> Tensor:
+    """Rotation matrices ``(..., 3, 3)`` near those of rotation vectors ``(..., 3)``: Cayley's, equal to second order.
+
+    A step of Gauss-Newton needs no more, and unlike the exponential it has no special case at zero.
+    """
+    cross = (vector @ _crosses(vector.device)).view(*vector.shape, 3)
+    factor = 4 / (4 + vector.square().sum(dim=-1)[..., None, None])
+    return torch.eye(3, dtype=vector.dtype, device=vector.device) + factor * (cross + cross @ cross / 2)
+
+
+def _positive(matrix: Tensor) -> Tensor:
+    """Whether symmetric matrices ``(..., N, N)`` are positive definite."""
+    return torch.linalg.cholesky_ex(matrix)[1] == 0
+
+
+def rotated(H: Tensor, R: Tensor) -> Tensor:
+    """A 6 x 6 form in body axes, ``(..., 6, 6)``, in those of the map: three rows and columns at a time."""
+    blocks = H.reshape(*H.shape[:-2], 2, 3, 2, 3)
+    return torch.einsum("...ij,...ajbk,...lk->...aibl", R, blocks, R).flatten(-2).flatten(-3, -2)
 
 
 def orthonormal(rotation: Tensor) -> Tensor:

@@ -103,11 +103,11 @@ def from_rays(c: Correspondences, count: int, seed: int, wanted: Tensor) -> tupl
     rotations = np.tile(np.eye(3), (batch, 4 * count, 1, 1))
     translations, found = np.zeros((batch, 4 * count, 3)), np.zeros((batch, 4 * count), dtype=bool)
     rows = torch.nonzero(wanted).flatten()
-    frames = c.at(rows)
+    frames = c.at(rows).on(torch.device("cpu"))
     usable, centres, bases = _cameras(frames)
-    index = draw(frames, usable, count, seed).cpu().numpy()
-    enough = (usable.sum(dim=1) >= 4).cpu().numpy()
-    map_points, rays = frames.map_points_m.cpu().double().numpy(), frames.rays.cpu().double().numpy()
+    index = draw(frames, usable, count, seed).numpy()
+    enough = (usable.sum(dim=1) >= 4).numpy()
+    map_points, rays = frames.map_points_m.double().numpy(), frames.rays.double().numpy()
     for place, row in enumerate(rows.tolist()):
         if enough[place]:
             poses = _perspective(map_points[place], rays[place] @ bases[place].T, index[place])
@@ -126,7 +126,10 @@ def from_rays(c: Correspondences, count: int, seed: int, wanted: Tensor) -> tupl
 
 
 def _cameras(c: Correspondences) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
-    """Which cells ``(B, M)`` are rays of the main camera, its centres ``(B, 3)``, and axes ``(B, 3, 3)``, z ahead."""
+    """Which cells ``(B, M)`` are rays of the main camera, its centres ``(B, 3)``, and axes ``(B, 3, 3)``, z ahead.
+
+    The correspondences are on the CPU.
+    """
     rays = c.valid & ~c.ranged
     centres = np.zeros((len(rays), 3))
     same = torch.zeros_like(rays)
@@ -135,11 +138,11 @@ def _cameras(c: Correspondences) -> tuple[Tensor, NDArray[np.float64], NDArray[n
         if len(own):
             different, counts = torch.unique(own, dim=0, return_counts=True)
             centre = different[counts.argmax()]
-            centres[row] = centre.cpu().numpy()
+            centres[row] = centre.numpy()
             same[row] = rays[row] & (c.points_m[row] == centre).all(dim=-1)
     ahead = torch.where(same.unsqueeze(-1), c.rays, 0.0).double().sum(dim=1)
-    bases = np.stack([_looking(direction) for direction in ahead.cpu().numpy()]) if len(rays) else np.zeros((0, 3, 3))
-    depth = (c.rays.double() @ torch.from_numpy(bases[:, 2]).to(c.rays.device).unsqueeze(-1)).squeeze(-1)
+    bases = np.stack([_looking(direction) for direction in ahead.numpy()]) if len(rays) else np.zeros((0, 3, 3))
+    depth = (c.rays.double() @ torch.from_numpy(bases[:, 2]).unsqueeze(-1)).squeeze(-1)
     return same & (depth > _WIDEST_COSINE), centres, bases
 
 

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from vmloc_ros.core.correspondences import Correspondences, log_ratio
-from vmloc_ros.core.gauss_newton import Cells, orthonormal
-from vmloc_ros.core.hypotheses import from_points, from_rays
+from vmloc_ros.core.gauss_newton import Cells, orthonormal, rotated
+from vmloc_ros.core.hypotheses import draw, from_points, from_rays
 
 __all__ = ["Correspondences", "Solution", "information", "refine", "solve"]
 
 _KEPT = 8  # hypotheses that are polished before the likeliest is taken
 _POLISH = (4.0, 2.0, 1.0)  # factors of sigma in its steps: from afar, an inlier does not look like one
+_PREVIEW = 128  # triples of cells that choose these
 _FEW_POINTS = 12
+_CONVERGED = 1e-7  # metres or radians
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,10 +61,13 @@ def solve(
         gate: distance in sigma at which a cell is as likely an outlier as an inlier.
         seed: of the random sets; the same seed gives the same answer.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(c.std_m.device.type, enabled=False):  # scores need all of float32
         clean = c.cleaned().to(torch.float32)
         rotations, translations, found = _hypotheses(clean, hypotheses, seed)
-        score = torch.where(found, log_ratio(clean, rotations, translations, spread_m), -1.0)
+        sample = clean
+        if rotations.shape[1] > _KEPT and clean.valid.shape[1] > 4 * _PREVIEW:
+            sample = clean.picked(draw(clean, clean.valid, _PREVIEW, seed + 1).flatten(1))
+        score = torch.where(found, log_ratio(sample, rotations, translations, spread_m), -1.0)
         best = score.topk(min(_KEPT, score.shape[1]), dim=1).indices
         rotations = rotations.gather(1, best[..., None, None].expand(-1, -1, 3, 3))
         translations = translations.gather(1, best[..., None].expand(-1, -1, 3))
@@ -70,7 +75,8 @@ def solve(
         rotations, translations = orthonormal(rotations.double()), translations.double()
         for scale in _POLISH:
             rotations, translations, _ = cells.step(rotations, translations, gate, scale)
-        winner = log_ratio(clean, rotations.float(), translations.float(), spread_m).argmax(dim=1)
+        score = log_ratio(clean, rotations.float(), translations.float(), spread_m)
+        winner = score.nan_to_num(nan=-1.0).argmax(dim=1)
         rows = torch.arange(len(winner), device=winner.device)
     return refine(c, rotations[rows, winner], translations[rows, winner], iterations, spread_m=spread_m, gate=gate)
 
@@ -121,30 +127,30 @@ def refine(
         R, t = orthonormal(rotations.detach().double()).unsqueeze(1), translations.detach().double().unsqueeze(1)
         for _ in range(iterations):
             R, t, change = frozen.step(R, t, gate)
-            if bool((change < 1e-9).all()):
+            if bool((change < _CONVERGED).all()):
                 break
-        usable = frozen.determined(R, t, gate, spread_m)
-    cells = cells.only(usable)
-    for _ in range(differentiable_steps):
-        R, t, _ = cells.step(R, t, gate)
-    H, _, squared, infront = cells.normal_equations(R, t, gate)
+        H, _, squared, infront = frozen.normal_equations(R, t, gate)
+        inlier = infront & (squared < gate**2)
+        usable = frozen.determined(H, inlier, spread_m)
+        eye = torch.eye(6, dtype=H.dtype, device=H.device)
+        R, t = torch.where(usable[..., None, None], R, eye[:3, :3]), torch.where(usable.unsqueeze(-1), t, 0.0)
+    if cells.need_gradients and differentiable_steps > 0:
+        cells = cells.only(usable)
+        for _ in range(differentiable_steps):
+            R, t, _ = cells.step(R, t, gate)
+        H, _, squared, infront = cells.normal_equations(R, t, gate)
+        inlier = infront & (squared.detach() < gate**2)
+    R, t, H, squared, inlier, solved = (x.squeeze(1) for x in (R, t, H, squared, inlier & usable[..., None], usable))
 
-    solved = usable.squeeze(1)
-    chosen = solved[:, None, None]
-    # An unsolved frame's H is zero: the unit matrix keeps its inverse, and the gradient through it, finite.
-    eye = torch.eye(6, dtype=H.dtype, device=H.device)
-    covariance = torch.linalg.inv(torch.where(chosen, H.squeeze(1), eye))
+    # The unit matrix keeps the inverse of an unsolved frame's H, and the gradient through it, finite.
+    covariance, _ = torch.linalg.inv_ex(torch.where(solved[:, None, None], rotated(H, R), eye))
     wide = torch.diag(torch.tensor([spread_m**2] * 3 + [math.pi**2] * 3, dtype=H.dtype, device=H.device))
-    with torch.no_grad():
-        inlier = frozen.valid & infront.squeeze(1) & (squared.squeeze(1) < gate**2)
-        inlier = inlier & solved.unsqueeze(1)
-    equations = (inlier * frozen.equations).sum(dim=1).clamp_min(1)
-    mean_square = torch.where(inlier, squared.squeeze(1), 0.0).sum(dim=1) / equations
+    mean_square = torch.where(inlier, squared, 0.0).sum(dim=1) / (inlier * cells.equations).sum(dim=1).clamp_min(1)
     return Solution(
-        torch.where(chosen, R.squeeze(1), eye[:3, :3]),
-        torch.where(solved.unsqueeze(1), t.squeeze(1), 0.0),
-        torch.where(chosen, (covariance + covariance.transpose(-1, -2)) / 2, wide),
-        inlier.sum(dim=1) / frozen.valid.sum(dim=1).clamp_min(1),
+        R,
+        t,
+        torch.where(solved[:, None, None], (covariance + covariance.transpose(-1, -2)) / 2, wide),
+        inlier.sum(dim=1) / cells.valid.sum(dim=1).clamp_min(1),
         torch.where(mean_square > 0, mean_square.clamp_min(1e-300).sqrt(), 0.0),
         solved,
     )
@@ -156,4 +162,5 @@ def information(c: Correspondences, rotations: Tensor, translations: Tensor, gat
     Those of several modalities add up, as precisions do in a product of Gaussian experts.
     """
     cells = Cells.of(c.cleaned().to(torch.float64))
-    return cells.normal_equations(rotations.double().unsqueeze(1), translations.double().unsqueeze(1), gate)[0][:, 0]
+    R, t = rotations.double(), translations.double()
+    return rotated(cells.normal_equations(R.unsqueeze(1), t.unsqueeze(1), gate)[0][:, 0], R)
