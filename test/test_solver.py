@@ -218,6 +218,20 @@ def test_covariance_is_the_inverse_of_the_information_at_the_solution(kind):
     np.testing.assert_allclose((H @ solution.covariances)[0], np.eye(6), atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_cells_that_agree_by_chance_are_no_solution(kind):
+    c, _, _ = scene(kind, cells=800, std=0.03, outliers=1.0, batch=3)
+    assert not solve(c, spread_m=SPREAD_M).solved.any()
+
+
+@pytest.mark.parametrize("kind", ["ranged", "rays"])
+def test_kilometres_from_the_middle_of_the_map_the_pose_is_as_good(kind):
+    c, R, t = scene(kind, cells=300, std=0.03, outliers=0.4, batch=4)
+    far = torch.tensor([3000.0, -2000.0, 50.0])
+    solution = solve(replaced(c, map_points_m=c.map_points_m + far), spread_m=10000.0)
+    assert np.abs(deviations(solution, R, t + far.numpy())).max() < 0.03
+
+
 def line(kind, noise):
     """Cells whose points lie on one line, in the map and in the body."""
     c, R, t = scene(kind, cells=50, noisy=False)

@@ -15,6 +15,7 @@ from torch import Tensor
 from vmloc_ros.core.correspondences import Correspondences
 
 _LEAST_INLIERS = 6
+_LEAST_SHARE = 0.02  # of the valid cells: fewer agree by chance
 _WORST_ROTATION_RAD = 0.5  # standard deviation beyond which a pose counts as undetermined
 _FLATTEST_RAD = math.radians(0.5)  # rays all this near to one plane may belong to points on one line
 _LARGEST_STEP_RAD = 0.5
@@ -123,7 +124,8 @@ class Cells:
         worst = torch.tensor([spread_m] * 3 + [_WORST_ROTATION_RAD] * 3, dtype=H.dtype, device=H.device)
         eye = torch.eye(6, dtype=H.dtype, device=H.device)
         known = _positive(torch.where(finite[..., None, None], H * torch.outer(worst, worst), 0.0) - eye)
-        enough = finite & known & (inlier.sum(dim=-1) >= _LEAST_INLIERS)
+        needed = (_LEAST_SHARE * self.valid.sum(dim=-1, keepdim=True)).clamp_min(_LEAST_INLIERS)
+        enough = finite & known & (inlier.sum(dim=-1) >= needed)
         if not self.has_rays:
             return enough
         # Of points on one line, rays show the plane through it at most, and noisy depths would pose as knowledge.
