@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 _NAMES = ("map_points_m", "std_m", "points_m", "rays", "ranged", "valid")
+_LEAST_STD_M = 1e-6  # the inverse square of much less is not a number in float32
 _CHUNK = 1 << 22  # elements of the largest intermediate of log_ratio
 
 
@@ -27,7 +28,7 @@ class Correspondences:
 
     Attributes:
         map_points_m: ``(B, M, 3)`` predicted coordinates in the (centred) map.
-        std_m: ``(B, M)`` standard deviation of each of the three coordinates, metres, above 0.
+        std_m: ``(B, M)`` standard deviation of each of the three coordinates, metres, above a micrometre.
         points_m: ``(B, M, 3)`` in the body frame: the measured point, or the sensor's centre where only rays are known.
         rays: ``(B, M, 3)`` unit directions in the body frame; not looked at where ``ranged``.
         ranged: ``(B, M)`` bool, the point itself is measured.
@@ -42,7 +43,7 @@ class Correspondences:
     valid: Tensor
 
     def cleaned(self) -> Correspondences:
-        """The same with rows that hold a non-finite number or no positive deviation made invalid.
+        """The same with rows that hold a non-finite number or no proper deviation made invalid.
 
         Invalid rows are filled with zeros (deviation: 1) and so are rays of ranged rows: no NaN reaches a sum or,
         multiplied by zero, a gradient. Where there is no row at all, there is an invalid one then.
@@ -53,7 +54,7 @@ class Correspondences:
             return Correspondences(*empty).cleaned()
         with torch.no_grad():
             numbers = torch.cat([self.map_points_m, self.points_m, self.std_m.unsqueeze(-1)], dim=-1)
-            valid = self.valid & torch.isfinite(numbers).all(dim=-1) & (self.std_m > 0)
+            valid = self.valid & torch.isfinite(numbers).all(dim=-1) & (self.std_m > _LEAST_STD_M)
             valid = valid & (self.ranged | torch.isfinite(self.rays).all(dim=-1))
             row, ray = valid.unsqueeze(-1), (valid & ~self.ranged).unsqueeze(-1)
         return Correspondences(

@@ -55,7 +55,8 @@ def solve(
     """The likeliest poses of correspondences with any share of outliers that leaves good minimal sets.
 
     Args:
-        hypotheses: minimal sets that are tried in each frame.
+        hypotheses: minimal sets that are tried in each frame. 64 do with 80 % outliers among measured points and 60 %
+            among rays; rays with 80 % need 256.
         spread_m: extent of the map, metres: outliers may be anywhere in it.
         iterations: most steps of the last refinement.
         gate: distance in sigma at which a cell is as likely an outlier as an inlier.
