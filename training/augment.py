@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vmloc_ros.core.frame import IMAGE
+from vmloc_ros.core.frame import DEPTH, IMAGE
 from vmloc_ros.core.projection import HEIGHT
 
 
@@ -25,6 +26,9 @@ class AugmentConfig:
             this.
         modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
         measurement_noise_m: standard deviation of noise added to measured depths and, along the beam, ranges, metres.
+        rotation_deg: images (and depth with them) are turned about their centre by up to this, for dense systems alone:
+            a pose would turn with the picture.
+        zoom: likewise they are scaled by factors from ``1 / zoom`` to ``zoom``.
         dropped: what modality dropout makes of an input: ``absent``, or ``zeroed``: there, but black and without
             measurements, as published code has it.
     """
@@ -33,6 +37,8 @@ class AugmentConfig:
     measurement_dropout: float = 0.2
     modality_dropout: float = 0.4
     measurement_noise_m: float = 0.0
+    rotation_deg: float = 0.0
+    zoom: float = 1.0
     dropped: Literal["absent", "zeroed"] = "absent"
 
     def __post_init__(self) -> None:
@@ -41,6 +47,13 @@ class AugmentConfig:
             raise ValueError(f"augmentation strengths lie in [0, 1), got {values}")
         if self.measurement_noise_m < 0:
             raise ValueError(f"measurement_noise_m must not be negative, got {self.measurement_noise_m}")
+        if not 0 <= self.rotation_deg <= 180 or self.zoom < 1:
+            raise ValueError(f"rotation_deg lies in [0, 180] and zoom is at least 1, got {self}")
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether the camera matrix changes."""
+        return self.rotation_deg > 0 or self.zoom > 1
 
 
 def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch.Generator) -> dict[str, Tensor]:
@@ -58,6 +71,41 @@ def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch
         )
         for name, x in batch.items()
     }
+
+
+def move_pixels(
+    batch: Mapping[str, Tensor], intrinsics: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Pictures of the camera turned and scaled about their centre, each its own way, and the matrices that fit them.
+
+    Args:
+        batch: prepared tensors ``(B, C, H, W)``; those in the camera's view, image and depth, are of one size.
+        intrinsics: ``(B, 3, 3)``.
+    """
+    in_camera = [name for name in (IMAGE, DEPTH) if name in batch]
+    if not (config.moves_pixels and in_camera):
+        return dict(batch), intrinsics
+    count, device = len(intrinsics), intrinsics.device
+    height, width = batch[in_camera[0]].shape[-2:]
+    draws = 2 * torch.rand(2, count, generator=generator).to(device) - 1
+    angle, scale = math.radians(config.rotation_deg) * draws[0], torch.exp(math.log(config.zoom) * draws[1])
+    cosine, sine, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(scale)
+    linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)  # new from old pixels
+    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
+    offset = centre - linear @ centre
+    last = torch.stack([zero, zero, torch.ones_like(zero)], 1).unsqueeze(1)
+    warp = torch.cat([torch.cat([linear, offset.unsqueeze(2)], dim=2), last], dim=1)
+    v, u = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    pixels = torch.stack([u, v], dim=-1).float() - offset[:, None, None]
+    old = pixels.flatten(1, 2) @ torch.linalg.inv(linear).mT
+    size = torch.tensor([width, height], device=device)
+    grid = ((2 * old + 1) / size - 1).unflatten(1, (height, width))
+    moved = dict(batch)
+    for name in in_camera:
+        # Nearest for measurements: a mean across an edge lies on no surface.
+        options = ("bilinear", "border") if name == IMAGE else ("nearest", "zeros")
+        moved[name] = torch.nn.functional.grid_sample(batch[name].float(), grid, *options, align_corners=False)
+    return moved, warp @ intrinsics
 
 
 def drop_modalities(present: Mapping[str, Tensor], probability: float, generator: torch.Generator) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.calibration import fit_inflation
@@ -63,6 +64,8 @@ def _fit(truth: list[Pose], prediction: Prediction, modalities: tuple[str, ...])
     """What the samples' spread leaves unexplained of these answers' errors, axis by axis, and their heavier tails."""
     estimates = poses(prediction)
     own = [prediction_covariance(prediction, i) for i in range(len(truth))]
+    if prediction.covariances is not None:
+        return _fit_scale(truth, estimates, own, modalities)
     std = fit_residual_std(
         [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
         [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
@@ -70,6 +73,19 @@ def _fit(truth: list[Pose], prediction: Prediction, modalities: tuple[str, ...])
     )
     covariances = [c + residual_covariance(e, std) for c, e in zip(own, estimates, strict=True)]
     return Residuals(tuple(std.tolist()), fit_inflation(truth, estimates, covariances), modalities)
+
+
+def _fit_scale(
+    truth: list[Pose], estimates: list[Pose], own: list[NDArray[np.float64]], modalities: tuple[str, ...]
+) -> Residuals:
+    """A solver's own covariance, scaled up until it holds the errors.
+
+    It takes the errors of neighbouring cells, which are much the same error, for independent ones.
+    """
+    inflation = fit_inflation(truth, estimates, own)
+    floor = _RESIDUAL_FLOOR / np.repeat(inflation, 3)  # inflated again with the rest
+    covariances = [c + residual_covariance(e, floor) for c, e in zip(own, estimates, strict=True)]
+    return Residuals(tuple(floor.tolist()), fit_inflation(truth, estimates, covariances), modalities)
 
 
 def remember(
@@ -124,7 +140,9 @@ def fit_confidence(
             continue
         prediction = predict(model, data, having, preprocessor, header.pose_codec, device, kept=names)
         features = {name: x.cpu().numpy() for name, x in prediction.features.items()}
-        cues = stack_cues(memories, names, features, prediction.positions_m, prediction.quaternions_wxyz)
+        cues = stack_cues(
+            memories, names, features, prediction.positions_m, prediction.quaternions_wxyz, prediction.oddities
+        )
         tails = tuple(Tail.fit(cue) for cue in cues.T)
         fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))
     return Confidence(memories, fitted) if fitted else None

@@ -60,6 +60,7 @@ class ObjectiveConfig:
         kl_weight: lambda.
         beta: start of the position weight.
         gamma: start of the rotation weight.
+        cells: of each picture that a step of a dense system looks at, drawn at random; 0: all.
     """
 
     samples: int = 10
@@ -67,10 +68,29 @@ class ObjectiveConfig:
     kl_weight: float = 1e-3
     beta: float = -3.0
     gamma: float = 0.0
+    cells: int = 0
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.kl_weight < 0:
-            raise ValueError(f"samples >= 1 and kl_weight >= 0, got {self}")
+        if self.samples < 1 or self.kl_weight < 0 or self.cells < 0:
+            raise ValueError(f"samples >= 1, kl_weight and cells >= 0, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenConfig:
+    """What is computed once of each frame where ``model.frozen`` is set, and then trained on.
+
+    Attributes:
+        views: of each frame: the first as it is, the others augmented.
+        cells: of each view that are kept, drawn anew for each: memory is ``frames x views x cells x 2`` bytes times the
+            number of features; 0 keeps all.
+    """
+
+    views: int = 4
+    cells: int = 400
+
+    def __post_init__(self) -> None:
+        if self.views < 1 or self.cells < 0:
+            raise ValueError(f"views >= 1 and cells >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +134,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    frozen: FrozenConfig = field(default_factory=FrozenConfig)
     pretrained: bool | str = True
     seed: int = 0
     deterministic: bool = False

@@ -16,7 +16,14 @@ from tqdm import tqdm
 from training.sources import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
-from vmloc_ros.core.geometry import Pose, rotation_angle_deg
+from vmloc_ros.core.geometry import (
+    Pose,
+    matrix_from_quaternion,
+    quaternion_conjugate,
+    quaternion_multiply,
+    rotation_angle_deg,
+    rotation_vector_from_quaternion,
+)
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
@@ -60,6 +67,7 @@ class PreparedDataset:
     Attributes:
         parts: the sources that have frames.
         poses: N true poses.
+        twists: ``(N, 6)`` velocities of the body in its own axes, m/s and rad/s; NaN for a frame without neighbours.
         sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
 
     Raises:
@@ -74,6 +82,7 @@ class PreparedDataset:
         self._intrinsics = torch.cat([_intrinsics(part) for part in self.parts])
         self.poses = [pose for part in self.parts for pose in part.poses]
         self.sequences = _sequences(self.parts)
+        self.twists = body_twists(self.poses, [s for part in self.parts for s in part.stamps_ns], self.sequences)
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -205,6 +214,25 @@ def _check_shape(source: str, name: str, sample: Sample, x: Tensor, others: Tens
             f"{source}: {name} at {sample.frame.stamp_ns} ns is {tuple(x.shape)} after scaling, those before "
             f"it {tuple(others.shape[1:])}; train on data of one aspect ratio"
         )
+
+
+def body_twists(poses: Sequence[Pose], stamps_ns: Sequence[int], sequences: Tensor) -> Tensor:
+    """Velocities ``(N, 6)`` in the body's own axes, from each frame's neighbours in its sequence; NaN without any."""
+    position = np.stack([pose.position_m for pose in poses])
+    quaternion = np.stack([pose.quaternion_wxyz for pose in poses])
+    numbers, rows = sequences.numpy(), np.arange(len(poses))
+    before, after = np.maximum(rows - 1, 0), np.minimum(rows + 1, len(rows) - 1)
+    before = np.where(numbers[before] == numbers, before, rows)
+    after = np.where(numbers[after] == numbers, after, rows)
+    stamps = np.asarray(stamps_ns, np.int64)
+    seconds = (stamps[after] - stamps[before]) * 1e-9
+    shift = np.einsum("nji,nj->ni", matrix_from_quaternion(quaternion), position[after] - position[before])
+    turn = rotation_vector_from_quaternion(
+        quaternion_multiply(quaternion_conjugate(quaternion[before]), quaternion[after])
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        twists = np.concatenate([shift, turn], axis=1) / seconds[:, None]
+    return torch.from_numpy(np.where(seconds[:, None] > 0, twists, np.nan).astype(np.float32))
 
 
 def _common_shapes(

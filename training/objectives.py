@@ -3,38 +3,21 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from training.config import ObjectiveConfig
+from training.dense import DenseObjective
 from training.estimators import bound_loss, elbo_loss
 from training.losses import PoseLoss
+from training.objective import Objective, Terms
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Posterior, RegressionModel, VariationalModel
 from vmloc_ros.core.models.baselines import MapNet, PoseNetPlus
 from vmloc_ros.core.models.rotation import quaternion_exp
-
-Terms = dict[str, Tensor]
-
-
-class Objective(nn.Module, ABC):
-    """A loss, with parameters of its own such as the balance of position and rotation."""
-
-    @abstractmethod
-    def terms(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Terms:
-        """The scalar to minimise, as ``loss``, and detached ones worth watching.
-
-        Args:
-            batch: of B frames; where the system reads clips, ``B / clip_length`` of them one after the other.
-            target: ``(B, 6)`` pose vectors.
-        """
-
-    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
-        """The scalar to minimise."""
-        return self.terms(model, batch, target)["loss"]
+from vmloc_ros.core.pose_codec import PoseCodec
 
 
 class BoundObjective(Objective):
@@ -166,10 +149,19 @@ OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
     "hourglass": PoseObjective,
     "vidloc": ClipObjective,
 }
+DENSE = ("vmloc_dense", "dense_image", "dense_lidar")
 
 
-def build_objective(name: str, config: ObjectiveConfig) -> Objective:
-    """The objective of the system of that name. Raises ModelError: it is not trained by gradients."""
+def build_objective(name: str, config: ObjectiveConfig, codec: PoseCodec) -> Objective:
+    """The objective of the system of that name. Raises ModelError: it is not trained by gradients.
+
+    Args:
+        codec: of the map: what metres a system's coordinates mean.
+    """
+    if name in DENSE:
+        return DenseObjective(config, codec)
     if name not in OBJECTIVES:
-        raise ModelError(f"model {name!r} has no objective; those that have: {', '.join(sorted(OBJECTIVES))}")
+        raise ModelError(
+            f"model {name!r} has no objective; those that have: {', '.join(sorted([*OBJECTIVES, *DENSE]))}"
+        )
     return OBJECTIVES[name](config)

@@ -32,12 +32,14 @@ def prepared_input(
     preprocessor: Preprocessor,
     offset: tuple[float, float] = (0.5, 0.5),
     intrinsics: Tensor | None = None,
+    twists: Tensor | None = None,
 ) -> ModelInput:
     """A prepared batch, cropped and normalised.
 
     Args:
         offset: where the crop lies, as :meth:`Preprocessor.normalise` has it.
         intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
+        twists: ``(B, 6)`` true velocities of the body, for training.
     """
     batch = model_input(preprocessor.normalise(tensors, offset), present)
     if intrinsics is None:
@@ -46,6 +48,7 @@ def prepared_input(
         batch,
         measured=preprocessor.crop(tensors, offset),
         intrinsics=preprocessor.crop_intrinsics(intrinsics, tensors, offset),
+        twists=twists,
     )
 
 
@@ -122,6 +125,8 @@ def _joined(parts: list[Prediction]) -> Prediction:
         np.concatenate([part.sample_quaternions_wxyz for part in parts], axis=1),
         None if first.covariances is None else np.concatenate([part.covariances for part in parts]),
         features={name: torch.cat([part.features[name] for part in parts]) for name in first.features},
+        oddities=None if first.oddities is None else np.concatenate([part.oddities for part in parts]),
+        lost=None if first.lost is None else np.concatenate([part.lost for part in parts]),
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
+from training.augment import AugmentConfig, augment, drop_modalities, move_pixels, zero_dropped
 from training.clips import clip_table, segments
 from training.dataset import PreparedDataset
 from training.predict import prepared_input
@@ -80,15 +80,19 @@ def training_input(
     preprocessor: Preprocessor,
     generator: torch.Generator,
     intrinsics: Tensor | None = None,
+    twists: Tensor | None = None,
 ) -> ModelInput:
     """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld.
 
     Args:
         intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
+        twists: ``(B, 6)`` of the body, likewise.
     """
     tensors = augment(tensors, config, generator)
+    if intrinsics is not None:
+        tensors, intrinsics = move_pixels(tensors, intrinsics, config, generator)
     offset = torch.rand(2, generator=generator).tolist()
     kept = drop_modalities(present, config.modality_dropout, generator)
     if config.dropped == "zeroed":
         tensors, kept = zero_dropped(tensors, present, kept), present
-    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics)
+    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics, twists)

@@ -19,6 +19,7 @@ from training.calibrate import calibrate, fit_confidence, poses, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset, common_mounts, split_blocks
+from training.dense import FrozenFeatures, Looks
 from training.descent import Descent, arithmetic
 from training.distributed import Processes
 from training.interruption import Interruption
@@ -35,7 +36,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_ch
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ClipModel, MemoryModel, build_model
+from vmloc_ros.core.models import ClipModel, DenseModel, MemoryModel, ModelInput, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -87,7 +88,6 @@ class Trainer:
         torch.manual_seed(config.seed)
         self._preprocessor = Preprocessor(config.preprocess)
         codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
-        self._targets = torch.from_numpy(codec.encode(data.poses)).to(device)
         self._header = CheckpointHeader(
             config.model,
             config.preprocess,
@@ -99,6 +99,7 @@ class Trainer:
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
         if model.needs_geometry:
             model.set_mounts(common_mounts(data, self._validation_data))
+            model.set_usual_twist(data.twists[self._train_rows].nanmean(dim=0).nan_to_num(0.0))
         self.model = model.to(device, memory_format=torch.channels_last)
         self._progress = Progress()
         if not isinstance(self.model, MemoryModel):
@@ -151,12 +152,32 @@ class Trainer:
     def _prepare_descent(self) -> None:
         """What gradient steps need."""
         config = self._config.optimizer
-        self._sampler = Sampler(self._data, self._train_rows, self.model, config.batch_size, self._config.seed)
+        self._material, rows = self._frozen_features() if self._config.model.frozen else (self._data, self._train_rows)
+        codec = self._header.pose_codec
+        self._targets = torch.from_numpy(codec.encode(self._material.poses)).to(self._device)
+        self._sampler = Sampler(self._material, rows, self.model, config.batch_size, self._config.seed)
         self._sampler.check_processes(self._processes.count)
-        self._objective = build_objective(self._config.model.name, self._config.objective).to(self._device)
+        self._objective = build_objective(self._config.model.name, self._config.objective, codec).to(self._device)
         self._training_step = self._processes.wrap(TrainingStep(self.model, self._objective), self._device)
         steps = config.epochs * self._steps_per_epoch
         self._descent = Descent(self.model, self._objective, config, steps, self._device)
+
+    def _frozen_features(self) -> tuple[FrozenFeatures, Tensor]:
+        """What steps draw from where trunks do not change, and its rows."""
+        if not isinstance(self.model, DenseModel):
+            raise ConfigError(f"model.frozen: {self._config.model.name} trains its trunks; only dense systems need not")
+        config = self._config
+        features = FrozenFeatures(
+            self.model,
+            self._data,
+            self._train_rows,
+            self._preprocessor,
+            config.augment,
+            config.frozen,
+            config.seed,
+            self._device,
+        )
+        return features, torch.arange(len(features))
 
     def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
         train = [self._data.poses[i] for i in self._train_rows.tolist()]
@@ -221,7 +242,9 @@ class Trainer:
         started = saved = shown = time.monotonic()
         first_step, before = state.step, state.epoch * self._steps_per_epoch
         self._training_step.train()
-        with closing(prefetch(self._data, plan[state.step :], self._device, default_depth(self._device))) as batches:
+        with closing(
+            prefetch(self._material, plan[state.step :], self._device, default_depth(self._device))
+        ) as batches:
             for rows, tensors, present in batches:
                 terms = self._step(rows, tensors, present)
                 state.sums = {name: x + state.sums.get(name, 0.0) for name, x in terms.items()}
@@ -260,8 +283,13 @@ class Trainer:
         seed, augment_seed = self._sampler.seeds(state.epoch, state.step, self._processes.rank)
         torch.manual_seed(seed)  # posterior samples, dropout
         generator = torch.Generator().manual_seed(augment_seed)
-        intrinsics = self._data.intrinsics(rows, self._device) if self.model.needs_geometry else None
-        batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, intrinsics)
+        if isinstance(self._material, FrozenFeatures):
+            batch: ModelInput | Looks = self._material.looks(tensors, present)
+        else:
+            known = (None, None)
+            if self.model.needs_geometry:
+                known = self._data.intrinsics(rows, self._device), self._data.twists[rows].to(self._device)
+            batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, *known)
         with self._descent.autocast():
             terms = self._training_step(batch, self._targets[rows.to(self._device)])
         self._descent.step(terms["loss"], state.epoch * self._steps_per_epoch + state.step)

@@ -43,6 +43,8 @@ class FrameBuilder:
         for name, (stamp_ns, message) in bundle.messages.items():
             try:
                 decoded[name] = _DECODERS[name](message)
+                if name == LIDAR:
+                    decoded[name] = decoded[name].delayed((stamp_ns - bundle.stamp_ns) * 1e-9)
             except MessageError as error:
                 if stamp_ns == bundle.stamp_ns and not decoded:
                     raise MessageError(f"{name}: {error}") from error

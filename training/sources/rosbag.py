@@ -157,7 +157,7 @@ class RosbagSource:
             stamp_ns=bundle.stamp_ns,
             image=data.get(IMAGE),
             depth_m=data.get(DEPTH),
-            cloud=data.get(LIDAR),
+            cloud=data[LIDAR].delayed((bundle.messages[LIDAR][0] - bundle.stamp_ns) * 1e-9) if LIDAR in data else None,
             camera=camera,
             camera_from_lidar=(
                 self._transforms.find(camera_frame, frame_ids[LIDAR]) if LIDAR in data and camera_frame else None

@@ -8,6 +8,8 @@ Two cues for each sensor, both from the features that the system computes anyway
 * contradiction: among remembered training frames, the share whose features are more alike than those of the frames
   around the estimated pose. Near zero where the place looks as it should; one half for a random place.
 
+Systems that solve for their pose add what the solver has to say against it, such as its share of outliers.
+
 Each cue is turned into the share of good held-out frames that are at least as odd; the smallest share over all cues
 decides, and is itself turned into such a share: the confidence. That is a p-value, fitted on good frames alone.
 """
@@ -161,8 +163,8 @@ class Confidence:
 
     Attributes:
         memories: by modality.
-        tails: for each set of sensors, in the order of the modalities: of the cues of each of them, and last of what
-            the cues give together.
+        tails: for each set of sensors, in the order of the modalities: of the cues of each of them, of the system's
+            own, and last of what the cues give together.
     """
 
     memories: Mapping[str, FeatureMemory]
@@ -174,6 +176,7 @@ class Confidence:
         features: Mapping[str, ArrayLike],
         positions_m: ArrayLike,
         quaternions_wxyz: ArrayLike,
+        oddities: ArrayLike | None = None,
     ) -> Array | None:
         """Confidence ``(B,)`` of estimates that rest on these sensors; None for sensors that it was not fitted for.
 
@@ -181,11 +184,12 @@ class Confidence:
             features: ``(B, D)`` of each modality.
             positions_m: ``(B, 3)`` estimated.
             quaternions_wxyz: ``(B, 4)`` estimated.
+            oddities: ``(B, C)`` cues of the system itself, where it was fitted with such.
         """
         tails = self.tails.get(modalities)
         if tails is None:
             return None
-        cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz)
+        cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz, oddities)
         return np.exp(tails[-1].log_share(oddness(cues, tails[:-1])))
 
     def to_tensors(self) -> dict[str, NDArray[np.generic]]:
@@ -229,11 +233,12 @@ def stack_cues(
     features: Mapping[str, ArrayLike],
     positions_m: ArrayLike,
     quaternions_wxyz: ArrayLike,
+    oddities: ArrayLike | None = None,
 ) -> Array:
-    """Cues ``(B, 2 * len(modalities))`` of estimates."""
-    return np.concatenate(
-        [memories[name].cues(features[name], positions_m, quaternions_wxyz) for name in modalities], axis=1
-    )
+    """Cues ``(B, 2 * len(modalities) + C)`` of estimates: two of each modality, and the system's own ``(B, C)``."""
+    cues = [memories[name].cues(features[name], positions_m, quaternions_wxyz) for name in modalities]
+    own = [] if oddities is None else [np.asarray(oddities, np.float64)]
+    return np.concatenate([*cues, *own], axis=1)
 
 
 def oddness(cues: Array, tails: tuple[Tail, ...]) -> Array:

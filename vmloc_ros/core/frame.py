@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,13 @@ class PointCloud:
 
     def __len__(self) -> int:
         return len(self.xyz_m)
+
+    def delayed(self, delay_s: float) -> PointCloud:
+        """The same for a frame whose stamp is ``delay_s`` before the scan's own, which times were relative to."""
+        if delay_s == 0:
+            return self
+        time_s = np.zeros(len(self), np.float32) if self.time_s is None else self.time_s
+        return replace(self, time_s=time_s + np.float32(delay_s))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -126,11 +126,13 @@ class Localizer:
         )
 
     def _judge(self, modalities: tuple[str, ...], prediction: Prediction) -> float | None:
+        if prediction.lost is not None and prediction.lost[0]:
+            return 0.0
         if self.confidence is None or not prediction.features:
             return None
         features = {name: prediction.features[name][:1].cpu().numpy() for name in modalities}
         judged = self.confidence.judge(
-            modalities, features, prediction.positions_m[:1], prediction.quaternions_wxyz[:1]
+            modalities, features, prediction.positions_m[:1], prediction.quaternions_wxyz[:1], prediction.oddities
         )
         return None if judged is None else float(judged[0])
 

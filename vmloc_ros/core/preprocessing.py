@@ -23,7 +23,7 @@ from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
 
-PREPARED_VERSION = 2  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
+PREPARED_VERSION = 3  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Preprocessor:
     """Turns frames into normalised tensors.
 
     Channels: image RGB; depth (depth, validity); lidar cylindrical (range, height, intensity, validity) or pinhole
-    (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical pictures also have the azimuth, for
-    :func:`vmloc_ros.core.projection.cylindrical_points`; networks do not get it.
+    (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical pictures also have azimuth and
+    time, for :mod:`vmloc_ros.core.cells`; networks do not get them.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
@@ -169,9 +169,11 @@ class Preprocessor:
     def _prepare_cloud(self, cloud: PointCloud, frame: Frame) -> Tensor:
         xyz = torch.from_numpy(np.ascontiguousarray(cloud.xyz_m, np.float32)).unsqueeze(0)
         if self.config.lidar_projection == "cylindrical":
-            intensity = cloud.intensity
-            values = None if intensity is None else torch.from_numpy(np.ascontiguousarray(intensity, np.float32))[None]
-            return cylindrical_projection(xyz, values, self.config.cylinder)[0]
+            intensity, time_s = (
+                None if x is None else torch.from_numpy(np.ascontiguousarray(x, np.float32))[None]
+                for x in (cloud.intensity, cloud.time_s)
+            )
+            return cylindrical_projection(xyz, intensity, self.config.cylinder, time_s)[0]
         if frame.camera is None or frame.camera_from_lidar is None:
             raise ModelError("pinhole projection of the cloud needs camera intrinsics and the lidar's extrinsics")
         height, width = self._scaled_size(frame.camera.height, frame.camera.width)

@@ -17,7 +17,7 @@ from torch import Tensor
 from vmloc_ros.core.errors import ConfigError
 
 # Channels of a cylindrical picture.
-RANGE, HEIGHT, INTENSITY, AZIMUTH, VALIDITY = range(5)
+RANGE, HEIGHT, INTENSITY, AZIMUTH, TIME, VALIDITY = range(6)
 
 _EMPTY = torch.iinfo(torch.int64).max
 _INDEX_BITS = 32
@@ -53,24 +53,29 @@ class CylindricalConfig:
         _check_limits("azimuth", self.azimuth_min_deg, self.azimuth_max_deg, 180.0)
 
 
-def cylindrical_projection(xyz_m: Tensor, intensity: Tensor | None, config: CylindricalConfig) -> Tensor:
+def cylindrical_projection(
+    xyz_m: Tensor, intensity: Tensor | None, config: CylindricalConfig, time_s: Tensor | None = None
+) -> Tensor:
     """Project clouds around the lidar's z axis.
 
     Args:
         xyz_m: ``(B, N, 3)`` points in the lidar frame, padded with NaN where clouds differ in length.
         intensity: ``(B, N)`` in the sensor's unit, or None for zeros; a value that is not finite counts as 0.
         config: rows, columns and field of view.
+        time_s: ``(B, N)`` when each point was measured, or None for zeros, likewise.
 
     Returns:
-        ``(B, 5, rows, columns)`` float32: range (m), height z (m), intensity, azimuth (rad), validity (0 or 1).
+        ``(B, 6, rows, columns)`` float32: range (m), height z (m), intensity, azimuth (rad), time (s), validity (0
+        or 1).
         Of points at the same range in one cell the first wins.
 
     Raises:
         ValueError: a shape is wrong.
     """
     _check_points(xyz_m)
-    if intensity is not None and intensity.shape != xyz_m.shape[:2]:
-        raise ValueError(f"intensity must be {tuple(xyz_m.shape[:2])}, got {tuple(intensity.shape)}")
+    for name, values in (("intensity", intensity), ("time", time_s)):
+        if values is not None and values.shape != xyz_m.shape[:2]:
+            raise ValueError(f"{name} must be {tuple(xyz_m.shape[:2])}, got {tuple(values.shape)}")
     x, y, z = _coordinates(xyz_m)
     ground_range_squared = x * x + y * y
     range_m = torch.sqrt(ground_range_squared + z * z)
@@ -84,16 +89,17 @@ def cylindrical_projection(xyz_m: Tensor, intensity: Tensor | None, config: Cyli
     column, column_inside = _angular_cell(azimuth, config.columns, config.azimuth_min_deg, config.azimuth_max_deg)
     inside = row_inside & column_inside & torch.isfinite(range_m) & (range_m > 0)
     cell = row.long() * config.columns + column.long()
-    values = torch.zeros_like(z) if intensity is None else intensity.float().nan_to_num(0.0, 0.0, 0.0)
-    picture = _nearest_per_cell(range_m, inside, cell, config.rows * config.columns, (range_m, z, values, azimuth))
-    return picture.reshape(len(xyz_m), 5, config.rows, config.columns)
+    own = [torch.zeros_like(z) if x is None else x.float().nan_to_num(0.0, 0.0, 0.0) for x in (intensity, time_s)]
+    channels = (range_m, z, own[0], azimuth, own[1])
+    picture = _nearest_per_cell(range_m, inside, cell, config.rows * config.columns, channels)
+    return picture.reshape(len(xyz_m), 6, config.rows, config.columns)
 
 
 def cylindrical_points(picture: Tensor) -> Tensor:
     """The points ``(B, 3, rows, columns)``, in metres in the lidar frame, that a cylindrical picture was made of.
 
     Args:
-        picture: ``(B, 5, rows, columns)`` of :func:`cylindrical_projection`; a cell without a point gives zeros.
+        picture: ``(B, 6, rows, columns)`` of :func:`cylindrical_projection`; a cell without a point gives zeros.
     """
     range_m, z, azimuth = picture[:, RANGE], picture[:, HEIGHT], picture[:, AZIMUTH]
     ground_range = torch.sqrt((range_m * range_m - z * z).clamp(min=0))  # below 0 by rounding, straight above and below

@@ -20,6 +20,7 @@ from vmloc_ros.core.models.base import (
     VariationalModel,
 )
 from vmloc_ros.core.models.baselines import AtLoc, AttentionVMLoc, MapNet, PoseNetPlus
+from vmloc_ros.core.models.dense import DenseModel
 from vmloc_ros.core.models.hourglass import Hourglass
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.models.vidloc import VidLoc
@@ -53,6 +54,11 @@ REGISTRY: dict[str, System] = {
     "posenet_plus": System(PoseNetPlus, (IMAGE,), "one image, unit quaternion, learned homoscedastic weights"),
     "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections"),
     "vidloc": System(VidLoc, MODALITIES, "a clip: modalities as channels of one picture, LSTM over the frames"),
+    "vmloc_dense": System(
+        DenseModel, MODALITIES, "map coordinates of every cell, a solver, product of experts on the pose"
+    ),
+    "dense_image": System(DenseModel, (IMAGE,), "vmloc_dense with the camera alone"),
+    "dense_lidar": System(DenseModel, (DEPTH, LIDAR), "vmloc_dense with the depth camera or the lidar alone"),
     "nearest": System(NearestImage, (IMAGE,), "image retrieval: the pose of the nearest training image"),
 }
 
@@ -98,6 +104,7 @@ def build_model(config: ModelConfig, channels: Mapping[str, int], pretrained: bo
 __all__ = [
     "REGISTRY",
     "ClipModel",
+    "DenseModel",
     "MemoryModel",
     "ModelConfig",
     "ModelInput",

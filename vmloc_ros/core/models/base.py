@@ -39,6 +39,12 @@ class ModelConfig:
         clip_spacing: frames from one of them to the next, for ``mapnet``; None takes its own: 10.
         recurrent_dim: LSTM units per direction of ``vidloc``.
         bidirectional: whether ``vidloc``'s LSTM reads clips backwards too.
+        cell_stride: pixels per cell of an image or depth image, for dense systems.
+        lidar_stride: likewise of a range image.
+        cell_blocks: residual blocks of the network that every cell passes, ``hidden_dim`` wide.
+        context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
+        frozen: the trunks stay as they are, so that training computes their features once.
+        hypotheses: poses that the solver tries first.
     """
 
     name: str = "vmloc"
@@ -52,6 +58,12 @@ class ModelConfig:
     clip_spacing: int | None = None
     recurrent_dim: int = 256
     bidirectional: bool = True
+    cell_stride: int = 8
+    lidar_stride: int = 4
+    cell_blocks: int = 2
+    context: bool = False
+    frozen: bool = False
+    hypotheses: int = 64
 
     def __post_init__(self) -> None:
         sizes = (self.latent_dim, self.hidden_dim, self.attention_reduction, self.feature_dim, self.recurrent_dim)
@@ -71,12 +83,14 @@ class ModelInput:
         measured: per modality the same window ``(B, C, H, W)`` as :meth:`Preprocessor.prepare` gives it, in metres and
             the sensor's units, for systems that set ``needs_geometry``; else None.
         intrinsics: ``(B, 3, 3)`` camera matrices of that window, likewise; NaN where the camera is unknown.
+        twists: ``(B, 6)`` velocities of the body in its own axes, m/s and rad/s, likewise; NaN or None where unknown.
     """
 
     tensors: Mapping[str, Tensor]
     present: Mapping[str, Tensor]
     measured: Mapping[str, Tensor] | None = None
     intrinsics: Tensor | None = None
+    twists: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.present.values())))
@@ -115,6 +129,9 @@ class Prediction:
         posterior: of systems that have one.
         features: per modality ``(B, F)`` what the system saw, for a comparison with training frames; undefined where
             the modality is absent. Systems that give none have no confidence.
+        oddities: ``(B, C)`` what the system itself has to say against its answer, such as a solver's share of outliers;
+            larger is odder.
+        lost: ``(B,)`` bool, there is no answer worth the name; confidence is then zero.
     """
 
     positions_m: Array
@@ -124,6 +141,8 @@ class Prediction:
     covariances: Array | None = None
     posterior: Posterior | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    oddities: Array | None = None
+    lost: NDArray[np.bool_] | None = None
 
 
 class PoseModel(nn.Module, ABC):
@@ -156,6 +175,13 @@ class PoseModel(nn.Module, ABC):
 
         Raises:
             ModelError: a mount that the system needs is not among them.
+        """
+
+    def set_usual_twist(self, twist: Tensor) -> None:
+        """Learn, before training, how the body usually moves, to undo a scan's turn with where nothing else is known.
+
+        Args:
+            twist: ``(6,)`` velocity of the body in its own axes, m/s and rad/s.
         """
 
     @abstractmethod

@@ -16,6 +16,7 @@ from vmloc_ros.core.errors import ModelError
 # Log-variances lie in (-LOG_VARIANCE_BOUND, +LOG_VARIANCE_BOUND): exp() of them neither overflows nor vanishes,
 # and tanh keeps a gradient where clamp() would have none.
 LOG_VARIANCE_BOUND = 8.0
+_SAMPLE_SIZE = 224  # pixels of the picture that tells a trunk's shapes
 
 
 class Encoder(nn.Module):
@@ -40,6 +41,87 @@ class Encoder(nn.Module):
         features = self.trunk(x).mean(dim=(2, 3))
         raw = self.log_variance(features)
         return self.mean(features), LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+
+
+class ImagenetScale(nn.Module):
+    """Images in [-1, 1], as preprocessing gives them, to the scale that torchvision's weights were trained with."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor((0.485, 0.456, 0.406)).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor((0.229, 0.224, 0.225)).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + 1) / 2 - self.mean) / self.std
+
+
+class Pyramid(nn.Module):
+    """A trunk's last feature maps at every stride from one on, resampled to the finest of them and stacked.
+
+    Args:
+        trunk: see :func:`make_trunk`; its children are run one after the other.
+        in_channels: of the pictures.
+        stride: pixels per cell: a power of two that the trunk passes through.
+
+    Attributes:
+        channels: of the stacked maps.
+        context_channels: of the coarsest map.
+
+    Raises:
+        ModelError: the trunk has no map of that stride.
+    """
+
+    def __init__(self, trunk: nn.Module, in_channels: int, stride: int) -> None:
+        super().__init__()
+        layers = list(trunk.children())
+        if _is_expansion(layers[-1]):  # for the classifier's sake alone: what it says the map before it says in fewer
+            layers.pop()
+        self.layers = nn.ModuleList(layers)
+        self.stride = stride
+        shapes = self._shapes(in_channels)
+        strides = [_SAMPLE_SIZE // shape[2] for shape in shapes]
+        self._taps = [
+            place
+            for place, own in enumerate(strides)
+            if own >= stride and (place + 1 == len(strides) or strides[place + 1] != own)
+        ]
+        if stride not in (strides[place] for place in self._taps):
+            raise ModelError(f"the backbone has feature maps of strides {sorted(set(strides))}, not of {stride}")
+        self.channels = sum(shapes[place][1] for place in self._taps)
+        self.context_channels = shapes[-1][1]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(B, C, H, W)`` to ``(B, channels, H / stride, W / stride)``, rounded up, and context ``(B, channels)``."""
+        maps = []
+        for place, layer in enumerate(self.layers):
+            x = layer(x)
+            if place in self._taps:
+                maps.append(x)
+        size = maps[0].shape[-2:]
+        resampled = [
+            y if y.shape[-2:] == size else nn.functional.interpolate(y, size, mode="bilinear", align_corners=False)
+            for y in maps
+        ]
+        return torch.cat(resampled, dim=1), maps[-1].mean(dim=(2, 3))
+
+    @torch.no_grad()
+    def _shapes(self, in_channels: int) -> list[tuple[int, ...]]:
+        """What each layer gives."""
+        self.eval()
+        x, shapes = torch.zeros(1, in_channels, _SAMPLE_SIZE, _SAMPLE_SIZE), []
+        for layer in self.layers:
+            x = layer(x)
+            shapes.append(tuple(x.shape))
+        self.train()
+        return shapes
+
+
+def _is_expansion(layer: nn.Module) -> bool:
+    convolutions = [module for module in layer.modules() if isinstance(module, nn.Conv2d)]
+    return len(convolutions) == 1 and convolutions[0].kernel_size == (1, 1)
 
 
 def run_where_present(encode: Callable[[Tensor], Tensor], inputs: Tensor, present: Tensor, width: int) -> Tensor:
@@ -120,7 +202,7 @@ def _feature_channels(backbone: str, trunk: nn.Module, in_channels: int) -> int:
     trunk.eval()
     try:
         with torch.no_grad():
-            features = trunk(torch.zeros(1, in_channels, 224, 224))
+            features = trunk(torch.zeros(1, in_channels, _SAMPLE_SIZE, _SAMPLE_SIZE))
     except (RuntimeError, TypeError) as error:
         raise ModelError(f"backbone {backbone!r} cannot serve as a trunk: {error}") from error
     trunk.train()

@@ -12,12 +12,9 @@ from torch import Tensor
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.models.base import Array, MemoryModel, ModelConfig, ModelInput, Prediction, require_modality
-from vmloc_ros.core.models.encoder import make_trunk
+from vmloc_ros.core.models.encoder import ImagenetScale, make_trunk
 from vmloc_ros.core.pose_codec import PoseCodec
 
-# The input scale that torchvision's weights were trained with; preprocessing gives [-1, 1].
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _MEMORY = ("descriptors", "positions_m", "quaternions_wxyz")
 
 
@@ -35,15 +32,12 @@ class NearestImage(MemoryModel):
     descriptors: Tensor  # (N, F) float32, unit length
     positions_m: Tensor  # (N, 3) float64
     quaternions_wxyz: Tensor  # (N, 4) float64
-    _mean: Tensor
-    _std: Tensor
 
     def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         self.trunk, width = make_trunk(config.backbone, channels[IMAGE], pretrained)
         self.trunk.requires_grad_(False).eval()
-        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(-1, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(-1, 1, 1), persistent=False)
+        self.scale = ImagenetScale()
         self.register_buffer("descriptors", torch.empty(0, width))
         self.register_buffer("positions_m", torch.empty(0, 3, dtype=torch.float64))
         self.register_buffer("quaternions_wxyz", torch.empty(0, 4, dtype=torch.float64))
@@ -56,7 +50,7 @@ class NearestImage(MemoryModel):
     def describe(self, batch: ModelInput) -> Tensor:
         """Unit descriptors ``(B, F)``. Raises ModelError: a sample has no image."""
         require_modality(batch, self.modalities)
-        features = self.trunk(((batch.tensors[IMAGE] + 1) / 2 - self._mean) / self._std).mean(dim=(2, 3))
+        features = self.trunk(self.scale(batch.tensors[IMAGE])).mean(dim=(2, 3))
         return torch.nn.functional.normalize(features, dim=1)
 
     def memorise(self, descriptors: Tensor, positions_m: Array, quaternions_wxyz: Array) -> None:

@@ -37,6 +37,25 @@ def quaternion_exp(log_quaternion: Tensor) -> Tensor:
     return _canonical(torch.cat([w, log_quaternion * sinc], dim=-1))
 
 
+def quaternion_product(left_wxyz: Tensor, right_wxyz: Tensor) -> Tensor:
+    """Hamilton product ``left * right`` of ``(..., 4)`` quaternions."""
+    lw, rw = left_wxyz[..., :1], right_wxyz[..., :1]
+    lv, rv = left_wxyz[..., 1:], right_wxyz[..., 1:]
+    w = lw * rw - (lv * rv).sum(dim=-1, keepdim=True)
+    return torch.cat([w, lw * rv + rw * lv + torch.linalg.cross(lv, rv)], dim=-1)
+
+
+def rotation_matrix(quaternion_wxyz: Tensor) -> Tensor:
+    """Rotation matrices ``(..., 3, 3)`` of unit quaternions ``(..., 4)``."""
+    w, x, y, z = quaternion_wxyz.unbind(dim=-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
 def _canonical(quaternion_wxyz: Tensor) -> Tensor:
     """The one of ``q`` and ``-q`` with ``w >= 0``: both are the same rotation."""
     return torch.where(quaternion_wxyz[..., :1] < 0, -quaternion_wxyz, quaternion_wxyz)
