@@ -35,6 +35,7 @@ from training.predict import model_input
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 Batch = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
@@ -83,7 +84,9 @@ class Training:
         self._preprocessor, self._device = preprocessor, options.device
         model = build_model(ModelConfig("vmloc", options.backbone), preprocessor.channels).train()
         self._model = model.to(self._device, memory_format=torch.channels_last)
-        self._objective = build_objective("vmloc", ObjectiveConfig()).to(self._device)
+        self._objective = build_objective(
+            "vmloc", ObjectiveConfig(), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+        ).to(self._device)
         self._parameters = [*self._model.parameters(), *self._objective.parameters()]
         self._optimizer = torch.optim.Adam(self._parameters, weight_decay=OptimizerConfig().weight_decay)
         self._target = torch.randn(options.batch, 6, device=self._device)

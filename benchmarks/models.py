@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import REGISTRY, MemoryModel, ModelConfig, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 
@@ -50,6 +52,7 @@ def _build(name: str, backbone: str) -> PoseModel:
     takes = REGISTRY[name].takes
     channels = {modality: count for modality, count in CHANNELS.items() if modality in takes}
     model = build_model(ModelConfig(name=name, backbone=backbone), channels).eval()
+    model.set_mounts(dict.fromkeys(channels, Pose.identity()))
     if isinstance(model, MemoryModel):
         with torch.no_grad():
             width = model.describe(_input(model, 64, "cpu")).shape[1]
@@ -61,7 +64,7 @@ def _build(name: str, backbone: str) -> PoseModel:
 def _input(model: PoseModel, size: int, device: str) -> ModelInput:
     shape = (size, round(size * 4 / 3))
     tensors = {name: torch.rand(1, CHANNELS[name], *shape, device=device) * 2 - 1 for name in model.modalities}
-    return ModelInput(tensors, {name: torch.ones(1, dtype=torch.bool, device=device) for name in model.modalities})
+    return noise_input(tensors)
 
 
 @torch.inference_mode()

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 
 from helpers import random_frame
 from training.config import ObjectiveConfig
-from training.objectives import OBJECTIVES, build_objective
-from training.testing import write_random_checkpoint
+from training.objectives import DENSE, OBJECTIVES, build_objective
+from training.testing import noise_input, write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import ConfigError, ModelError
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import REGISTRY, ModelConfig, ModelInput, PoseModel, build_model
+from vmloc_ros.core.models import REGISTRY, DenseModel, ModelConfig, ModelInput, PoseModel, build_model
 from vmloc_ros.core.models.encoder import make_trunk
 from vmloc_ros.core.models.hourglass import EncoderDecoder
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
-TRAINED = sorted(OBJECTIVES)
+REGRESSION = sorted(OBJECTIVES)
+TRAINED = sorted([*OBJECTIVES, *DENSE])
 CHANNELS = {"image": 3, "depth": 2, "lidar": 4}
 SIZES = {"image": (48, 36), "depth": (48, 36), "lidar": (32, 64)}
 CODEC = PoseCodec((10.0, -5.0, 1.0), 20.0, (1.0, 0.0, 0.0, 0.0))
@@ -50,17 +52,27 @@ def modalities(system: str) -> tuple[str, ...]:
 def build(system: str, names: Sequence[str] = (), seed: int = 0, **changes: object) -> PoseModel:
     torch.manual_seed(seed)
     config = dataclasses.replace(TINY, name=system, **changes)
-    return build_model(config, {name: CHANNELS[name] for name in names or modalities(system)})
+    model = build_model(config, {name: CHANNELS[name] for name in names or modalities(system)})
+    model.set_mounts(dict.fromkeys(CHANNELS, Pose.identity()))
+    return model
 
 
 def noise(names: Sequence[str], count: int, seed: int = 0, **absent: Sequence[int]) -> ModelInput:
     """Random input; ``absent`` names the samples that lack a modality."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: torch.rand(count, CHANNELS[name], *SIZES[name], generator=generator) * 2 - 1 for name in names}
-    present = {name: torch.ones(count, dtype=torch.bool) for name in names}
+    batch = noise_input(tensors)
     for name, samples in absent.items():
-        present[name][list(samples)] = False
-    return ModelInput(tensors, present)
+        batch.present[name][list(samples)] = False
+    return batch
+
+
+def answers(model: PoseModel, batch: ModelInput) -> Tensor:
+    """What the network says of each frame."""
+    if not isinstance(model, DenseModel):
+        return model(batch)
+    cells = [model.predict(name, look)[0] for name, look in model.look(batch).items()]
+    return torch.cat(cells, dim=1).flatten(1)
 
 
 def select(batch: ModelInput, samples: slice) -> ModelInput:
@@ -91,10 +103,10 @@ def header(model_config: ModelConfig, names: Sequence[str]) -> CheckpointHeader:
 
 
 def test_every_system_but_retrieval_has_an_objective() -> None:
-    assert set(OBJECTIVES) | {"nearest"} == set(REGISTRY)
+    assert set(TRAINED) | {"nearest"} == set(REGISTRY)
 
 
-@pytest.mark.parametrize("system", TRAINED)
+@pytest.mark.parametrize("system", REGRESSION)
 def test_it_answers_with_a_resnet34_at_its_own_sizes(system: str) -> None:
     names = modalities(system)
     model = build_model(ModelConfig(system), {name: CHANNELS[name] for name in names}).eval()
@@ -109,7 +121,7 @@ def test_it_answers_with_a_resnet34_at_its_own_sizes(system: str) -> None:
 def test_every_parameter_gets_a_finite_gradient_and_the_first_layer_a_real_one(system: str) -> None:
     names = modalities(system)
     model = build(system, dropout=0.5).train()
-    objective = build_objective(system, ObjectiveConfig())
+    objective = build_objective(system, ObjectiveConfig(), CODEC)
     loss = objective(model, noise(names, 6), true_vectors(6))
     assert loss.shape == ()
     loss.backward()
@@ -126,7 +138,7 @@ def test_it_learns_a_batch(system: str) -> None:
     """Without help from the balance weights, which stay where they are."""
     batch, target = noise(modalities(system), 6), true_vectors(6)
     model = build(system).train()
-    objective = build_objective(system, ObjectiveConfig(samples=2, beta=0.0, gamma=0.0))
+    objective = build_objective(system, ObjectiveConfig(samples=2, beta=0.0, gamma=0.0), CODEC)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     torch.manual_seed(0)
     losses = []
@@ -144,7 +156,7 @@ def test_it_reloads_to_the_bit(system: str, tmp_path: Path) -> None:
     names = modalities(system)
     model = build(system).train()
     with torch.no_grad():
-        model(noise(names, 4))  # moves the statistics of batch norms, and all else that is not a parameter
+        answers(model, noise(names, 4))  # moves the statistics of batch norms, and all else that is not a parameter
     model.eval()
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, header(dataclasses.replace(TINY, name=system), names), model.state_dict())
@@ -156,7 +168,7 @@ def test_it_reloads_to_the_bit(system: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     batch = noise(names, 3, seed=1)
     with torch.no_grad():
-        assert torch.equal(model(batch), reloaded(batch))
+        assert torch.equal(answers(model, batch), answers(reloaded, batch))
 
 
 @pytest.mark.parametrize("system", TRAINED)
@@ -168,7 +180,8 @@ def test_it_answers_frames_alone_and_in_a_stream(system: str, tmp_path: Path) ->
     frames = [random_frame(seed, names=names) for seed in range(3)]
     alone = [localizer.localize(frame) for frame in frames]
     assert [estimate.stamp_ns for estimate in alone] == [frame.stamp_ns for frame in frames]
-    assert not np.allclose(alone[0].map_from_body.matrix, alone[1].map_from_body.matrix, atol=1e-4)
+    if system not in DENSE:  # cells of an untrained one agree on nothing, or by chance
+        assert not np.allclose(alone[0].map_from_body.matrix, alone[1].map_from_body.matrix, atol=1e-4)
     for estimate in alone:
         assert estimate.modalities == names
         assert np.isfinite(estimate.map_from_body.matrix).all()
@@ -184,7 +197,7 @@ def test_it_answers_frames_alone_and_in_a_stream(system: str, tmp_path: Path) ->
             localizer.stream(lookahead=1)
 
 
-@pytest.mark.parametrize("system", [name for name in TRAINED if len(modalities(name)) > 1])
+@pytest.mark.parametrize("system", [name for name in REGRESSION if len(modalities(name)) > 1])
 def test_any_one_of_its_modalities_is_enough(system: str, tmp_path: Path) -> None:
     names = ("image", "depth", "lidar")
     path = tmp_path / "model.safetensors"
@@ -197,7 +210,7 @@ def test_any_one_of_its_modalities_is_enough(system: str, tmp_path: Path) -> Non
     assert len(np.unique(positions, axis=0)) == 3
 
 
-@pytest.mark.parametrize("system", [name for name in TRAINED if len(modalities(name)) > 1])
+@pytest.mark.parametrize("system", [name for name in REGRESSION if len(modalities(name)) > 1])
 def test_what_stands_in_for_an_absent_modality_changes_nothing(system: str) -> None:
     model = build(system).eval()
     batch = noise(("image", "lidar"), 3, lidar=[1], image=[2])

@@ -17,6 +17,7 @@ from training.losses import PoseLoss
 from training.objectives import Objective, build_objective
 from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, VMLoc, build_model
 from vmloc_ros.core.models.fusion import Gaussian
+from vmloc_ros.core.pose_codec import PoseCodec
 
 ESTIMATORS = ("iwae", "stl", "dreg", "dreg_lambda")
 
@@ -404,7 +405,8 @@ def gradients(objective: Objective) -> tuple[float, dict[str, Tensor]]:
 
 
 def objective(name: str, **values: Any) -> Objective:
-    return build_objective(name, ObjectiveConfig(**{"samples": 5, "kl_weight": 0.5, "beta": -1.0, **values}))
+    codec = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+    return build_objective(name, ObjectiveConfig(**{"samples": 5, "kl_weight": 0.5, "beta": -1.0, **values}), codec)
 
 
 def test_the_estimator_changes_the_gradients_of_all_encoders_and_of_nothing_else() -> None:

@@ -197,7 +197,9 @@ def test_with_three_modalities_the_posterior_is_the_product_of_those_present() -
 def test_a_training_step_on_any_subset_reaches_the_encoders_of_that_subset_alone() -> None:
     torch.manual_seed(0)
     model = build_model(ModelConfig(**TINY), CHANNELS).train()
-    objective = build_objective("vmloc", ObjectiveConfig(samples=3))
+    objective = build_objective(
+        "vmloc", ObjectiveConfig(samples=3), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+    )
     for subset in SUBSETS:
         model.zero_grad()
         objective(model, three_modal_input([subset] * 4), torch.zeros(4, 6)).backward()

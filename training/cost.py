@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from training.config import ObjectiveConfig, TrainConfig
 from training.objectives import build_objective
-from training.predict import model_input
+from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import ModelInput, build_model, select_modalities
@@ -79,7 +79,7 @@ class _Subject:
         torch.manual_seed(0)
         model = build_model(replace(config.model, name=name), channels).train()
         self._model = model.to(device, memory_format=torch.channels_last)
-        self._objective = build_objective(name, ObjectiveConfig(samples, "dreg")).to(device)
+        self._objective = build_objective(name, ObjectiveConfig(samples, "dreg"), _CODEC).to(device)
         self._gradient_norm = config.optimizer.gradient_norm
         parameters = [*self._model.parameters(), *self._objective.parameters()]
         self._optimizer = torch.optim.Adam(parameters, weight_decay=config.optimizer.weight_decay)
@@ -182,7 +182,7 @@ def _quartiles(name: str, ratios: Seconds) -> dict[str, float]:
 
 def _batch(channels: Mapping[str, int], count: int, size: int, device: torch.device) -> ModelInput:
     tensors = {name: torch.rand(count, number, size, size, device=device) * 2 - 1 for name, number in channels.items()}
-    return model_input(tensors, {name: torch.ones(count, dtype=torch.bool, device=device) for name in channels})
+    return noise_input({name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()})
 
 
 def _take_turns(

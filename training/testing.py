@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small stand-ins for tests and benchmarks: checkpoints with random weights."""
+"""Small stand-ins for tests and benchmarks: input of noise, and checkpoints with random weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
+from vmloc_ros.core.frame import IMAGE, LIDAR, MODALITIES
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import MemoryModel, ModelConfig, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+
+
+def noise_input(tensors: Mapping[str, Tensor]) -> ModelInput:
+    """Every modality present, with measurements and a camera for the systems that need geometry.
+
+    Args:
+        tensors: per modality ``(B, C, H, W)`` in [-1, 1].
+    """
+    count, first = len(next(iter(tensors.values()))), next(iter(tensors.values()))
+    width, height = first.shape[-1], first.shape[-2]
+    camera = [[width, 0.0, (width - 1) / 2], [0.0, width, (height - 1) / 2], [0.0, 0.0, 1.0]]
+    return ModelInput(
+        tensors,
+        {name: torch.ones(count, dtype=torch.bool, device=first.device) for name in tensors},
+        {name: _measured(name, x) for name, x in tensors.items()},
+        torch.tensor(camera, device=first.device).repeat(count, 1, 1),
+    )
 
 
 def write_random_checkpoint(
@@ -53,15 +72,27 @@ def _settle(model: PoseModel, channels: Mapping[str, int], codec: PoseCodec) -> 
     A model that remembers gets the noise to remember.
     """
     model.eval()
+    model.set_mounts(dict.fromkeys(MODALITIES, Pose.identity()))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
             module.train()
-    noise = ModelInput(
-        {name: torch.rand(8, count, 64, 64) * 2 - 1 for name, count in channels.items()},
-        {name: torch.ones(8, dtype=torch.bool) for name in channels},
-    )
+    noise = noise_input({name: torch.rand(8, count, 64, 64) * 2 - 1 for name, count in channels.items()})
     if isinstance(model, MemoryModel):
         model.memorise(model.describe(noise), np.arange(24.0).reshape(8, 3), np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     else:
         model.locate(noise, codec)
+
+
+def _measured(name: str, tensor: Tensor) -> Tensor:
+    """What a sensor may have measured: 1 to 5 m everywhere; as :meth:`Preprocessor.prepare` gives it."""
+    if name == IMAGE:
+        return ((tensor + 1) * 127.5).to(torch.uint8)
+    distance, valid = 3 + 2 * tensor[:, :1], torch.ones_like(tensor[:, :1])
+    if name != LIDAR or tensor.shape[1] == 2:  # in the camera's view
+        return torch.cat([distance, valid], dim=1)
+    height, width = tensor.shape[-2:]
+    elevation = torch.linspace(0.3, -0.4, height, device=tensor.device).view(1, 1, -1, 1).expand_as(distance)
+    azimuth = torch.linspace(3.1, -3.1, width, device=tensor.device).expand_as(distance)
+    zero = torch.zeros_like(distance)
+    return torch.cat([distance, distance * torch.sin(elevation), zero, azimuth, zero, valid], dim=1)
