@@ -85,7 +85,7 @@ class Answers:
     def take_camera_info(self, message: Any) -> None:
         """The latest CameraInfo."""
         self._debug_images.camera_info = message
-        if self._resources.projects_into_image:  # else a camera without calibration must not keep frames back
+        if self._resources.needs_camera:  # else a camera without calibration must not keep frames back
             self._frames.camera_info = message
 
     def process(self, bundle: Bundle[Any]) -> None:

@@ -62,7 +62,8 @@ class NodeConfig:
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
-        "camera/camera_info", "sensor_msgs/CameraInfo, for models that project the scan into the image, and ~/overlay."
+        "camera/camera_info",
+        "sensor_msgs/CameraInfo, for dense models, those that project the scan into the image, and ~/overlay.",
     )
     input_depth: int = _parameter(10, "Messages that a subscription keeps.", low=1, high=1000)
     slop_s: float = _parameter(0.1, "Largest distance of the stamps of messages that belong together.", high=10.0)

@@ -64,9 +64,9 @@ class Resources:
         return self.model.localizer
 
     @property
-    def projects_into_image(self) -> bool:
-        """Whether the model sees scans projected into the image, which takes the camera's intrinsics."""
-        return _projects_into_image(self.localizer, self.modalities)
+    def needs_camera(self) -> bool:
+        """Whether the model needs intrinsics: for scans projected into the image, or to solve for poses."""
+        return _needs_camera(self.localizer, self.modalities)
 
     @property
     def frames(self) -> list[str]:
@@ -137,8 +137,9 @@ def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
     return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin)
 
 
-def _projects_into_image(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
-    return LIDAR in modalities and localizer.header.preprocess.lidar_projection == "pinhole"
+def _needs_camera(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
+    projects = LIDAR in modalities and localizer.header.preprocess.lidar_projection == "pinhole"
+    return projects or (localizer.model.needs_geometry and modalities != (LIDAR,))
 
 
 def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
@@ -147,7 +148,7 @@ def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
     frame = _choose_frame(config, localizer)
     origin = " ".join(f"{x:.10g}" for x in frame.origin_m)
     return {
-        "inputs": ", ".join(modalities) + (", camera_info" if _projects_into_image(localizer, modalities) else ""),
+        "inputs": ", ".join(modalities) + (", camera_info" if _needs_camera(localizer, modalities) else ""),
         "map frames": frame.name if frame.parent is None else f"{frame.name} at {origin} in {frame.parent}",
         "base frames": config.base_frame or localizer.body_frame,
     }

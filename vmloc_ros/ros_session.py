@@ -33,8 +33,8 @@ class Session:
         self._pipeline = Pipeline(self._synchronizer(), self._answers.process, self._config.queue_depth, wanted)
         self._inputs: list[Input] = []
         try:
-            in_camera = resources.projects_into_image
-            self._inputs += create_inputs(self._node, self._config, self._modalities, in_camera, self._receive)
+            needs_camera = resources.needs_camera
+            self._inputs += create_inputs(self._node, self._config, self._modalities, needs_camera, self._receive)
             if resources.odometry is not None:
                 self._inputs += resources.odometry.subscribe(self._node)
         except VmlocError:
