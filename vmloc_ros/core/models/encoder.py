@@ -76,20 +76,24 @@ class Pyramid(nn.Module):
 
     def __init__(self, trunk: nn.Module, in_channels: int, stride: int) -> None:
         super().__init__()
-        layers = list(trunk.children())
+        layers = _unfolded(trunk, torch.zeros(1, in_channels, _SAMPLE_SIZE, _SAMPLE_SIZE))
         if _is_expansion(layers[-1]):  # for the classifier's sake alone: what it says the map before it says in fewer
             layers.pop()
         self.layers = nn.ModuleList(layers)
         self.stride = stride
         shapes = self._shapes(in_channels)
-        strides = [_SAMPLE_SIZE // shape[2] for shape in shapes]
+        # Where sizes do not divide (SqueezeNet pads nothing), cells are not where their stride says: 0 is no stride.
+        strides = [0 if _SAMPLE_SIZE % shape[2] else _SAMPLE_SIZE // shape[2] for shape in shapes]
         self._taps = [
             place
             for place, own in enumerate(strides)
             if own >= stride and (place + 1 == len(strides) or strides[place + 1] != own)
         ]
         if stride not in (strides[place] for place in self._taps):
-            raise ModelError(f"the backbone has feature maps of strides {sorted(set(strides))}, not of {stride}")
+            known = ", ".join(str(own) for own in sorted(set(strides) - {0})) or "none"
+            raise ModelError(
+                f"the backbone has feature maps of strides {known}, not of {stride}: change the cells' stride"
+            )
         self.channels = sum(shapes[place][1] for place in self._taps)
         self.context_channels = shapes[-1][1]
 
@@ -117,6 +121,22 @@ class Pyramid(nn.Module):
             shapes.append(tuple(x.shape))
         self.train()
         return shapes
+
+
+@torch.no_grad()
+def _unfolded(trunk: nn.Module, x: Tensor) -> list[nn.Module]:
+    """A trunk's children, and in place of those that pass several strides (DenseNet's, RegNet's) their own."""
+    trunk.eval()
+    layers = []
+    for layer in trunk.children():
+        y = layer(x)
+        if type(layer) is nn.Sequential and x.shape[-1] > 3 * y.shape[-1]:
+            layers += _unfolded(layer, x)
+        else:
+            layers.append(layer)
+        x = y
+    trunk.train()
+    return layers
 
 
 def _is_expansion(layer: nn.Module) -> bool:
