@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vmloc_ros.core.frame import DEPTH, IMAGE
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.projection import HEIGHT
 
 
@@ -79,14 +80,24 @@ def move_pixels(
     """Pictures of the camera turned and scaled about their centre, each its own way, and the matrices that fit them.
 
     Args:
-        batch: prepared tensors ``(B, C, H, W)``; those in the camera's view, image and depth, are of one size.
+        batch: prepared tensors ``(B, C, H, W)``; those in the camera's view (image, depth, a projected lidar's) are of
+            one size.
         intrinsics: ``(B, 3, 3)``.
+
+    Raises:
+        DataError: sizes differ.
     """
     in_camera = [name for name in (IMAGE, DEPTH) if name in batch]
+    in_camera += [LIDAR] if LIDAR in batch and batch[LIDAR].shape[1] == 2 else []
     if not (config.moves_pixels and in_camera):
         return dict(batch), intrinsics
     count, device = len(intrinsics), intrinsics.device
     height, width = batch[in_camera[0]].shape[-2:]
+    if any(batch[name].shape[-2:] != (height, width) for name in in_camera):
+        sizes = ", ".join(f"{name} {'x'.join(map(str, batch[name].shape[-2:]))}" for name in in_camera)
+        raise DataError(
+            f"pictures differ in size after scaling ({sizes}); set augment.rotation_deg 0 and augment.zoom 1"
+        )
     draws = 2 * torch.rand(2, count, generator=generator).to(device) - 1
     angle, scale = math.radians(config.rotation_deg) * draws[0], torch.exp(math.log(config.zoom) * draws[1])
     cosine, sine, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(scale)
