@@ -27,6 +27,7 @@ from vmloc_ros.core.geometry import (
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
+_LEAST_TWIST_STD = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.2])  # m/s and rad/s
 _SAME_MOUNT_M, _SAME_MOUNT_DEG = 0.01, 0.5  # two calibrations of one body agree so well
 
 # Makes a zeroed tensor of that name, shape and type: in memory, or in a file of the cache.
@@ -233,6 +234,14 @@ def body_twists(poses: Sequence[Pose], stamps_ns: Sequence[int], sequences: Tens
     with np.errstate(divide="ignore", invalid="ignore"):
         twists = np.concatenate([shift, turn], axis=1) / seconds[:, None]
     return torch.from_numpy(np.where(seconds[:, None] > 0, twists, np.nan).astype(np.float32))
+
+
+def usual_twist(twists: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``(6,)`` of twists ``(N, 6)``, and twice their deviation: a robot does what it did not do in training."""
+    known = twists[torch.isfinite(twists).all(dim=1)].double()
+    if len(known) < 2:
+        return torch.zeros(6), _LEAST_TWIST_STD
+    return known.mean(dim=0).float(), torch.maximum(2 * known.std(dim=0).float(), _LEAST_TWIST_STD)
 
 
 def _common_shapes(

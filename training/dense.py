@@ -14,6 +14,7 @@ from training.augment import AugmentConfig
 from training.config import FrozenConfig, ObjectiveConfig
 from training.dataset import PreparedDataset
 from training.objective import Objective, Terms
+from training.predict import batches
 from training.sampler import training_input
 from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.models import DenseModel, ModelInput
@@ -23,6 +24,7 @@ from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _BATCH = 16
+_LOOKED_AT = 256  # frames that tell the map's extent
 # Mean length of a standard normal vector: a cell's deviation is so that of a coordinate, whatever the likelihood.
 _MEAN_LENGTH = {3: 1.5958, 2: 1.2533}
 
@@ -53,18 +55,16 @@ class DenseObjective(Objective):
     def __init__(self, config: ObjectiveConfig, codec: PoseCodec) -> None:
         super().__init__()
         self._cells, self._codec = config.cells, codec
-        self.register_buffer("_reference", torch.tensor(codec.reference_wxyz, dtype=torch.float32), persistent=False)
 
     def terms(self, model: DenseModel, batch: ModelInput | Looks, target: Tensor) -> Terms:
-        rotation = rotation_matrix(quaternion_product(self._reference.to(target), quaternion_exp(target[:, 3:])))
-        translation = target[:, :3] * self._codec.scale_m
+        rotation, translation = _true_poses(target, self._codec)
         looks = batch.looks if isinstance(batch, Looks) else model.look(batch)
         losses, watched = [], {}
         for name, look in looks.items():
             count = look.cells.valid.shape[1]
             if 0 < self._cells < count:
                 look = look.some(torch.randperm(count, device=target.device)[: self._cells])
-            points, log_std = model.predict(name, look, self._codec.scale_m)
+            points, log_std = model.predict(name, look)
             length, dimensions = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
             unit = torch.where(dimensions == 3, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
             loss = dimensions * (length / unit * torch.exp(-log_std) + log_std)
@@ -86,12 +86,50 @@ def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translati
         Lengths ``(B, N)`` in metres, and dimensions ``(B, N)``: 3, or 2 across a ray. Points behind the sensor are as
         far from the ray as from the sensor.
     """
-    residual = (points_m - translation.unsqueeze(1)) @ rotation - cells.points_m
+    with torch.autocast(points_m.device.type, enabled=False):  # half precision would round to decimetres
+        residual = (points_m - translation.unsqueeze(1)) @ rotation - cells.points_m
     along = (residual * cells.rays).sum(dim=-1, keepdim=True)
     across = residual - along.clamp(min=0) * cells.rays
     chosen = torch.where(cells.ranged.unsqueeze(-1), residual, across)
     length = torch.sqrt(chosen.square().sum(dim=-1) + 1e-8)  # the root's slope at zero is infinite
     return length, torch.where(cells.ranged, 3, 2)
+
+
+@torch.no_grad()
+def learn_extent(
+    model: DenseModel,
+    data: PreparedDataset,
+    rows: Tensor,
+    preprocessor: Preprocessor,
+    codec: PoseCodec,
+    device: torch.device,
+) -> None:
+    """Tell the model where in the map training frames look: from what some of them measured and their true poses.
+
+    Where they measured nothing, they are taken to look three times as far as the poses spread.
+    """
+    model.eval()
+    chosen = rows[torch.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).long()]
+    seen = []
+    for chunk in chosen.split(_BATCH):
+        batch = next(batches(data, chunk, preprocessor, device, geometry=True))
+        rotation, translation = _true_poses(
+            torch.from_numpy(codec.encode([data.poses[i] for i in chunk.tolist()])), codec
+        )
+        for look in model.look(batch).values():
+            points = look.cells.points_m @ rotation[look.rows].mT.to(device) + translation[look.rows, None].to(device)
+            seen.append(points[look.cells.ranged])
+    points = torch.cat(seen)
+    if len(points) < 2:
+        model.set_extent(torch.zeros(3), torch.tensor(3 * codec.scale_m))
+    else:
+        model.set_extent(points.mean(dim=0), torch.sqrt(points.var(dim=0).mean()).clamp(min=codec.scale_m))
+
+
+def _true_poses(target: Tensor, codec: PoseCodec) -> tuple[Tensor, Tensor]:
+    """Rotations ``(B, 3, 3)`` and translations ``(B, 3)``, metres from the map's origin, of pose vectors ``(B, 6)``."""
+    reference = torch.tensor(codec.reference_wxyz, dtype=target.dtype, device=target.device).expand(len(target), -1)
+    return rotation_matrix(quaternion_product(reference, quaternion_exp(target[:, 3:]))), target[:, :3] * codec.scale_m
 
 
 class FrozenFeatures:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from training.calibrate import calibrate, fit_confidence, poses, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
-from training.dataset import PreparedDataset, common_mounts, split_blocks
-from training.dense import FrozenFeatures, Looks
+from training.dataset import PreparedDataset, common_mounts, split_blocks, usual_twist
+from training.dense import FrozenFeatures, Looks, learn_extent
 from training.descent import Descent, arithmetic
 from training.distributed import Processes
 from training.interruption import Interruption
@@ -28,6 +28,7 @@ from training.logbook import Logbook
 from training.memorise import memorise
 from training.metrics import pose_errors
 from training.objectives import Terms, TrainingStep, build_objective
+from training.point_map import build_point_map
 from training.predict import predict
 from training.progress import Progress, postfix
 from training.run_files import RunFiles, damaged_state
@@ -60,8 +61,8 @@ class Trainer:
         tensorboard: whether to write event files.
 
     Raises:
-        ConfigError: the configuration does not fit the device or the number of processes.
-        DataError: too few frames, or the model needs to know where sensors are mounted and the sources do not agree.
+        ConfigError: the configuration does not fit the system, the device or the number of processes.
+        DataError: too few frames, or the model needs to know cameras and mounts and the sources do not say or agree.
         ModelError: the model cannot be built, or pretrained weights are missing.
     """
 
@@ -97,9 +98,15 @@ class Trainer:
             training=self._record(record or {}, codec.scale_m),
         )
         model = build_model(config.model, self._preprocessor.channels, config.pretrained)
+        if config.augment.moves_pixels and not model.needs_geometry:
+            raise ConfigError(
+                "augment.rotation_deg and augment.zoom change what the camera sees but not the pose that "
+                f"{config.model.name} learns: set 0 and 1; only dense systems can be trained so"
+            )
         if model.needs_geometry:
+            self._check_cameras()
             model.set_mounts(common_mounts(data, self._validation_data))
-            model.set_usual_twist(data.twists[self._train_rows].nanmean(dim=0).nan_to_num(0.0))
+            model.set_usual_twist(*usual_twist(data.twists[self._train_rows]))
         self.model = model.to(device, memory_format=torch.channels_last)
         self._progress = Progress()
         if not isinstance(self.model, MemoryModel):
@@ -151,9 +158,12 @@ class Trainer:
 
     def _prepare_descent(self) -> None:
         """What gradient steps need."""
-        config = self._config.optimizer
+        config, codec = self._config.optimizer, self._header.pose_codec
+        if isinstance(self.model, DenseModel):
+            learn_extent(self.model, self._data, self._train_rows, self._preprocessor, codec, self._device)
+            if self.model.map is not None:
+                build_point_map(self.model, self._data, self._train_rows, self._preprocessor, codec, self._device)
         self._material, rows = self._frozen_features() if self._config.model.frozen else (self._data, self._train_rows)
-        codec = self._header.pose_codec
         self._targets = torch.from_numpy(codec.encode(self._material.poses)).to(self._device)
         self._sampler = Sampler(self._material, rows, self.model, config.batch_size, self._config.seed)
         self._sampler.check_processes(self._processes.count)
@@ -161,6 +171,15 @@ class Trainer:
         self._training_step = self._processes.wrap(TrainingStep(self.model, self._objective), self._device)
         steps = config.epochs * self._steps_per_epoch
         self._descent = Descent(self.model, self._objective, config, steps, self._device)
+
+    def _check_cameras(self) -> None:
+        """Raises DataError: pictures of the camera's view cannot be used because no frame says what camera it was."""
+        names = [name for name in self._preprocessor.config.modalities if self._preprocessor.is_in_camera(name)]
+        if names and not bool(self._data.intrinsics(self._train_rows, torch.device("cpu")).isfinite().any()):
+            raise DataError(
+                f"{self._config.model.name} needs the camera matrix of {' and '.join(names)}, and no frame says it: "
+                "record the camera_info"
+            )
 
     def _frozen_features(self) -> tuple[FrozenFeatures, Tensor]:
         """What steps draw from where trunks do not change, and its rows."""

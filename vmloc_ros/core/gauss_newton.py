@@ -116,7 +116,7 @@ class Cells:
         turn = change.detach()[..., 3:].norm(dim=-1, keepdim=True)
         change = change * (_LARGEST_STEP_RAD / turn.clamp_min(_LARGEST_STEP_RAD))
         moved = change.detach().abs().amax(dim=-1)
-        return R @ _turn(change[..., 3:]), t + (R @ change[..., :3, None]).squeeze(-1), moved
+        return R @ turned(change[..., 3:]), t + (R @ change[..., :3, None]).squeeze(-1), moved
 
     def determined(self, H: Tensor, inlier: Tensor, spread_m: float) -> Tensor:
         """Whether enough inliers ``(B, K, M)`` determine all of the pose, whose information is H: ``(B, K)`` bool."""
@@ -166,7 +166,7 @@ def _constant(array: NDArray[np.float64], device: torch.device) -> Tensor:
         return torch.from_numpy(array).to(device)
 
 
-def _turn(vector: Tensor) -> Tensor:
+def turned(vector: Tensor) -> Tensor:
     """Rotation matrices ``(..., 3, 3)`` near those of rotation vectors ``(..., 3)``: Cayley's, equal to second order.
 
     A step of Gauss-Newton needs no more, and unlike the exponential it has no special case at zero.

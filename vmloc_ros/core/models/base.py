@@ -45,6 +45,7 @@ class ModelConfig:
         context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
         frozen: the trunks stay as they are, so that training computes their features once.
         hypotheses: poses that the solver tries first.
+        map_voxel_m: side of the voxels of a map of measured points that dense systems register scans to; 0: none.
     """
 
     name: str = "vmloc"
@@ -64,6 +65,7 @@ class ModelConfig:
     context: bool = False
     frozen: bool = False
     hypotheses: int = 64
+    map_voxel_m: float = 0.0
 
     def __post_init__(self) -> None:
         sizes = (self.latent_dim, self.hidden_dim, self.attention_reduction, self.feature_dim, self.recurrent_dim)
@@ -71,6 +73,8 @@ class ModelConfig:
             raise ValueError(f"sizes must be positive and 0 <= dropout < 1, got {self}")
         if min(self.clip_length or 1, self.clip_spacing or 1) < 1:
             raise ValueError(f"clip_length and clip_spacing must be positive, got {self}")
+        if min(self.cell_stride, self.lidar_stride, self.hypotheses) < 1 or self.cell_blocks < 0:
+            raise ValueError(f"cell_stride, lidar_stride and hypotheses must be positive, cell_blocks >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,11 +181,12 @@ class PoseModel(nn.Module, ABC):
             ModelError: a mount that the system needs is not among them.
         """
 
-    def set_usual_twist(self, twist: Tensor) -> None:
+    def set_usual_twist(self, twist: Tensor, deviation: Tensor) -> None:
         """Learn, before training, how the body usually moves, to undo a scan's turn with where nothing else is known.
 
         Args:
             twist: ``(6,)`` velocity of the body in its own axes, m/s and rad/s.
+            deviation: ``(6,)`` how much faster or slower it may be.
         """
 
     @abstractmethod

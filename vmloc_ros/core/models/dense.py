@@ -9,7 +9,7 @@ joint answer is the product over the modalities that are present (see :mod:`vmlo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -21,12 +21,14 @@ from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose, quaternion_from_matrix
 from vmloc_ros.core.models.base import ModelConfig, ModelInput, PoseModel, Prediction, require_modality
 from vmloc_ros.core.models.encoder import ImagenetScale, Pyramid, make_trunk
+from vmloc_ros.core.point_map import PointMap
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.solver import Correspondences, solve
 
 _LEAST_STD_M = 0.005
 _POINT_SCALE_M = 10.0  # measured points are given to the network in this unit
-_CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture; one in the camera's view has 2
+_CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture
+_IN_CAMERA_CHANNELS = 2  # of a lidar's picture in the camera's view
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,16 +87,18 @@ class CellPredictor(nn.Module):
             features: ``(B, F, h, w)``, and ``context`` ``(B, G)``, of :class:`Pyramid`.
             points: ``(B, 3, h, w)`` measured, in metres in the body frame; zero where there is none.
         """
-        x = self.dropout(self.norm(features.float()).to(features.dtype))
+        x = self.dropout(self.norm(features.float()))
         if self.sees_points:
-            x = torch.cat([x, points.to(x.dtype) / _POINT_SCALE_M], dim=1)
+            x = torch.cat([x, points / _POINT_SCALE_M], dim=1)
         x = self.entry(x)
         if self.context is not None:
-            x = x + self.context(context.to(x.dtype))[:, :, None, None]
+            x = x + self.context(context.float())[:, :, None, None]
         x = torch.relu(x)
         for block in self.blocks:
             x = x + block(x)
-        return self.exit(x).float()
+        x = self.exit[:-1](x)
+        with torch.autocast(x.device.type, enabled=False):  # half precision knows decimetres in a map of 50 m
+            return self.exit[-1](x.float())
 
 
 class DenseModel(PoseModel):
@@ -108,12 +112,16 @@ class DenseModel(PoseModel):
 
     needs_geometry = True
     mounts: Tensor  # (M, 4, 4) float64, body from sensor
+    centre_m: Tensor  # (3,) mean of what training frames look at, from the map's origin
+    extent_m: Tensor  # () its standard deviation
     usual_twist: Tensor  # (6,) of the body in its own axes, m/s and rad/s
+    twist_std: Tensor  # (6,) how much it varies
 
     def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         self.hypotheses, self.frozen = config.hypotheses, config.frozen
         self.scale = ImagenetScale()
+        self._lidar_in_camera = channels.get(LIDAR) == _IN_CAMERA_CHANNELS
         self._strides = {name: config.lidar_stride if name == LIDAR else config.cell_stride for name in channels}
         self.predictors = nn.ModuleDict(
             {
@@ -125,8 +133,12 @@ class DenseModel(PoseModel):
         )
         if config.frozen:
             self._pyramids(lambda pyramid: pyramid.requires_grad_(False))
+        self.map = PointMap(config.map_voxel_m) if config.map_voxel_m else None
         self.register_buffer("mounts", torch.full((len(channels), 4, 4), torch.nan, dtype=torch.float64))
+        self.register_buffer("centre_m", torch.zeros(3))
+        self.register_buffer("extent_m", torch.ones(()))
         self.register_buffer("usual_twist", torch.zeros(6))
+        self.register_buffer("twist_std", torch.ones(6))
 
     def train(self, mode: bool = True) -> DenseModel:
         super().train(mode)
@@ -135,15 +147,22 @@ class DenseModel(PoseModel):
         return self
 
     def set_mounts(self, mounts: Mapping[str, Pose]) -> None:
-        if missing := [name for name in self.modalities if name not in mounts]:
+        sensors = {name: IMAGE if name == LIDAR and self._lidar_in_camera else name for name in self.modalities}
+        if missing := [name for name, sensor in sensors.items() if sensor not in mounts]:
             raise ModelError(
                 f"where the sensor of {', '.join(missing)} is mounted is not known, and dense systems need it: "
                 "/tf_static must lead from source.body_frame to the frame of the messages"
             )
-        self.mounts.copy_(torch.stack([torch.from_numpy(mounts[name].matrix) for name in self.modalities]))
+        self.mounts.copy_(torch.stack([torch.from_numpy(mounts[sensor].matrix) for sensor in sensors.values()]))
 
-    def set_usual_twist(self, twist: Tensor) -> None:
+    def set_usual_twist(self, twist: Tensor, deviation: Tensor) -> None:
         self.usual_twist.copy_(twist)
+        self.twist_std.copy_(deviation)
+
+    def set_extent(self, centre_m: Tensor, extent_m: Tensor) -> None:
+        """Learn, before training, where frames look: mean ``(3,)`` from the map's origin, and deviation."""
+        self.centre_m.copy_(centre_m)
+        self.extent_m.copy_(extent_m)
 
     def look(self, batch: ModelInput) -> dict[str, Look]:
         """Features and geometry of the cells, by modality; modalities that no sample has are left out.
@@ -159,34 +178,35 @@ class DenseModel(PoseModel):
                 pictures = batch.tensors[name][rows]
                 pictures = self.scale(pictures) if name == IMAGE else pictures
                 features, context = self._predictor(name).pyramid(pictures)
-                cells = self._cells(name, batch, rows, features.shape[-2:])
-                looks[name] = Look(rows, features, context, cells.moved(self._twists(batch)[rows]))
+                with torch.autocast(features.device.type, enabled=False):  # geometry needs all of float32
+                    cells = self._cells(name, batch, rows, features.shape[-2:], self._strides[name])
+                looks[name] = Look(rows, features, context, cells)
         return looks
 
-    def predict(self, name: str, look: Look, scale_m: float) -> tuple[Tensor, Tensor]:
-        """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``.
-
-        Args:
-            scale_m: the map's, of which the network's coordinates are multiples.
-        """
+    def predict(self, name: str, look: Look) -> tuple[Tensor, Tensor]:
+        """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``."""
         shape = look.features.shape[-2:]
         points = torch.where(look.cells.ranged.unsqueeze(-1), look.cells.points_m, 0.0).mT.reshape(-1, 3, *shape)
         output = self._predictor(name)(look.features, look.context, points).flatten(2)
-        low, high = math.log(_LEAST_STD_M), math.log(2 * scale_m)
-        # Starts near a tenth of the map; tanh keeps a gradient where a clamp would have none.
-        middle, half = (low + high) / 2, (high - low) / 2
-        return scale_m * output[:, :3].mT, middle + half * torch.tanh(output[:, 3] / half)
+        # Deviations begin at the map's extent, as large as the errors then are.
+        low = math.log(_LEAST_STD_M)
+        span = torch.log(4 * self.extent_m) - low
+        log_std = low + span * torch.sigmoid(output[:, 3] + torch.logit(1 - math.log(4) / span))
+        return self.centre_m + self.extent_m * output[:, :3].mT, log_std
 
-    def correspond(self, batch: ModelInput, codec: PoseCodec) -> tuple[Correspondences, dict[str, Tensor]]:
-        """Every cell's prediction beside what was measured, of all modalities; and their contexts ``(B, G)``."""
-        parts, contexts = [], {}
+    def correspond(self, batch: ModelInput) -> tuple[Correspondences, Tensor, dict[str, Tensor]]:
+        """Every cell's prediction beside what was measured, of all modalities, times and contexts."""
+        widths = {name: self._predictor(name).pyramid.context_channels for name in self.modalities}
+        contexts = {name: self.centre_m.new_zeros(len(batch), width) for name, width in widths.items()}
+        parts = []
         for name, look in self.look(batch).items():
-            points, log_std = self.predict(name, look, codec.scale_m)
+            points, log_std = self.predict(name, look)
             cells = look.cells
-            part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid
+            part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid, cells.times_s
             parts.append([_spread(x, look.rows, len(batch)) for x in part])
             contexts[name] = _spread(look.context, look.rows, len(batch))
-        return Correspondences(*(torch.cat(x, dim=1) for x in zip(*parts, strict=True))), contexts
+        *joined, times_s = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+        return Correspondences(*joined), times_s, contexts
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
         """The pose that all cells agree on; its covariance is the inverse Hessian of their product.
@@ -194,17 +214,34 @@ class DenseModel(PoseModel):
         A frame whose cells agree on none is answered with the map's middle and a covariance as wide as the map, and is
         marked as lost.
         """
-        correspondences, contexts = self.correspond(batch, codec)
-        solution = solve(correspondences, hypotheses=self.hypotheses, spread_m=codec.scale_m)
-        solved = solution.solved.cpu().numpy()
+        c, times_s, contexts = self.correspond(batch)
+        solution = solve(c, hypotheses=self.hypotheses, spread_m=float(self.extent_m))
+        pose = solution.rotations, solution.translations, solution.covariances
+        oddities = [1 - solution.inlier_share, solution.residual]
+        if self.map is not None and len(self.map):
+            ranged = c.ranged & c.valid & solution.solved.unsqueeze(1)
+            registered = self.map.register_scan(c.points_m, times_s, ranged, *pose, self.twist_std)
+            pose = registered.rotations, registered.translations, registered.covariances
+            # What measured nothing cannot lie beside the map.
+            oddities.append(torch.where(ranged.any(dim=1), 1 - registered.share, 0.0))
         return Prediction(
-            solution.translations.double().cpu().numpy() + codec.origin_m,
-            quaternion_from_matrix(solution.rotations.double().cpu().numpy()),
-            covariances=solution.covariances.double().cpu().numpy(),
+            pose[1].cpu().numpy() + codec.origin_m,
+            quaternion_from_matrix(pose[0].cpu().numpy()),
+            covariances=pose[2].cpu().numpy(),
             features=contexts,
-            oddities=torch.stack([1 - solution.inlier_share, solution.residual], dim=1).double().cpu().numpy(),
-            lost=~solved,
+            oddities=torch.stack([x.double() for x in oddities], dim=1).cpu().numpy(),
+            lost=(~solution.solved).cpu().numpy(),
         )
+
+    def measured_points(self, batch: ModelInput, step: int) -> Iterator[tuple[Tensor, Cells]]:
+        """Of each modality that measures, rows of the batch and every ``step``-th pixel; of range images, all."""
+        for name in self.modalities:
+            rows = torch.nonzero(batch.present[name]).flatten()
+            if name != IMAGE and len(rows) and batch.measured is not None:
+                height, width = (-(-side // step) for side in batch.measured[name].shape[-2:])
+                own = 1 if _is_cylinder(batch.measured[name]) else step
+                cells = self._cells(name, batch, rows, (height, width), own)
+                yield rows, cells
 
     def _predictor(self, name: str) -> CellPredictor:
         predictor = self.predictors[name]
@@ -220,22 +257,36 @@ class DenseModel(PoseModel):
         usual = self.usual_twist.expand(len(batch), -1)
         return usual if batch.twists is None else torch.where(torch.isfinite(batch.twists), batch.twists, usual)
 
-    def _cells(self, name: str, batch: ModelInput, rows: Tensor, shape: tuple[int, int]) -> Cells:
+    def _cells(self, name: str, batch: ModelInput, rows: Tensor, shape: tuple[int, int], stride: int) -> Cells:
+        """Rows' cells as they would have been measured at the stamp."""
         measured, intrinsics = batch.measured, batch.intrinsics
         if measured is None or intrinsics is None:
             raise ModelError("dense systems need measurements and camera matrices (ModelInput.measured, intrinsics)")
         if name == LIDAR and _is_cylinder(measured[name]):
-            return cylinder_cells(measured[name][rows], self._mount(name), self._strides[name])
-        source = DEPTH if name == IMAGE else name
+            picture = measured[name][rows, :, : stride * shape[0], : stride * shape[1]]
+            return cylinder_cells(picture, self._mount(name), stride).moved(self._twists(batch)[rows])
+        # An image's cells have the depth camera's measurements, too, or those of a lidar that was projected into it.
+        source = name if name != IMAGE else DEPTH if DEPTH in self.modalities else LIDAR
         depth = None
-        if source in self.modalities and bool((here := batch.present[source][rows]).any()):
-            # An image's cells have the depth camera's measurements, too.
+        if (
+            source in self.modalities
+            and not _is_cylinder(measured[source])
+            and bool((here := batch.present[source][rows]).any())
+        ):
             depth = measured[source][rows] * here.view(-1, 1, 1, 1)
-        cells = camera_cells(intrinsics[rows], self._mount(name), shape, self._strides[name], depth)
+            (height, width), (rows_px, columns_px) = depth.shape[-2:], measured[name].shape[-2:]
+            if (height, width) != (rows_px, columns_px):
+                raise ModelError(
+                    f"{source} is {height}x{width} after scaling, but {name} {rows_px}x{columns_px}; dense systems "
+                    "need pictures of the camera's view to be of one aspect ratio"
+                )
+            depth = depth[..., : stride * shape[0], : stride * shape[1]]
+        cells = camera_cells(intrinsics[rows], self._mount(name), shape, stride, depth)
         if name == IMAGE and LIDAR in self.modalities and _is_cylinder(measured[LIDAR]):
-            scan = cylinder_cells(measured[LIDAR][rows], self._mount(LIDAR), 1)
+            # From where it was at the stamp, the camera saw the points.
+            scan = cylinder_cells(measured[LIDAR][rows], self._mount(LIDAR), 1).moved(self._twists(batch)[rows])
             scan = replace(scan, valid=scan.valid & batch.present[LIDAR][rows].unsqueeze(1))
-            return _ranged_by(scan, cells, intrinsics[rows], self._mount(IMAGE), shape, self._strides[IMAGE])
+            return _ranged_by(scan, cells, intrinsics[rows], self._mount(IMAGE), shape, stride)
         return cells
 
     def _mount(self, name: str) -> Tensor:

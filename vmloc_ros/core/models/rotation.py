@@ -38,7 +38,7 @@ def quaternion_exp(log_quaternion: Tensor) -> Tensor:
 
 
 def quaternion_product(left_wxyz: Tensor, right_wxyz: Tensor) -> Tensor:
-    """Hamilton product ``left * right`` of ``(..., 4)`` quaternions."""
+    """Hamilton product ``left * right`` of quaternions, both ``(..., 4)`` of the same shape."""
     lw, rw = left_wxyz[..., :1], right_wxyz[..., :1]
     lv, rv = left_wxyz[..., 1:], right_wxyz[..., 1:]
     w = lw * rw - (lv * rv).sum(dim=-1, keepdim=True)

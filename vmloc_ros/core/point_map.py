@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A map of measured points, and the registration of a scan to it: one more expert, precise and short-sighted.
+
+Point-to-plane registration (Chen and Medioni 1992) from the pose that the cells agree on. Planes are those of voxels of
+points that training frames measured; the cells' own answer, less sure of itself than it says, is the prior that decides
+along directions which planes leave open, such as along a corridor. A spinning lidar's points are measured one after the
+other: the body's velocity meanwhile is found with its pose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vmloc_ros.core.gauss_newton import turned
+
+_LEVELS = (4, 4, 2, 2, 1, 1, 1, 1)  # voxels' sizes of the iterations, from far to near, in the map's own
+_PRIOR_INFLATION = 10.0  # of the cells' deviations: errors of neighbouring cells are much the same error
+_LEAST_SHARE = 0.2  # of the points that must lie on the map for the registration to count
+_LEAST_STD = 0.1  # of a point's distance from its plane, in voxels
+_MEMORY = ("points_m", "normals")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Registration:
+    """Of B scans.
+
+    Attributes:
+        rotations: ``(B, 3, 3)`` map from body, float64.
+        translations: ``(B, 3)`` metres.
+        covariances: ``(B, 6, 6)`` x, y, z and rotation about the map's fixed axes.
+        share: ``(B,)`` of the points that lie on the map.
+        accepted: ``(B,)`` bool; where False, the pose is the one that was given.
+    """
+
+    rotations: Tensor
+    translations: Tensor
+    covariances: Tensor
+    share: Tensor
+    accepted: Tensor
+
+
+class PointMap(nn.Module):
+    """Points with normals, one a voxel.
+
+    Args:
+        voxel_m: side of the voxels.
+    """
+
+    points_m: Tensor  # (N, 3) from the map's origin
+    normals: Tensor  # (N, 3) unit
+
+    def __init__(self, voxel_m: float) -> None:
+        super().__init__()
+        self.voxel_m = voxel_m
+        self.register_buffer("points_m", torch.empty(0, 3))
+        self.register_buffer("normals", torch.empty(0, 3))
+        self._grids: dict[tuple[int, torch.device], _Grid] = {}
+
+    def __len__(self) -> int:
+        return len(self.points_m)
+
+    def fill(self, points_m: Tensor, normals: Tensor) -> None:
+        """Replace the map."""
+        self.points_m, self.normals = points_m.to(self.points_m), normals.to(self.normals)
+        self._grids = {}
+
+    def register_scan(
+        self,
+        points_m: Tensor,
+        times_s: Tensor,
+        valid: Tensor,
+        rotations: Tensor,
+        translations: Tensor,
+        covariances: Tensor,
+        twist_std: Tensor,
+    ) -> Registration:
+        """Bring scans onto the map, from poses that are off by no more than a few voxels.
+
+        Args:
+            points_m: ``(B, M, 3)`` in the body frame at the stamp, if the body moved as expected.
+            times_s: ``(B, M)`` when they were measured, seconds since the stamp.
+            valid: ``(B, M)`` bool.
+            rotations: ``(B, 3, 3)`` map from body, float64; the prior's mean, with
+            translations: ``(B, 3)`` metres, and
+            covariances: ``(B, 6, 6)``, inflated before use.
+            twist_std: ``(6,)`` how much faster or slower than expected the body may move, m/s and rad/s.
+        """
+        points, times = points_m.double(), times_s.double().unsqueeze(-1)
+        prior = torch.zeros(len(points), 12, 12, dtype=torch.float64, device=points.device)
+        prior[:, :6, :6] = torch.linalg.inv(covariances.double() * _PRIOR_INFLATION**2)
+        prior[:, 6:, 6:] = torch.diag(1 / twist_std.double().square())
+        twist = points.new_zeros(len(points), 6)
+        start, R, t = (rotations.double(), translations.double()), rotations.double(), translations.double()
+        for level in _LEVELS:
+            linear, angular = twist[:, None, :3], twist[:, None, 3:].expand_as(points)
+            moved = points + times * (linear + torch.linalg.cross(angular, points))
+            H, right, share, variance = self._equations(moved, times, valid, R, t, level)
+            apart = torch.cat([start[1] - t, _small_turn(start[0] @ R.mT), -twist], dim=-1)
+            H = H / variance + prior
+            right = right / variance.squeeze(-1) + (prior @ apart.unsqueeze(-1)).squeeze(-1)
+            change = torch.linalg.solve(H, right)
+            R, t, twist = turned(change[:, 3:6]) @ R, t + change[:, :3], twist + change[:, 6:]
+        accepted = share >= _LEAST_SHARE
+        chosen = accepted[:, None, None]
+        return Registration(
+            torch.where(chosen, R, start[0]),
+            torch.where(accepted[:, None], t, start[1]),
+            torch.where(chosen, torch.linalg.inv(H)[:, :6, :6], covariances.double()),
+            share,
+            accepted,
+        )
+
+    def _equations(
+        self, points: Tensor, times: Tensor, valid: Tensor, R: Tensor, t: Tensor, level: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normal equations ``(B, 12, 12)`` and ``(B, 12)`` of pose (map axes) and twist; share on the map; variance."""
+        levers = points @ R.mT
+        places = levers + t.unsqueeze(1)
+        foot, normal, found = self._grid(level, places.device).nearest(places)
+        found = found & valid
+        distance = ((places - foot) * normal).sum(dim=-1)
+        gate = self.voxel_m * level
+        weight = torch.where(found, (1 - (distance / gate).square()).clamp(min=0).square(), 0.0)  # Tukey's
+        body_normal = normal @ R
+        by_twist = torch.cat([body_normal, torch.linalg.cross(points, body_normal)], dim=-1)
+        jacobian = torch.cat([normal, torch.linalg.cross(levers, normal), times * by_twist], dim=-1)
+        weighted = jacobian * weight.unsqueeze(-1)
+        total = weight.sum(dim=1).clamp(min=1e-9)
+        variance = ((weight * distance.square()).sum(dim=1) / total).clamp(min=(_LEAST_STD * self.voxel_m) ** 2)
+        near = (weight > 0.25).sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+        return (
+            weighted.mT @ jacobian,
+            -(weighted.mT @ distance.unsqueeze(-1)).squeeze(-1),
+            near,
+            variance.view(-1, 1, 1),
+        )
+
+    def _grid(self, level: int, device: torch.device) -> _Grid:
+        if (level, device) not in self._grids:
+            self._grids[level, device] = _Grid.of(self.points_m.double(), self.normals.double(), self.voxel_m * level)
+        return self._grids[level, device]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        """As in every module, but a map of any size fits."""
+        for name in _MEMORY:
+            if prefix + name in state_dict:
+                own = getattr(self, name)
+                setattr(self, name, own.new_empty(state_dict[prefix + name].shape))
+        self._grids = {}
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grid:
+    """Voxels by number, sorted: those around a place are found by binary search."""
+
+    side_m: float
+    low: Tensor  # (3,) number of the first voxel along each axis
+    counts: Tensor  # (3,) of voxels along each axis
+    keys: Tensor  # (N,) sorted
+    points: Tensor  # (N, 3)
+    normals: Tensor  # (N, 3)
+
+    @staticmethod
+    def of(points: Tensor, normals: Tensor, side_m: float) -> _Grid:
+        cells = torch.floor(points / side_m).long()
+        low = cells.amin(dim=0) - 1
+        counts = cells.amax(dim=0) - low + 2
+        keys, owner, count = torch.unique(_keys(cells - low, counts), return_inverse=True, return_counts=True)
+        ones = torch.ones_like(points[:, :1])
+        sums = points.new_zeros(len(keys), 4).index_add_(0, owner, torch.cat([points, ones], dim=1))
+        # Of a voxel with several points, the one nearest to their mean stands for all: a mean lies beside corners.
+        distance = (points - sums[owner, :3] / sums[owner, 3:]).square().sum(dim=1)
+        order = torch.argsort(distance, stable=True)
+        order = order[torch.argsort(owner[order], stable=True)]  # by voxel, the nearest first
+        winner = order[torch.cat([count.new_zeros(1), count.cumsum(0)[:-1]])]
+        return _Grid(side_m, low, counts, keys, points[winner], normals[winner])
+
+    def nearest(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of places ``(B, M, 3)`` the nearest point in the eight voxels around, its normal, and if there is one."""
+        base = torch.floor(places / self.side_m - 0.5).long() - self.low
+        corners = torch.cartesian_prod(*[torch.arange(2, device=places.device)] * 3)
+        cells = base.unsqueeze(2) + corners  # (B, M, 8, 3)
+        inside = ((cells >= 0) & (cells < self.counts)).all(dim=-1)
+        keys = torch.where(inside, _keys(cells, self.counts), -1)
+        index = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        known = self.keys[index] == keys
+        distance = torch.where(known, (self.points[index] - places.unsqueeze(2)).square().sum(dim=-1), torch.inf)
+        best = distance.argmin(dim=2, keepdim=True)
+        index = index.gather(2, best).squeeze(2)
+        return self.points[index], self.normals[index], known.any(dim=2)
+
+
+def _small_turn(rotation: Tensor) -> Tensor:
+    """Rotation vectors ``(B, 3)`` of small rotations ``(B, 3, 3)``, to second order."""
+    odd = (rotation - rotation.mT) / 2
+    return torch.stack([odd[:, 2, 1], odd[:, 0, 2], odd[:, 1, 0]], dim=-1)
+
+
+def _keys(cells: Tensor, counts: Tensor) -> Tensor:
+    return (cells[..., 0] * counts[1] + cells[..., 1]) * counts[2] + cells[..., 2]
