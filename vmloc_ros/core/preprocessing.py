@@ -86,6 +86,10 @@ class Preprocessor:
         lidar = 4 if self.config.lidar_projection == "cylindrical" else 2
         return {name: {IMAGE: 3, DEPTH: 2, LIDAR: lidar}[name] for name in self.config.modalities}
 
+    def is_in_camera(self, name: str) -> bool:
+        """Whether the modality's pictures show the camera's view."""
+        return name != LIDAR or self.config.lidar_projection == "pinhole"
+
     def prepare(self, frame: Frame) -> dict[str, Tensor]:
         """Resized and projected tensors ``(C, H, W)`` of the modalities that the frame has.
 
@@ -184,8 +188,7 @@ class Preprocessor:
     def _window(self, name: str, x: Tensor, offset: tuple[float, float]) -> tuple[slice, slice]:
         """Rows and columns that the crop keeps; all of a cylindrical picture's."""
         height, width = x.shape[-2:]
-        in_camera = name != LIDAR or self.config.lidar_projection == "pinhole"
-        if self.config.crop is None or not in_camera:
+        if self.config.crop is None or not self.is_in_camera(name):
             return slice(0, height), slice(0, width)
         rows, columns = self.config.crop
         if height < rows or width < columns:
