@@ -49,6 +49,16 @@ def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages,
     assert refused == []
 
 
+def test_a_clouds_times_count_from_the_frames_stamp(builder, messages):
+    stamp_ns, cloud = 5_000_000_000, random_frame(3).cloud
+    messages["image"] = (stamp_ns, messages["image"][1])
+    messages["lidar"] = (stamp_ns + 30_000_000, messages["lidar"][1])
+    frame = builder.build(Bundle(stamp_ns, 0, messages))
+    np.testing.assert_allclose(frame.cloud.time_s, np.full(len(cloud), 0.03), atol=1e-7)
+    alone = builder.build(Bundle(stamp_ns + 30_000_000, 0, {"lidar": messages["lidar"]}))
+    assert alone.cloud.time_s is None
+
+
 def test_a_bad_companion_is_left_out_and_reported(builder, messages, refused):
     messages["lidar"][1].fields.clear()
     frame = builder.build(Bundle(5, 0, messages))

@@ -66,6 +66,18 @@ def test_mounts_are_what_tf_static_says_of_the_messages_frames(bag: Path) -> Non
     np.testing.assert_allclose(mounts["lidar"].matrix, BASE_FROM_LIDAR.matrix, atol=1e-9)
 
 
+def test_a_clouds_times_count_from_its_frames_stamp_not_from_its_own(tmp_path: Path, bag: Path) -> None:
+    for sample in source(bag):
+        np.testing.assert_allclose(sample.frame.cloud.time_s, 0.03, atol=1e-7)
+    early = write_bag(tmp_path / "early", images(), clouds(offset=-20 * MS), poses(), calibration())
+    paired = [sample.frame for sample in source(early) if sample.frame.image is not None]
+    assert len(paired) == 10
+    for frame in paired:
+        np.testing.assert_allclose(frame.cloud.time_s, -0.02, atol=1e-7)
+    alone = [sample.frame for sample in source(early, ("lidar",))]  # a frame of their own stamp
+    assert [frame.cloud.time_s for frame in alone] == [None] * len(alone)
+
+
 def test_a_mount_that_tf_static_does_not_say_is_left_out(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(), clouds(), poses())
     assert source(path).mounts == {}
