@@ -104,6 +104,22 @@ def test_clouds_equal_sensor_msgs_py_s() -> None:
     np.testing.assert_array_equal(cloud.intensity, expected["intensity"])
 
 
+def test_clouds_and_images_that_we_make_are_those_of_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_cloud2 = package("sensor_msgs_py.point_cloud2")
+    ros_packages = package("vmloc_ros.ros_packages")
+    header = package("std_msgs.msg").Header(frame_id="map")
+    points_m = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    theirs = ros_packages.cloud_message(header, points_m)
+    monkeypatch.setattr(ros_packages, "optional_package", lambda name: None)
+    ours = ros_packages.cloud_message(header, points_m)
+    for message in (ours, theirs):
+        read = point_cloud2.read_points_numpy(message, field_names=("x", "y", "z"))
+        np.testing.assert_array_equal(read, points_m)
+    for name in ("header", "height", "width", "fields", "is_bigendian", "point_step", "row_step", "data"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ros_packages.cloud_message(header, points_m[:0]).width == 0
+
+
 def test_quaternions_equal_tf_transformations() -> None:
     tf = package("tf_transformations")
     rotations = random_rotations()

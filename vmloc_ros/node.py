@@ -22,6 +22,7 @@ from rclpy.logging import get_logger
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_diagnostics import Diagnostics
 from vmloc_ros.ros_environment import let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros_packages import missing_packages
 from vmloc_ros.ros_parameters import declare_parameters, read_config
 from vmloc_ros.ros_resources import Resources, load_configured_model
 from vmloc_ros.ros_services import Services
@@ -107,6 +108,9 @@ class VmlocNode(LifecycleNode):
         self._resources = Resources(self, read_config(self))
         facts = ", ".join(f"{name} {value}" for name, value in self._resources.facts.items())
         self.get_logger().info(f"model ready: {facts}")
+        if missing := missing_packages():
+            texts = [f"{name} ({text})" for name, text in missing.items()]
+            self.get_logger().info(f"ROS packages that are not installed: {', '.join(texts)}")
 
     def _activate(self) -> None:
         assert self._resources is not None, "activate follows configure"

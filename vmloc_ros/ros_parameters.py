@@ -21,6 +21,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.ros_packages import pose_from_xyz_rpy
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
 MAP_TO_BASE, MAP_TO_ODOM, NO_TF = TF_MODES = ("map_to_base", "map_to_odom", "none")
@@ -173,7 +174,7 @@ def _check_topic(name: str, topic: str) -> None:
 
 def pose_of(xyz_rpy: tuple[float, ...] | None) -> Pose | None:
     """The pose that a six-number parameter stands for."""
-    return None if xyz_rpy is None else Pose.from_xyz_rpy(xyz_rpy[:3], xyz_rpy[3:])
+    return None if xyz_rpy is None else pose_from_xyz_rpy(xyz_rpy)
 
 
 def declare_parameters(node: Node) -> None:
