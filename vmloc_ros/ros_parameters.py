@@ -59,7 +59,7 @@ class NodeConfig:
     )
     allow_degraded: bool = _parameter(True, "Localize frames that lack one of the inputs; else they are refused.")
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
-    image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on <image_topic>/compressed.")
+    image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
