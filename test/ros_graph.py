@@ -132,6 +132,13 @@ def ament_prefix(folder: Path) -> Path:
     return folder
 
 
+def process_bundle(node: Any, bundle: Any) -> None:
+    """Do in this thread what an active node's two worker threads do with a bundle of messages."""
+    answers = node._session._answers
+    if (prepared := answers.prepare(bundle)) is not None:
+        answers.answer(prepared)
+
+
 def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:
     """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped or withheld.
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The managed node: sensor messages in, poses out.
 
-Callbacks only hand messages to the pipeline; its one worker thread decodes, localizes and publishes.
+Callbacks only hand messages to the pipeline; of its two threads the first decodes and prepares, the second localizes
+and publishes.
 """
 
 from __future__ import annotations
@@ -155,8 +156,6 @@ class VmlocNode(LifecycleNode):
             self._is_loading = False
         if self._resources is not resources:
             raise ConfigError("the node has been cleaned up meanwhile")
-        if self._session is not None:
-            self._session.adopted()
         self.get_logger().info(f"now using {model.checkpoint}")
         return True, f"using {model.checkpoint}"
 

@@ -30,7 +30,9 @@ class Session:
         self._health = Health()
         self._answers = Answers(resources, self._health)
         wanted = None if self._config.continuous else lambda: self._answers.is_awaited
-        self._pipeline = Pipeline(self._synchronizer(), self._answers.process, self._config.queue_depth, wanted)
+        self._pipeline = Pipeline(
+            self._synchronizer(), self._answers.prepare, self._answers.answer, self._config.queue_depth, wanted
+        )
         self._inputs: list[Input] = []
         try:
             in_camera = resources.projects_into_image
@@ -51,12 +53,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget path, pairing and being lost: the next frame is as the first."""
-        self._pipeline.reset()
-        self._pipeline.call(self._answers.forget)
-
-    def adopted(self) -> None:
-        """Take notice of another model."""
-        self._pipeline.call(self._answers.adopted)
+        self._pipeline.reset(then=self._answers.forget)
 
     def localize(self) -> Outcome:
         """What became of the next frame, or on demand of the newest; blocks, so not for the executor's thread."""
