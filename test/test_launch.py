@@ -94,6 +94,13 @@ def test_rviz_is_off_unless_asked_for_and_every_file_named_exists(recorder):
         assert Path(call.args[1]).is_file()
 
 
+def test_the_readme_names_every_argument(recorder):
+    for name in ("vmloc.launch.py", "replay.launch.py"):
+        load(name).generate_launch_description()
+    section = (ROOT / "README.md").read_text().partition("## Put it on my robot")[2].partition("\n### ")[0]
+    assert set(declared(recorder)) <= set(re.findall(r"(\w+)(?:`|:=)", section))
+
+
 def test_a_profile_that_the_user_chose_is_left_alone(recorder, monkeypatch):
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
     load("vmloc.launch.py").generate_launch_description()
