@@ -91,7 +91,8 @@ class Session:
             "silence_ns": self._config.silence_s,
             "jump_back_ns": self._config.jump_back_s,
         }
-        return Synchronizer(primary, tuple(secondary), **{name: round(value * 1e9) for name, value in seconds.items()})
+        times_ns = {name: round(value * 1e9) for name, value in seconds.items()}
+        return Synchronizer(primary, tuple(secondary), **times_ns, learns_periods=True)
 
     def _receive(self, name: str, message: Any) -> None:
         """The callback of every subscription: nothing that takes time."""
