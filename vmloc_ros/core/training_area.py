@@ -41,7 +41,7 @@ class TrainingArea:
     @property
     def centres_m(self) -> NDArray[np.float64]:
         """``(N, 3)`` middles of the cells, in the frame of the poses."""
-        return (self.cells + 0.5) * self.cell_m
+        return np.asarray((self.cells + 0.5) * self.cell_m, np.float64)
 
     def outside(self, poses: Sequence[Pose]) -> NDArray[np.bool_]:
         """Whether each pose is in no occupied cell and beside none."""
