@@ -104,7 +104,17 @@ def test_clouds_equal_sensor_msgs_py_s() -> None:
     np.testing.assert_array_equal(cloud.intensity, expected["intensity"])
 
 
-def test_clouds_and_images_that_we_make_are_those_of_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_we_make_are_those_of_cv_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    package("cv_bridge")
+    ros_packages = package("vmloc_ros.ros_packages")
+    header = package("std_msgs.msg").Header(frame_id="camera")
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    theirs = ros_packages.rgb_message(header, picture)
+    monkeypatch.setattr(ros_packages, "optional_package", lambda name: None)
+    assert ros_packages.rgb_message(header, picture) == theirs
+
+
+def test_clouds_that_we_make_are_those_of_sensor_msgs_py(monkeypatch: pytest.MonkeyPatch) -> None:
     point_cloud2 = package("sensor_msgs_py.point_cloud2")
     ros_packages = package("vmloc_ros.ros_packages")
     header = package("std_msgs.msg").Header(frame_id="map")
