@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hand-over to the worker thread, and the node's own counts."""
+"""The hand-over to the worker threads, and the node's own counts."""
 
 from __future__ import annotations
 

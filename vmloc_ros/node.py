@@ -22,7 +22,7 @@ from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_diagnostics import Diagnostics
-from vmloc_ros.ros_environment import let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros_packages import missing_packages
 from vmloc_ros.ros_parameters import declare_parameters, read_config
 from vmloc_ros.ros_resources import Resources, load_configured_model
@@ -179,6 +179,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
     use_fastdds_profile()
     let_idle_threads_sleep()
+    leave_a_core()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses

@@ -109,6 +109,7 @@ class Pipeline(Generic[Payload, Prepared]):
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
+        self._prepared = None  # it holds the model
 
     def _prepare_all(self) -> None:
         while (taken := self._next_bundle()) is not None:
