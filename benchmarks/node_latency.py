@@ -8,8 +8,8 @@ For each rate, a node of its own and a publisher of its own, which sends a 640x4
 (x, y, z, intensity) with equal stamps, best effort as drivers do; this process listens.
 
 * answer: from the arrival of the image's message in the node to the end of publication, as /diagnostics has it.
-* model: `PoseModel.locate` in that very frame. All else is overhead, subtracted frame by frame: waiting for the cloud,
-  decoding, projection, scaling, covariance, confidence, messages.
+* model: `PoseModel.locate` in that very frame. All else is overhead, subtracted frame by frame: waiting for the cloud
+  and for the frames before, decoding, projection, scaling, covariance, confidence, messages.
 * end to end: from before the publisher's call for the image to the pose's arrival in this process.
 * Without ROS: `locate`, and all of `Localizer.localize`, again and again on the same data, with nothing beside.
 
@@ -33,13 +33,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch, as the node sets it
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from node_stopwatch import CPU, run_node
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, PointCloud2, PointField
@@ -47,13 +47,12 @@ from tqdm import tqdm
 
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.resources import share_path
-from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
 
 HEIGHT, WIDTH, BEAMS = 480, 640, 32
 MATCH_LIMIT_S = 60.0
 VARIANTS = 4  # different messages that are sent in turn
 MODEL = "model"
-CPU = " cpu"
 SPAWN = multiprocessing.get_context("spawn")  # a forked child would share this process's DDS
 
 
@@ -65,7 +64,7 @@ class Run:
         rate_hz: that the publisher reached.
         counts: of messages and poses, by column.
         stages: of the answer, which they add up to.
-        cpu_stages: CPU time of the worker thread in them, without torch's other threads and without waiting.
+        cpu_stages: CPU time of the worker threads in them, without torch's other threads and without waiting.
         foreign_cores: CPU seconds per second of processes that are not the benchmark's.
     """
 
@@ -76,63 +75,6 @@ class Run:
     stages: dict[str, np.ndarray]
     cpu_stages: dict[str, np.ndarray]
     foreign_cores: float
-
-
-class Stopwatch:
-    """Times functions that the node's worker thread calls, frame by frame."""
-
-    def __init__(self) -> None:
-        self.frames: list[dict[str, float]] = []
-        self._frame: dict[str, float] = {}
-
-    def watch(self, name: str, owner: Any, attribute: str) -> None:
-        """Replace a function by one that times itself."""
-        function = getattr(owner, attribute)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started_ns, cpu_started_ns = time.perf_counter_ns(), time.thread_time_ns()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._frame[name] = (time.perf_counter_ns() - started_ns) * 1e-6
-                self._frame[f"{name}{CPU}"] = (time.thread_time_ns() - cpu_started_ns) * 1e-6
-
-        setattr(owner, attribute, timed)
-
-    def close_frames(self, outputs: Any, health: Any) -> None:
-        """Keep a frame's times when the node counts its pose as published, with stamp and latency."""
-        publish, published = outputs.publish, health.published
-
-        def publish_and_note(instance: Any, stamp: int, *others: Any) -> None:
-            publish(instance, stamp, *others)
-            self._frame["stamp"] = stamp
-
-        def published_and_note(instance: Any, latency_ms: float, *others: Any) -> None:
-            published(instance, latency_ms, *others)
-            self.frames.append({**self._frame, "answer": latency_ms})
-
-        outputs.publish, health.published = publish_and_note, published_and_note
-
-
-def run_node(arguments: list[str], report: Path) -> None:
-    """The node with timers, until SIGTERM; ``report`` then gets its frames."""
-    from vmloc_ros import node
-    from vmloc_ros.core import preprocessing
-    from vmloc_ros.core.localizer import Localizer
-    from vmloc_ros.health import Health
-    from vmloc_ros.ros_frames import FrameBuilder
-    from vmloc_ros.ros_outputs import Outputs
-
-    stopwatch = Stopwatch()
-    stopwatch.watch("decode", FrameBuilder, "build")
-    stopwatch.watch("project", preprocessing, "cylindrical_projection")
-    stopwatch.watch("preprocess", Localizer, "preprocess")
-    stopwatch.watch("estimate", Localizer, "estimate")
-    stopwatch.watch("localize", Localizer, "localize")
-    stopwatch.watch("publish", Outputs, "publish")
-    stopwatch.close_frames(Outputs, Health)
-    node.main(arguments)
-    report.write_text(json.dumps(stopwatch.frames))
 
 
 def publish(rate_hz: float, seconds: float, points: int) -> list[int]:
@@ -231,7 +173,7 @@ def _stages(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "decoding": times["decode"],
         "projection": times["project"],
         "other preprocessing": times["preprocess"] - times["project"],
-        MODEL: times["localize"] - times["preprocess"] - times["estimate"],
+        MODEL: times["localize"] - times["estimate"],
         "covariance, confidence": times["estimate"],
         "publication": times["publish"],
     }
@@ -318,6 +260,8 @@ def _foreign_s() -> float:
 def main() -> None:
     """Measure and print."""
     options = _options()
+    let_idle_threads_sleep()  # as the node does, for those without it too
+    leave_a_core()
     with ProcessPoolExecutor(1, SPAWN) as pool:
         own = pool.submit(own_times_ms, options.checkpoint, options.device, options.points).result()
     runs = [measure(options, rate_hz) for rate_hz in tqdm(options.rates, desc="rates")]
@@ -358,7 +302,7 @@ def _runs_table(runs: list[Run]) -> str:
 
 
 def _stages_table(run: Run) -> str:
-    rows = ["| stage | ms | CPU time of the worker thread (ms) |", "|---|---:|---:|"]
+    rows = ["| stage | ms | CPU time of the thread (ms) |", "|---|---:|---:|"]
     for name, values in run.stages.items():
         cpu = _spread(run.cpu_stages[name]) if name in run.cpu_stages else ""
         rows.append(f"| {name} | {_spread(values)} | {cpu} |")

@@ -55,6 +55,7 @@ def generate_launch_description():
     rviz = Node(
         package="rviz2",
         executable="rviz2",
+        namespace=LaunchConfiguration("namespace"),  # the configuration's topics are relative
         arguments=["-d", os.path.join(share, "config", "vmloc.rviz")],
         parameters=[{"use_sim_time": _sim_time()}],
         condition=IfCondition(LaunchConfiguration("rviz")),

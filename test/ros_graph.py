@@ -116,6 +116,29 @@ def node_arguments(parameters: dict[str, Any]) -> list[str]:
     return ["-m", "vmloc_ros.node", "--ros-args", *settings]
 
 
+def ament_prefix(folder: Path) -> Path:
+    """An installation, as far as launch files look for one, of this package as it is here."""
+    program = folder / "lib" / "vmloc_ros" / "vmloc_node"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\nfrom vmloc_ros.node import main\nraise SystemExit(main())\n")
+    program.chmod(0o755)
+    index = folder / "share" / "ament_index" / "resource_index" / "packages"
+    index.mkdir(parents=True)
+    (index / "vmloc_ros").touch()
+    share = folder / "share" / "vmloc_ros"
+    share.mkdir()
+    for name in ("launch", "config", "package.xml"):
+        (share / name).symlink_to(_ROOT / name)
+    return folder
+
+
+def process_bundle(node: Any, bundle: Any) -> None:
+    """Do in this thread what an active node's two worker threads do with a bundle of messages."""
+    answers = node._session._answers
+    if (prepared := answers.prepare(bundle)) is not None:
+        answers.answer(prepared)
+
+
 def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:
     """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped or withheld.
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.coverage import TrainingArea, nearest_training_poses, pose_record, warn_of_unknown_places
+from training.coverage import nearest_training_poses, pose_record, warn_of_unknown_places
 from training.run import training_record
+from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample
+from vmloc_ros.core.training_area import TrainingArea
 from vmloc_ros.ros_extrinsics import trained_extrinsics
 
 
@@ -55,11 +57,25 @@ def test_the_record_stays_small_however_far_the_robot_drove() -> None:
     rng = np.random.default_rng(0)
     area = TrainingArea.of([yaw_pose(*xy) for xy in rng.uniform(0, 5000, (5000, 2))])
     assert len(area.cells) <= 1000
-    again = TrainingArea.from_record(json.loads(json.dumps(area.to_record())))
+    again = TrainingArea.from_training({"area": json.loads(json.dumps(area.to_record()))})
     assert again is not None
     assert again.cell_m == area.cell_m
     np.testing.assert_array_equal(again.cells, area.cells)
-    assert TrainingArea.from_record({}) is None
+    assert TrainingArea.from_training({}) is None
+
+
+@pytest.mark.parametrize("record", [{}, None, {"cell_m": 0.25, "cells": [[1, 2]]}, {"cell_m": "wide", "cells": []}])
+def test_a_malformed_record_of_the_area_is_refused(record: object) -> None:
+    with pytest.raises(CheckpointError, match="record of the training area is malformed"):
+        TrainingArea.from_training({"area": record})
+
+
+def test_the_area_s_centres_are_within_half_a_cell_of_the_poses() -> None:
+    places = np.array([[3.1, -7.6, 0.0], [5.0, 5.0, 1.0], [-40.2, 0.1, 2.9]])
+    area = TrainingArea.of([yaw_pose(x, y, z_m=z) for x, y, z in places])
+    offsets = np.abs(area.centres_m[:, None] - places).max(axis=-1)
+    assert offsets.min(axis=0).max() <= area.cell_m / 2
+    assert offsets.min(axis=1).max() <= area.cell_m / 2
 
 
 def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: pytest.LogCaptureFixture) -> None:

@@ -21,6 +21,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 import rclpy
 
+from ros_graph import ament_prefix
 from vmloc_ros.health import Health
 from vmloc_ros.ros_diagnostics import values_of
 from vmloc_ros.ros_initialpose import InitialPose
@@ -91,6 +92,13 @@ def test_rviz_is_off_unless_asked_for_and_every_file_named_exists(recorder):
     assert Path(rviz["arguments"][1]).is_file()
     for call in recorder["launch.actions"].SetEnvironmentVariable.call_args_list:
         assert Path(call.args[1]).is_file()
+
+
+def test_the_readme_names_every_argument(recorder):
+    for name in ("vmloc.launch.py", "replay.launch.py"):
+        load(name).generate_launch_description()
+    section = (ROOT / "README.md").read_text().partition("## Put it on my robot")[2].partition("\n### ")[0]
+    assert set(declared(recorder)) <= set(re.findall(r"(\w+)(?:`|:=)", section))
 
 
 def test_a_profile_that_the_user_chose_is_left_alone(recorder, monkeypatch):
@@ -185,8 +193,9 @@ def test_amcl_alone_publishes_the_transform_and_gets_one_pose(recorder, initialp
         ("examples/initialpose.launch.py", "max_yaw_std_rad"),
     ],
 )
-def test_launch_itself_accepts_the_file(name, argument):
+def test_launch_itself_accepts_the_file(name, argument, tmp_path, monkeypatch):
     pytest.importorskip("launch_ros", reason="launch is not installed (no ROS distribution)")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(ament_prefix(tmp_path)))
     description = load(name).generate_launch_description()
     assert {"checkpoint", argument} <= {argument.name for argument in description.get_launch_arguments()}
 
@@ -198,18 +207,19 @@ def test_the_parameter_file_lists_declared_parameters_with_their_defaults():
     assert {"checkpoint", "image_topic", "cloud_topic", "map_frame", "base_frame"} <= set(parameters)
 
 
-def test_rviz_shows_every_output_and_input():
+def test_rviz_shows_every_output_and_input_by_names_that_follow_its_namespace():
     text = (ROOT / "config" / "vmloc.rviz").read_text()
     displays = yaml.safe_load(text)["Visualization Manager"]["Displays"]
     topics = {display["Topic"]["Value"] for display in displays if "Topic" in display}
     assert topics == {
-        "/vmloc_node/pose_with_covariance",
-        "/vmloc_node/path",
-        "/ground_truth/pose",
-        "/lidar/points",
-        "/camera/image_raw",
-        "/vmloc_node/overlay",
-        "/vmloc_node/range_image",
+        "vmloc_node/pose_with_covariance",
+        "vmloc_node/path",
+        "vmloc_node/training_area",
+        "ground_truth/pose",
+        "lidar/points",
+        "camera/image_raw",
+        "vmloc_node/overlay",
+        "vmloc_node/range_image",
     }
 
 
@@ -230,6 +240,7 @@ def test_foxglove_shows_every_output_and_latency():
     assert set(scene["topics"]) == {
         "/vmloc_node/pose_with_covariance",
         "/vmloc_node/path",
+        "/vmloc_node/training_area",
         "/ground_truth/pose",
         "/lidar/points",
     }

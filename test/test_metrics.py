@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
-from training.metrics import PoseErrors, format_table, pose_errors, pose_statistics
+from training.metrics import PoseErrors, pose_errors, pose_statistics
 from vmloc_ros.core.geometry import Pose
 
 
@@ -55,17 +55,6 @@ def test_nothing_to_compare_is_an_error_with_both_counts() -> None:
         pose_errors([], [])
     with pytest.raises(ValueError, match="1 estimates for 2 true poses"):
         pose_errors([yaw_pose(0)] * 2, [yaw_pose(0)])
-
-
-def test_the_table_has_a_row_per_name_and_a_cell_per_figure() -> None:
-    rows = {
-        "model": {"frames": 12.0, "median_position_m": 0.12345},
-        "baseline": {"frames": 3.0, "median_position_m": 2.0},
-    }
-    header, rule, *lines = format_table(rows).splitlines()
-    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["frames", "median_position_m"]
-    assert rule.count("---") == 3
-    assert lines == ["| model | 12 | 0.123 |", "| baseline | 3 | 2.000 |"]
 
 
 def test_pose_statistics_are_plain_numbers() -> None:

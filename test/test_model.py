@@ -48,13 +48,17 @@ def broken_gpu(monkeypatch, request) -> str:
     return reason.splitlines()[0]
 
 
+def feed(model, frame):
+    return model.feed(frame, model.prepare(frame))
+
+
 @pytest.mark.parametrize("broken_gpu", ["device", "load", "warm up"], indirect=True)
 def test_auto_gives_up_a_gpu_that_fails_with_a_warning_and_goes_on_with_the_cpu(broken_gpu, checkpoint):
     warnings = []
     model = load_model(checkpoint, "auto", 0, warnings.append)
     assert warnings == [f"the model does not run on cuda ({broken_gpu}); falling back to the CPU"]
     assert model.localizer.device.type == "cpu"
-    (estimate,) = model.feed(random_frame())
+    (estimate,) = feed(model, random_frame())
     assert estimate.modalities == ("image", "lidar")
 
 
@@ -83,10 +87,10 @@ def test_forgetting_starts_a_new_clip(tmp_path):
     write_random_checkpoint(path, system="vidloc")
     model = load_model(str(path), "cpu", 1, pytest.fail)
     first, second, third = (random_frame(i) for i in range(3))
-    assert not model.feed(first)
-    assert [estimate.stamp_ns for estimate in model.feed(second)] == [first.stamp_ns]
+    assert not feed(model, first)
+    assert [estimate.stamp_ns for estimate in feed(model, second)] == [first.stamp_ns]
     model.forget()
-    assert not model.feed(third)
+    assert not feed(model, third)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -94,10 +98,10 @@ def test_inference_has_a_cuda_stream_of_its_own(checkpoint, monkeypatch):
     model = load_model(checkpoint, "cuda", 0, pytest.fail)
     streams, localize = [], Localizer.localize
 
-    def spy(localizer, frame):
+    def spy(localizer, frame, batch):
         streams.append(torch.cuda.current_stream())
-        return localize(localizer, frame)
+        return localize(localizer, frame, batch)
 
     monkeypatch.setattr(Localizer, "localize", spy)
-    model.feed(random_frame())
+    feed(model, random_frame())
     assert streams[0] != torch.cuda.default_stream()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, node_arguments, peer, running, wait_until
+from ros_graph import Peer, node_arguments, peer, process_bundle, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -433,10 +433,10 @@ def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
 
 
 def process(node, frame: Frame, age_s: float) -> None:
-    """Let the node's worker function answer an image that came ``age_s`` ago."""
+    """Let the node's worker functions answer an image that came ``age_s`` ago."""
     message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
     arrival_ns = time.monotonic_ns() - round(age_s * 1e9)
-    node._session._answers.process(Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
+    process_bundle(node, Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
 
 
 def start_with_clips(node, checkpoint) -> None:
@@ -489,7 +489,7 @@ def test_no_covariance_that_is_not_finite_or_certain_leaves_the_node(row, value,
     covariance = np.diag(np.ones(6))
     covariance[row, row] = value
     answer = Estimate(frame.stamp_ns, Pose.identity(), covariance, ("image",))
-    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame: [answer])
+    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
     process(idle_node, frame, 0)
     values = idle_node._session.diagnose()[2]
     assert (values["poses published"], values["refused: not localized"], values["transforms published"]) == (0, 1, 0)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from helpers import random_frame
-from ros_graph import Peer, Process, node_arguments, peer, running, wait_until
+from ros_graph import Peer, Process, node_arguments, peer, process_bundle, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -309,10 +309,10 @@ def idle_node(ros_domain, checkpoint):
 
 
 def process(node, frames: Sequence[Frame]) -> None:
-    """Let the node's worker function answer frames."""
+    """Let the node's worker functions answer frames."""
     for frame in frames:
         message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
-        node._session._answers.process(Bundle(frame.stamp_ns, time.monotonic_ns(), {IMAGE: (frame.stamp_ns, message)}))
+        process_bundle(node, Bundle(frame.stamp_ns, time.monotonic_ns(), {IMAGE: (frame.stamp_ns, message)}))
 
 
 def test_a_checkpoint_without_confidence_lets_every_pose_out_and_says_so(idle_node, tmp_path, capfd):
@@ -420,12 +420,12 @@ from vmloc_ros.node import main
 
 feed = Model.feed
 
-def feed_slowly(self, frame):
+def feed_slowly(self, frame, batch):
     print("inference begins", flush=True)
     for _ in range(100):
-        feed(self, frame)
+        feed(self, frame, batch)
     print("inference ends", flush=True)
-    return feed(self, frame)
+    return feed(self, frame, batch)
 
 Model.feed = feed_slowly
 sys.exit(main())

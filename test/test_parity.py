@@ -104,6 +104,32 @@ def test_clouds_equal_sensor_msgs_py_s() -> None:
     np.testing.assert_array_equal(cloud.intensity, expected["intensity"])
 
 
+def test_images_that_we_make_are_those_of_cv_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    package("cv_bridge")
+    ros_packages = package("vmloc_ros.ros_packages")
+    header = package("std_msgs.msg").Header(frame_id="camera")
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    theirs = ros_packages.rgb_message(header, picture)
+    monkeypatch.setattr(ros_packages, "optional_package", lambda name: None)
+    assert ros_packages.rgb_message(header, picture) == theirs
+
+
+def test_clouds_that_we_make_are_those_of_sensor_msgs_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_cloud2 = package("sensor_msgs_py.point_cloud2")
+    ros_packages = package("vmloc_ros.ros_packages")
+    header = package("std_msgs.msg").Header(frame_id="map")
+    points_m = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    theirs = ros_packages.cloud_message(header, points_m)
+    monkeypatch.setattr(ros_packages, "optional_package", lambda name: None)
+    ours = ros_packages.cloud_message(header, points_m)
+    for message in (ours, theirs):
+        read = point_cloud2.read_points_numpy(message, field_names=("x", "y", "z"))
+        np.testing.assert_array_equal(read, points_m)
+    for name in ("header", "height", "width", "fields", "is_bigendian", "point_step", "row_step", "data"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ros_packages.cloud_message(header, points_m[:0]).width == 0
+
+
 def test_quaternions_equal_tf_transformations() -> None:
     tf = package("tf_transformations")
     rotations = random_rotations()

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hand-over to the worker thread, and the node's own counts."""
+"""The hand-over to the worker threads, and the node's own counts."""
 
 from __future__ import annotations
 
 import threading
 import time
+
+import pytest
 
 from ros_graph import wait_until
 from vmloc_ros.health import Health
@@ -18,6 +20,15 @@ def synchronizer(secondary=(), deadline_ms=50) -> Synchronizer:
     return Synchronizer("image", secondary, slop_ns=10 * MS, deadline_ns=deadline_ms * MS)
 
 
+def as_is(bundle):
+    """Preparation of nothing."""
+    return bundle
+
+
+def collect(stamps):
+    return lambda bundle: stamps.append(bundle.stamp_ns)
+
+
 def test_a_slow_worker_gets_the_newest_and_drops_are_counted():
     seen, busy, go_on = [], threading.Event(), threading.Event()
 
@@ -26,20 +37,57 @@ def test_a_slow_worker_gets_the_newest_and_drops_are_counted():
         busy.set()
         go_on.wait(10)
 
-    pipeline = Pipeline(synchronizer(), work, queue_depth=2)
+    pipeline = Pipeline(synchronizer(), as_is, work, queue_depth=2)
     pipeline.add("image", 0, None)
     assert busy.wait(10)
-    for stamp in range(1, 10):
+    pipeline.add("image", 1, None)
+    wait_until(lambda: not pipeline._queue, "preparation of the next")
+    for stamp in range(2, 10):
         pipeline.add("image", stamp, None)
     go_on.set()
-    wait_until(lambda: len(seen) == 3, "the worker")
+    wait_until(lambda: len(seen) == 4, "the worker")
     pipeline.stop()
-    assert (seen, pipeline.dropped) == ([0, 8, 9], 7)
+    assert (seen, pipeline.dropped) == ([0, 1, 8, 9], 6)
+
+
+def test_the_next_bundle_is_prepared_while_one_is_answered_and_the_one_after_it_waits():
+    prepared, answered, go_on = [], [], threading.Semaphore(0)
+
+    def prepare(bundle):
+        prepared.append(bundle.stamp_ns)
+        return bundle.stamp_ns
+
+    def answer(stamp_ns):
+        go_on.acquire(timeout=10)
+        answered.append(stamp_ns)
+
+    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5)
+    for stamp in range(4):
+        pipeline.add("image", stamp, None)
+    for count in range(3):
+        wait_until(lambda count=count: prepared == list(range(2 + count)), "the next")
+        assert answered == list(range(count))
+        go_on.release()
+    go_on.release()
+    wait_until(lambda: answered == [0, 1, 2, 3], "all of them")
+    pipeline.stop()
+
+
+def test_what_cannot_be_prepared_does_not_stop_the_others():
+    seen = []
+    pipeline = Pipeline(
+        synchronizer(), lambda bundle: bundle if bundle.stamp_ns % 2 else None, collect(seen), queue_depth=10
+    )
+    for stamp in range(6):
+        pipeline.add("image", stamp, None)
+    wait_until(lambda: len(seen) == 3, "those that can")
+    pipeline.stop()
+    assert (seen, pipeline.dropped) == ([1, 3, 5], 0)
 
 
 def test_the_deadline_wakes_the_worker_without_another_message():
     seen = []
-    pipeline = Pipeline(synchronizer(("lidar",)), seen.append, queue_depth=5)
+    pipeline = Pipeline(synchronizer(("lidar",)), as_is, seen.append, queue_depth=5)
     pipeline.add("image", 7, "picture")
     wait_until(lambda: seen, "the deadline")
     pipeline.stop()
@@ -49,33 +97,33 @@ def test_the_deadline_wakes_the_worker_without_another_message():
 
 def test_stop_discards_what_waits_and_ends_the_thread():
     seen = []
-    pipeline = Pipeline(synchronizer(("lidar",), deadline_ms=60_000), seen.append, queue_depth=5)
+    pipeline = Pipeline(synchronizer(("lidar",), deadline_ms=60_000), as_is, seen.append, queue_depth=5)
     pipeline.add("image", 7, None)
     pipeline.stop()
     assert seen == []
-    assert "localization" not in [thread.name for thread in threading.enumerate()]
-
-
-def let_work(pipeline: Pipeline) -> None:
-    """Give the worker every chance to take up what waits."""
-    for _ in range(5):
-        called = threading.Event()
-        pipeline.call(called.set)
-        assert called.wait(10)
-        time.sleep(0.01)
+    assert not {"preparation", "localization"} & {thread.name for thread in threading.enumerate()}
 
 
 def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
-    seen, wanted = [], []
+    seen, wanted, asked = [], [], []
+
+    def is_wanted():
+        asked.append(None)
+        return bool(wanted)
 
     def work(bundle):
         seen.append(bundle.stamp_ns)
         wanted.clear()
 
-    pipeline = Pipeline(synchronizer(), work, queue_depth=5, wanted=lambda: bool(wanted))
-    for stamp in range(4):
+    pipeline = Pipeline(synchronizer(), as_is, work, queue_depth=5, wanted=is_wanted)
+
+    def add_unwanted(stamp):
+        before = len(asked)
         pipeline.add("image", stamp, None)
-        let_work(pipeline)
+        wait_until(lambda: len(asked) > before, "the question")
+
+    for stamp in range(4):
+        add_unwanted(stamp)
     assert not seen
     wanted.append(True)
     pipeline.wake()
@@ -84,47 +132,90 @@ def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
     pipeline.wake()  # nothing is left: the next to come is wanted
     pipeline.add("image", 7, None)
     wait_until(lambda: len(seen) == 2, "the next")
-    pipeline.add("image", 8, None)
-    let_work(pipeline)
+    add_unwanted(8)
     pipeline.stop()
     assert (seen, pipeline.dropped) == ([3, 7], 0)
 
 
-def test_calls_run_in_the_worker_between_two_bundles():
-    events, busy, go_on = [], threading.Event(), threading.Event()
+@pytest.mark.parametrize("slow", ["preparation", "answer"])
+def test_on_demand_one_call_takes_one_bundle_however_long_the_answer_takes(slow):
+    seen, busy, go_on, wanted = [], threading.Event(), threading.Event(), [True]
 
-    def work(bundle):
-        events.append(bundle.stamp_ns)
-        busy.set()
-        go_on.wait(10)
+    def take_long(stage):
+        if stage == slow:
+            busy.set()
+            go_on.wait(10)
 
-    pipeline = Pipeline(synchronizer(), work, queue_depth=5)
+    def prepare(bundle):
+        take_long("preparation")
+        return bundle
+
+    def answer(bundle):
+        take_long("answer")
+        seen.append(bundle.stamp_ns)
+        wanted.clear()
+
+    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5, wanted=lambda: bool(wanted))
     pipeline.add("image", 0, None)
     assert busy.wait(10)
     pipeline.add("image", 1, None)
-    pipeline.call(lambda: events.append(threading.current_thread().name))
+    time.sleep(0.1)  # every chance to take it up
     go_on.set()
-    wait_until(lambda: len(events) == 3, "all of them")
+    wait_until(lambda: seen, "the answer")
+    time.sleep(0.1)
+    assert seen == [0]
+    wanted.append(True)
+    pipeline.wake()
+    wait_until(lambda: len(seen) == 2, "the one that waited")
     pipeline.stop()
-    assert events == [0, "localization", 1]
+    assert seen == [0, 1]
 
 
 def test_reset_forgets_what_waits_and_takes_stamps_that_were_past():
     seen = []
-    pipeline = Pipeline(
-        synchronizer(("lidar",), deadline_ms=60_000), lambda bundle: seen.append(bundle.stamp_ns), queue_depth=5
-    )
+    pipeline = Pipeline(synchronizer(("lidar",), deadline_ms=60_000), as_is, collect(seen), queue_depth=5)
     for name in ("image", "lidar"):
         pipeline.add(name, 50 * MS, None)
     wait_until(lambda: seen, "the first pair")
     pipeline.add("image", 55 * MS, None)
-    pipeline.reset()
+    pipeline.reset(lambda: None)
     for name in ("image", "lidar"):
         pipeline.add(name, 40 * MS, None)
     wait_until(lambda: len(seen) > 1, "the pair from before")
     pipeline.stop()
     assert seen == [50 * MS, 40 * MS]
     assert (pipeline.statistics.paired, pipeline.statistics.primary_only) == (2, 0)
+
+
+@pytest.mark.parametrize("slow", ["preparation", "answer"])
+def test_reset_comes_after_the_answer_at_work_and_before_every_later_frame(slow):
+    """What is queued, prepared or being prepared when it is called never reaches the second thread."""
+    events, busy, go_on = [], threading.Event(), threading.Event()
+
+    def take_long(stage):
+        if stage == slow:
+            busy.set()
+            go_on.wait(10)
+
+    def prepare(bundle):
+        take_long("preparation")
+        return bundle
+
+    def answer(bundle):
+        take_long("answer")
+        events.append(bundle.stamp_ns)
+
+    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5)
+    pipeline.add("image", 10, None)
+    assert busy.wait(10)
+    pipeline.add("image", 11, None)
+    pipeline.add("image", 12, None)
+    pipeline.reset(lambda: events.append(threading.current_thread().name))
+    pipeline.add("image", 0, None)
+    go_on.set()
+    wait_until(lambda: events and events[-1] == 0, "the frame after it")
+    pipeline.stop()
+    assert events == (["localization", 0] if slow == "preparation" else [10, "localization", 0])
 
 
 def test_health_separates_the_total_from_the_recent():

@@ -36,6 +36,33 @@ def test_of_two_equally_near_scans_the_earlier_wins():
     assert pairs(feed(make(), [(0, "lidar", 0), (30, "image", 30), (60, "lidar", 60)])) == [(30, 0)]
 
 
+def test_of_a_sensor_that_keeps_its_period_no_scan_is_awaited_that_will_be_farther_away():
+    scans = [(i * 100, "lidar", i * 100) for i in range(6)]
+    waits, learns = make(), make(learns_periods=True)
+    for sync in (waits, learns):
+        feed(sync, scans)
+    assert feed(waits, [(540, "image", 540)]) == []
+    assert pairs(feed(learns, [(540, "image", 540)])) == [(540, 500)]
+    assert feed(learns, [(560, "image", 560)]) == []  # nearer to the next
+    assert pairs(feed(learns, [(600, "lidar", 600)])) == [(560, 600)]
+
+
+def test_a_lost_scan_makes_no_longer_period_and_an_unknown_period_is_awaited():
+    sync = make(learns_periods=True)
+    feed(sync, [(i * 100, "lidar", i * 100) for i in (0, 2, 4, 5)])
+    assert feed(sync, [(520, "image", 520)]) == []  # of too few scans
+    feed(sync, [(i * 100, "lidar", i * 100) for i in (6, 8, 10)])
+    assert feed(sync, [(1060, "image", 1060)]) == []
+    assert pairs(feed(sync, [(1100, "lidar", 1100)])) == [(1060, 1100)]
+
+
+def test_periods_are_learned_anew_after_a_jump_back():
+    sync = make(learns_periods=True)
+    feed(sync, [(i * 100, "lidar", 60_000 + i * 100) for i in range(6)])
+    feed(sync, [(600, "lidar", 0), (650, "lidar", 50)])
+    assert feed(sync, [(660, "image", 60)]) == []
+
+
 def test_exact_match_is_released_at_once():
     assert pairs(feed(make(), [(0, "lidar", 10), (1, "image", 10)])) == [(10, 10)]
 
@@ -161,14 +188,41 @@ def test_streams_in_order_are_paired_like_brute_force(images, scans, delay, slop
     assert pairs([b for b in bundles if "image" in b.messages]) == expected
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    images=stamps_ms,
+    period=st.integers(30, 150),
+    jitter=st.lists(st.integers(-1, 1), min_size=40, max_size=40),
+    lost=st.sets(st.integers(0, 39)),
+    delay=st.integers(0, 150),
+)
+def test_learned_periods_change_no_pair_of_a_sensor_that_keeps_its_period_and_delay_none(
+    images, period, jitter, lost, delay
+):
+    """Scans jitter, lag and get lost."""
+    scans = [i * period + jitter[i] + 5 for i in range(40) if i not in lost]
+    messages = sorted([(t, "image", t) for t in images] + [(t + delay, "lidar", t) for t in scans])
+    came: list[dict] = []
+    for learns in (False, True):
+        sync = make(deadline_ms=4_000, capacity=100, silence_ns=10 * SECOND, learns_periods=learns)
+        came.append({})
+        for message in messages:
+            came[-1] |= {
+                pair: message[0] for pair in pairs([b for b in feed(sync, [message]) if "image" in b.messages])
+            }
+        came[-1] |= {pair: 10_000 for pair in pairs([b for b in sync.flush() if "image" in b.messages])}
+    assert came[0].keys() == came[1].keys()
+    assert all(came[1][pair] <= came[0][pair] for pair in came[0])
+
+
 event = st.tuples(st.integers(0, 300), st.sampled_from(["image", "lidar", "depth"]), st.integers(-2_500, 2_500))
 
 
 @settings(max_examples=300, deadline=None)
-@given(events=st.lists(event, max_size=120), capacity=st.integers(1, 8))
-def test_any_stream_yields_each_image_once_in_order_on_time_and_stays_bounded(events, capacity):
+@given(events=st.lists(event, max_size=120), capacity=st.integers(1, 8), learns=st.booleans())
+def test_any_stream_yields_each_image_once_in_order_on_time_and_stays_bounded(events, capacity, learns):
     """Stamps wander around the arrival time: gaps, stragglers, duplicates and jumps of the clock."""
-    sync = make(secondary=("lidar", "depth"), capacity=capacity)
+    sync = make(secondary=("lidar", "depth"), capacity=capacity, learns_periods=learns)
     now, received, in_buffers = 0, 0, 0
     released: list[Bundle] = []
     newest_of_epoch = None
@@ -197,3 +251,23 @@ def test_any_stream_yields_each_image_once_in_order_on_time_and_stays_bounded(ev
     assert stats.paired + stats.primary_only == len(images)
     assert stats.secondary_only == len(released) - len(images)
     assert in_buffers <= capacity
+
+
+@pytest.mark.parametrize("lag_ms", [-4, 0, 7])
+def test_sensors_of_one_rate_are_paired_as_message_filters_does(lag_ms):
+    """Where it can be imported: a ROS distribution has it."""
+    message_filters = pytest.importorskip("message_filters", reason="message_filters is not installed")
+    time, messages = pytest.importorskip("rclpy.time"), pytest.importorskip("sensor_msgs.msg")
+    kinds = {"image": messages.Image, "lidar": messages.PointCloud2}
+    filters = {name: message_filters.SimpleFilter() for name in kinds}
+    theirs: list[tuple[int, ...]] = []
+    both = message_filters.ApproximateTimeSynchronizer(list(filters.values()), 50, 0.02)
+    both.registerCallback(lambda *pair: theirs.append(tuple(m.header.stamp.nanosec // MS for m in pair)))
+    stamps = [(i * 40 + 10, "image") for i in range(20)] + [(i * 40 + 10 + lag_ms, "lidar") for i in range(20)]
+    sync, ours = make(slop_ms=20), []
+    for stamp, name in sorted(stamps):
+        message = kinds[name]()
+        message.header.stamp = time.Time(nanoseconds=stamp * MS).to_msg()
+        filters[name].signalMessage(message)
+        ours += pairs(feed(sync, [(stamp, name, stamp)]))
+    assert ours + pairs(sync.flush()) == theirs

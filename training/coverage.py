@@ -5,61 +5,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from training.metrics import pose_statistics
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
+from vmloc_ros.core.training_area import TrainingArea
 
 logger = logging.getLogger(__name__)
 
-_SMALLEST_CELL_M = 0.25
-_MOST_CELLS = 1000
 _CHUNK = 1024
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrainingArea:
-    """Where the training poses were, as cells of a grid; small enough to be kept in a checkpoint.
-
-    Attributes:
-        cell_m: edge of a cell.
-        cells: ``(N, 3)`` int64 of the occupied ones.
-    """
-
-    cell_m: float
-    cells: NDArray[np.int64]
-
-    @staticmethod
-    def of(poses: Sequence[Pose]) -> TrainingArea:
-        """The finest grid, from 0.25 m on, of which the poses occupy at most 1000 cells."""
-        positions = np.stack([pose.position_m for pose in poses])
-        cell_m = _SMALLEST_CELL_M
-        while len(cells := np.unique(np.floor(positions / cell_m).astype(np.int64), axis=0)) > _MOST_CELLS:
-            cell_m *= 2
-        return TrainingArea(cell_m, cells)
-
-    def outside(self, poses: Sequence[Pose]) -> NDArray[np.bool_]:
-        """Whether each pose is in no occupied cell and beside none."""
-        offsets = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3)
-        known = {tuple(cell) for cell in (self.cells[:, None] + offsets).reshape(-1, 3).tolist()}
-        asked = np.floor(np.stack([pose.position_m for pose in poses]) / self.cell_m).astype(np.int64)
-        return np.array([tuple(cell) not in known for cell in asked.tolist()])
-
-    def to_record(self) -> dict[str, Any]:
-        """For a checkpoint's record."""
-        return {"cell_m": self.cell_m, "cells": self.cells.tolist()}
-
-    @staticmethod
-    def from_record(record: Mapping[str, Any]) -> TrainingArea | None:
-        """What :meth:`to_record` gave; None for a record of an earlier version."""
-        if "cell_m" not in record or "cells" not in record:
-            return None
-        return TrainingArea(float(record["cell_m"]), np.array(record["cells"], np.int64).reshape(-1, 3))
 
 
 def pose_record(train: Sequence[Pose], held_out: Sequence[Pose], scale_m: float) -> dict[str, Any]:
@@ -87,7 +44,7 @@ def pose_record(train: Sequence[Pose], held_out: Sequence[Pose], scale_m: float)
 
 def warn_of_unknown_places(training: Mapping[str, Any], poses: Sequence[Pose]) -> None:
     """Log how many poses lie where the checkpoint, whose record is given, was never trained."""
-    area = TrainingArea.from_record(training.get("area", {}))
+    area = TrainingArea.from_training(training)
     if area is None or not (count := int(area.outside(poses).sum())):
         return
     logger.warning(

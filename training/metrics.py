@@ -69,13 +69,3 @@ def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
         "max_m": positions.max(axis=0).round(3).tolist(),
         "mean_m": positions.mean(axis=0).round(3).tolist(),
     }
-
-
-def format_table(rows: dict[str, dict[str, float]]) -> str:
-    """Summaries as a Markdown table, one row per name."""
-    columns = list(next(iter(rows.values())))
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, summary in rows.items():
-        cells = [f"{summary[c]:.0f}" if c == "frames" else f"{summary[c]:.3f}" for c in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)

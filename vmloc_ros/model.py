@@ -12,6 +12,7 @@ import torch
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.models import ModelInput
 
 
 class Model:
@@ -36,10 +37,16 @@ class Model:
         """Drop the frames that a system of clips has in memory."""
         self._stream = self.localizer.stream(self._lookahead)
 
-    def feed(self, frame: Frame) -> list[Estimate]:
+    @torch.inference_mode()
+    def prepare(self, frame: Frame) -> ModelInput:
+        """What :meth:`feed` takes; for another thread, while that one works. Raises ModelError: it has no input."""
+        with self._on_cuda_stream():
+            return self.localizer.preprocess(frame)
+
+    def feed(self, frame: Frame, batch: ModelInput) -> list[Estimate]:
         """See :meth:`vmloc_ros.core.localizer.Stream.feed`."""
         with self._on_cuda_stream():
-            return self._stream.feed(frame)
+            return self._stream.feed(frame, batch)
 
     def warm_up(self) -> None:
         """See :meth:`vmloc_ros.core.localizer.Localizer.warm_up`."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The managed node: sensor messages in, poses out.
 
-Callbacks only hand messages to the pipeline; its one worker thread decodes, localizes and publishes.
+Callbacks only hand messages to the pipeline; of its two threads the first decodes and prepares, the second localizes
+and publishes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_diagnostics import Diagnostics
-from vmloc_ros.ros_environment import let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros_packages import missing_packages
 from vmloc_ros.ros_parameters import declare_parameters, read_config
 from vmloc_ros.ros_resources import Resources, load_configured_model
 from vmloc_ros.ros_services import Services
@@ -107,6 +109,9 @@ class VmlocNode(LifecycleNode):
         self._resources = Resources(self, read_config(self))
         facts = ", ".join(f"{name} {value}" for name, value in self._resources.facts.items())
         self.get_logger().info(f"model ready: {facts}")
+        if missing := missing_packages():
+            texts = [f"{name} ({text})" for name, text in missing.items()]
+            self.get_logger().info(f"ROS packages that are not installed: {', '.join(texts)}")
 
     def _activate(self) -> None:
         assert self._resources is not None, "activate follows configure"
@@ -151,8 +156,6 @@ class VmlocNode(LifecycleNode):
             self._is_loading = False
         if self._resources is not resources:
             raise ConfigError("the node has been cleaned up meanwhile")
-        if self._session is not None:
-            self._session.adopted()
         self.get_logger().info(f"now using {model.checkpoint}")
         return True, f"using {model.checkpoint}"
 
@@ -176,6 +179,7 @@ def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
     use_fastdds_profile()
     let_idle_threads_sleep()
+    leave_a_core()
     try:
         rclpy.init(args=args)
     except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses

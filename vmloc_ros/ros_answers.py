@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the worker thread does with a bundle of messages: decode, localize, publish or withhold."""
+"""What the worker threads do with a bundle of messages: decode and prepare; then localize, publish or withhold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import traceback
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +27,33 @@ from vmloc_ros.ros_resources import Resources
 from vmloc_ros.ros_smoothing import Smoother
 from vmloc_ros.synchronizer import Bundle
 
+if TYPE_CHECKING:
+    from vmloc_ros.core.models import ModelInput
+    from vmloc_ros.model import Model
+
 _LOG_PERIOD_S = 5.0
 
 Outcome = tuple[bool, str]  # whether a pose went out, and which or why not
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedFrame:
+    """A decoded bundle, ready for the model that was in use when it was prepared, and for no other.
+
+    Attributes:
+        batch: None where the frame is not to be localized: it has been refused, and only its pictures go out.
+    """
+
+    bundle: Bundle[Any]
+    frame: Frame
+    model: Model
+    batch: ModelInput | None
+
+
 class Answers:
     """Answers bundles and tells those who wait for an answer.
 
-    :meth:`process`, :meth:`forget` and :meth:`adopted` are for the worker thread alone.
+    :meth:`prepare` is for the first worker thread, :meth:`answer` and :meth:`forget` are for the second.
 
     Attributes:
         smoother: None where poses go out as they are.
@@ -45,7 +64,7 @@ class Answers:
 
         config = resources.config
         self._node, self._resources, self._health = resources.node, resources, health
-        self._frames = FrameBuilder(resources.extrinsics, lambda error: self._refuse("undecodable", error))
+        self._frames = FrameBuilder(resources.extrinsics, lambda error: self._leave_out("undecodable", error))
         # Of the frames that the model may answer next: stamp, and when the message came.
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=config.lookahead_frames + 1)
         self._latest_ns: int | None = None
@@ -56,7 +75,8 @@ class Answers:
         self._waiting_lock = threading.Lock()
         preprocess = resources.localizer.header.preprocess
         self._debug_images = DebugImages(self._node, preprocess, config.debug_rate_hz)
-        resources.model.forget()
+        self._model = resources.model
+        self._model.forget()
 
     @property
     def is_awaited(self) -> bool:
@@ -88,17 +108,30 @@ class Answers:
         if self._resources.needs_camera:  # else a camera without calibration must not keep frames back
             self._frames.camera_info = message
 
-    def process(self, bundle: Bundle[Any]) -> None:
-        """Decode, localize, publish. Whatever a frame does, the node goes on."""
+    def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
+        """Decode, project, scale; None for what cannot be decoded. Whatever a frame does, the node goes on."""
         with self._refusing():
-            frame = self._frames.build(bundle)
-            with self._refusing():
-                self._localize(bundle, frame)
-            self._debug_images.publish(bundle, frame)  # after the poses, which are not to wait
+            frame, model, batch = self._frames.build(bundle), self._resources.model, None
+            missing = [name for name in self._resources.modalities if name not in frame.modalities]
+            if missing and not self._resources.config.allow_degraded:
+                self._refuse("degraded", f"frame without {' and '.join(missing)}, and allow_degraded is false")
+            else:
+                with self._refusing():
+                    batch = model.prepare(frame)
+            return PreparedFrame(bundle, frame, model, batch)
+        return None
+
+    def answer(self, prepared: PreparedFrame) -> None:
+        """Localize and publish. Whatever a frame does, the node goes on."""
+        with self._refusing():
+            if prepared.batch is not None:
+                self._localize(prepared.bundle, prepared.frame, prepared.model, prepared.batch)
+        with self._refusing():
+            self._debug_images.publish(prepared.bundle, prepared.frame)  # after the poses, which are not to wait
 
     def forget(self) -> None:
         """Start anew, as if this were the first frame."""
-        self._resources.model.forget()
+        self._model.forget()
         self._arrivals.clear()
         self._latest_ns = None
         self._lost.reset()
@@ -106,35 +139,31 @@ class Answers:
         self._health.found()
         self._resources.outputs.start_anew()
 
-    def adopted(self) -> None:
-        """Take notice of another model."""
-        from vmloc_ros.model import release_gpu_memory
-
-        self._start_smoothing_anew("another checkpoint is in use")
-        self._debug_images.use(self._resources.localizer.header.preprocess)
-        release_gpu_memory()
-
     def close(self) -> None:
-        """Tell those who wait that nothing comes, once the worker has ended."""
+        """Tell those who wait that nothing comes, once the workers have ended."""
         self.tell(False, "the node has been deactivated")
         self._debug_images.close()
+        del self._model  # its memory is to be free after cleanup, whoever still holds this
 
-    def _localize(self, bundle: Bundle[Any], frame: Frame) -> None:
-        missing = [name for name in self._resources.modalities if name not in frame.modalities]
-        if missing and not self._resources.config.allow_degraded:
-            reason = f"frame without {' and '.join(missing)}, and allow_degraded is false"
-            self._refuse("degraded", reason)
-            self.tell(False, reason)
-            return
-        model = self._resources.model
-        estimates = model.feed(frame)
+    def _localize(self, bundle: Bundle[Any], frame: Frame, model: Model, batch: ModelInput) -> None:
+        if model is not self._model:
+            self._adopt(model)
+        estimates = model.feed(frame, batch)
         self._arrivals.append((bundle.stamp_ns, bundle.arrival_ns))
         for estimate in estimates:  # of this frame, or of earlier ones that waited
             with self._refusing():
-                self._answer(estimate, model.localizer.body_frame)
+                self._publish_or_withhold(estimate, model.localizer.body_frame)
 
-    def _answer(self, estimate: Estimate, body_frame: str) -> None:
-        """Publish an estimate, unless it is not to be trusted."""
+    def _adopt(self, model: Model) -> None:
+        """Take notice of another model."""
+        from vmloc_ros.model import release_gpu_memory
+
+        self._model = model
+        self._start_smoothing_anew("another checkpoint is in use")
+        self._debug_images.use(model.localizer.header.preprocess)
+        release_gpu_memory()
+
+    def _publish_or_withhold(self, estimate: Estimate, body_frame: str) -> None:
         if self._latest_ns is not None and estimate.stamp_ns <= self._latest_ns:
             self._leave_the_past()  # the pairing lets stamps go back only after a jump in time
         self._latest_ns = estimate.stamp_ns
@@ -192,17 +221,18 @@ class Answers:
             yield
         except MessageError as error:
             self._refuse("undecodable", str(error))
-            self.tell(False, str(error))
         except VmlocError as error:
             self._refuse("not localized", str(error))
-            self.tell(False, str(error))
         except Exception as error:
             if self._node.context.ok():  # else a signal has ended ROS under our feet
                 self._node.get_logger().debug(traceback.format_exc())
                 self._refuse("internal error", f"{type(error).__name__}: {error}")
-                self.tell(False, f"internal error: {error}")
 
     def _refuse(self, kind: str, reason: str) -> None:
+        self._leave_out(kind, reason)
+        self.tell(False, reason)
+
+    def _leave_out(self, kind: str, reason: str) -> None:
         self._health.refused(kind, reason)
         self._node.get_logger().warning(f"{kind}: {reason}", throttle_duration_sec=_LOG_PERIOD_S)
 

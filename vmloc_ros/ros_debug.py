@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import array
 import time
 from typing import Any
 
@@ -15,6 +14,7 @@ from vmloc_ros.core.frame import IMAGE, Frame, PinholeCamera
 from vmloc_ros.core.messages import decode_camera_info
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.debug_images import Picture, overlay_picture, range_modality, range_picture
+from vmloc_ros.ros_packages import rgb_message
 from vmloc_ros.synchronizer import Bundle
 
 _LOG_PERIOD_S = 5.0
@@ -58,7 +58,7 @@ class DebugImages:
                 continue
             if drawn is not None:
                 modality, picture = drawn
-                publisher.publish(_message(bundle.messages[modality][1].header, picture))
+                publisher.publish(rgb_message(bundle.messages[modality][1].header, picture))
 
     def use(self, preprocess: PreprocessConfig) -> None:
         """Draw what another model gets from now on."""
@@ -81,11 +81,3 @@ class DebugImages:
             return None if self.camera_info is None else decode_camera_info(self.camera_info)
         except MessageError:  # an uncalibrated camera: the overlay says that it has no intrinsics
             return None
-
-
-def _message(header: Any, picture: Picture) -> Image:
-    """``sensor_msgs/Image`` of an ``(H, W, 3)`` RGB picture, with the stamp and frame of what it was drawn from."""
-    height, width, channels = picture.shape
-    message = Image(header=header, height=height, width=width, encoding="rgb8", step=width * channels)
-    message.data = array.array("B", picture.tobytes())
-    return message

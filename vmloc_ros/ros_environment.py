@@ -20,6 +20,16 @@ def let_idle_threads_sleep() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def leave_a_core() -> None:
+    """Give torch one thread on a machine of two cores, unless the user has decided; before torch is imported.
+
+    The other core receives messages and prepares the next frame: of two threads one would have to wait for that, and
+    the other for it.
+    """
+    if len(os.sched_getaffinity(0)) <= 2:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def use_fastdds_profile() -> None:
     """Make Fast DDS use the project's profile (large shared memory), unless the user has chosen one."""
     if not any(os.environ.get(name) for name in _PROFILE_VARIABLES):

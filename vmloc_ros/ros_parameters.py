@@ -21,6 +21,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.ros_packages import pose_from_xyz_rpy
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
 MAP_TO_BASE, MAP_TO_ODOM, NO_TF = TF_MODES = ("map_to_base", "map_to_odom", "none")
@@ -58,7 +59,7 @@ class NodeConfig:
     )
     allow_degraded: bool = _parameter(True, "Localize frames that lack one of the inputs; else they are refused.")
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
-    image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on <image_topic>/compressed.")
+    image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
@@ -174,7 +175,7 @@ def _check_topic(name: str, topic: str) -> None:
 
 def pose_of(xyz_rpy: tuple[float, ...] | None) -> Pose | None:
     """The pose that a six-number parameter stands for."""
-    return None if xyz_rpy is None else Pose.from_xyz_rpy(xyz_rpy[:3], xyz_rpy[3:])
+    return None if xyz_rpy is None else pose_from_xyz_rpy(xyz_rpy)
 
 
 def declare_parameters(node: Node) -> None:

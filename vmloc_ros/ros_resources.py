@@ -16,6 +16,7 @@ from vmloc_ros.ros_inputs import modalities_in_use
 from vmloc_ros.ros_odometry import create_odometry
 from vmloc_ros.ros_outputs import Outputs
 from vmloc_ros.ros_parameters import MAP_TO_ODOM, NodeConfig, pose_of
+from vmloc_ros.ros_training_area import TrainingAreaCloud
 from vmloc_ros.ros_transforms import listen_to_transforms
 
 if TYPE_CHECKING:
@@ -53,9 +54,12 @@ class Resources:
             node.get_logger().warning,
         )
         self.odometry = create_odometry(config, self.base_frame, lookup) if needs_odometry else None
+        self._area = TrainingAreaCloud(node, self.map_frame)
         try:
+            self._area.publish(self.localizer.header.training)
             self.outputs = Outputs(node, config, self.map_frame, self.base_frame, self.odometry)
         except VmlocError:
+            self._area.close()
             self.extrinsics.close()
             raise
 
@@ -103,11 +107,13 @@ class Resources:
                     "deactivate, clean up, configure and activate to change that"
                 )
         self.extrinsics.expect(trained_extrinsics(new.header.training))
+        self._area.publish(new.header.training)
         self.model = model
         self.config = replace(self.config, checkpoint=model.checkpoint)
 
     def close(self) -> None:
         self.outputs.close()
+        self._area.close()
         self.extrinsics.close()
         del self.model  # its memory is free now, whoever still holds these resources
 

@@ -30,7 +30,9 @@ class Session:
         self._health = Health()
         self._answers = Answers(resources, self._health)
         wanted = None if self._config.continuous else lambda: self._answers.is_awaited
-        self._pipeline = Pipeline(self._synchronizer(), self._answers.process, self._config.queue_depth, wanted)
+        self._pipeline = Pipeline(
+            self._synchronizer(), self._answers.prepare, self._answers.answer, self._config.queue_depth, wanted
+        )
         self._inputs: list[Input] = []
         try:
             needs_camera = resources.needs_camera
@@ -51,12 +53,7 @@ class Session:
 
     def reset(self) -> None:
         """Forget path, pairing and being lost: the next frame is as the first."""
-        self._pipeline.reset()
-        self._pipeline.call(self._answers.forget)
-
-    def adopted(self) -> None:
-        """Take notice of another model."""
-        self._pipeline.call(self._answers.adopted)
+        self._pipeline.reset(then=self._answers.forget)
 
     def localize(self) -> Outcome:
         """What became of the next frame, or on demand of the newest; blocks, so not for the executor's thread."""
@@ -94,7 +91,8 @@ class Session:
             "silence_ns": self._config.silence_s,
             "jump_back_ns": self._config.jump_back_s,
         }
-        return Synchronizer(primary, tuple(secondary), **{name: round(value * 1e9) for name, value in seconds.items()})
+        times_ns = {name: round(value * 1e9) for name, value in seconds.items()}
+        return Synchronizer(primary, tuple(secondary), **times_ns, learns_periods=True)
 
     def _receive(self, name: str, message: Any) -> None:
         """The callback of every subscription: nothing that takes time."""

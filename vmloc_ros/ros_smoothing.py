@@ -28,7 +28,7 @@ _LOG_PERIOD_S = 5.0
 class Smoother:
     """Filters fixes with the odometry at their stamps, and counts what becomes of them.
 
-    :meth:`smooth` and :meth:`reset` are for the worker thread alone.
+    :meth:`smooth` and :meth:`reset` are for the thread that localizes alone.
     """
 
     def __init__(self, node: Node, config: NodeConfig, odometry: OdometrySource) -> None:

@@ -2,13 +2,15 @@
 """Pairs each message of a primary stream (the image) with the nearest message of every secondary stream.
 
 Pure Python: no ROS, no clock of its own. The node feeds it on arrival with ``now_ns`` from a steady clock,
-the bag source feeds it a recording with ``now_ns`` from the log time: training pairs exactly as the robot.
+the bag source feeds it a recording with ``now_ns`` from the log time: training pairs as the robot does.
 
 Rules:
 
 * Nearest stamp within the slop wins; of two equally near, the earlier.
-* A primary is released once its match can no longer improve (every secondary stream has reached its stamp)
-  or its deadline has passed, then with the best candidates so far, or alone. Nothing ever waits longer.
+* A primary is released once its match can no longer improve (every secondary stream has reached its stamp) or its
+  deadline has passed, then with the best candidates so far, or alone. Nothing ever waits longer.
+* A live robot does not wait for a scan that will be farther away: where asked to, the shortest of a stream's latest
+  periods tells when its next message comes at the earliest. A stream that then comes earlier costs the nearer match.
 * Every primary yields exactly one bundle unless it is late (not newer than the last bundle) or a duplicate;
   bundles leave in increasing order of stamp.
 * A secondary may serve several primaries: with a 20 Hz camera and a 10 Hz lidar each image gets its nearest
@@ -22,11 +24,16 @@ Rules:
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 Payload = TypeVar("Payload")
+
+_PERIODS = 10  # that are remembered of a stream
+_PERIODS_NEEDED = 5  # before they count
+_EARLIEST = 0.9  # of the shortest of them: sensors jitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ class Synchronizer(Generic[Payload]):
         capacity: messages kept per stream; a full primary buffer releases its oldest early.
         silence_ns: after this long without a primary, secondaries go on alone.
         jump_back_ns: a stamp older than its stream's newest by more than this is a reset, not a straggler.
+        learns_periods: release a primary as soon as no secondary that keeps its period can come nearer.
 
     Raises:
         ValueError: a duration is negative, a capacity below 1 or a name occurs twice.
@@ -96,6 +104,7 @@ class Synchronizer(Generic[Payload]):
         capacity: int = 50,
         silence_ns: int = 1_000_000_000,
         jump_back_ns: int = 1_000_000_000,
+        learns_periods: bool = False,
     ) -> None:
         if min(slop_ns, deadline_ns, silence_ns, jump_back_ns) < 0 or capacity < 1:
             raise ValueError("slop, deadline, silence and jump must not be negative, capacity must be at least 1")
@@ -105,7 +114,7 @@ class Synchronizer(Generic[Payload]):
         self._secondary = secondary
         self._slop_ns, self._deadline_ns = slop_ns, deadline_ns
         self._silence_ns, self._jump_back_ns = silence_ns, jump_back_ns
-        self._capacity = capacity
+        self._capacity, self._learns_periods = capacity, learns_periods
         self._statistics = Statistics()
         self._now_ns = 0
         self._heard_ns: int | None = None  # arrival of the last primary, or of the very first message
@@ -141,7 +150,7 @@ class Synchronizer(Generic[Payload]):
             bundles = self._release_primaries(len(self._buffers[self._primary]))
             self._clear()
             self._statistics.resets += 1
-            buffer = self._buffers[name]
+            buffer, newest = self._buffers[name], None
         if self._heard_ns is None or name == self._primary:
             self._heard_ns = now_ns
         index = bisect_left(buffer, stamp_ns, key=lambda message: message.stamp_ns)
@@ -152,6 +161,8 @@ class Synchronizer(Generic[Payload]):
             self._statistics.late += 1
         else:
             buffer.insert(index, _Message(stamp_ns, now_ns, payload))
+            if newest is not None and stamp_ns > newest:
+                self._periods_ns[name].append(stamp_ns - newest)
             self._newest_ns[name] = max(stamp_ns, self._newest_ns.get(name, stamp_ns))
         return bundles + self.poll(now_ns)
 
@@ -187,11 +198,21 @@ class Synchronizer(Generic[Payload]):
         names = (self._primary, *self._secondary)
         self._buffers: dict[str, list[_Message[Payload]]] = {name: [] for name in names}
         self._newest_ns: dict[str, int] = {}
+        self._periods_ns: dict[str, deque[int]] = {name: deque(maxlen=_PERIODS) for name in names}
         self._released_ns = -(1 << 63)
         self._heard_ns = None
 
     def _is_decided(self, stamp_ns: int) -> bool:
-        return all(self._newest_ns.get(name, stamp_ns - 1) >= stamp_ns for name in self._secondary)
+        return all(self._has_come_nearest(name, stamp_ns) for name in self._secondary)
+
+    def _has_come_nearest(self, name: str, stamp_ns: int) -> bool:
+        """Whether no message to come can be nearer to a stamp than those that have come."""
+        newest_ns, periods_ns = self._newest_ns.get(name), self._periods_ns[name]
+        if newest_ns is None or newest_ns >= stamp_ns:
+            return newest_ns is not None
+        if not self._learns_periods or len(periods_ns) < _PERIODS_NEEDED:
+            return False
+        return newest_ns + _EARLIEST * min(periods_ns) - stamp_ns > stamp_ns - newest_ns
 
     def _is_primary_silent(self) -> bool:
         return self._heard_ns is not None and self._now_ns - self._heard_ns >= self._silence_ns

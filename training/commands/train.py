@@ -46,6 +46,7 @@ def _train(options: argparse.Namespace) -> None:
     from training.cache import default_cache
     from training.run import train
     from training.run_files import RunFiles
+    from training.tables import Row, errors_table
 
     try:
         metrics = train(
@@ -67,11 +68,6 @@ def _train(options: argparse.Namespace) -> None:
         raise
     if os.environ.get("RANK", "0") != "0":  # one of torchrun's processes; the first one prints
         return
-    _print_metrics("validation" if metrics.pop("held_out") else "training data", metrics)
+    name = "validation" if metrics.pop("held_out") else "training data"
+    print(errors_table({name: Row(metrics, {})}))
     print(f"wrote {options.out}")
-
-
-def _print_metrics(name: str, metrics: dict[str, float]) -> None:
-    from training.metrics import format_table
-
-    print(format_table({name: metrics}))

@@ -64,13 +64,16 @@ class Localizer:
         return cls(header, model, select_device(device), load_confidence(Path(path)))
 
     @torch.inference_mode()
-    def localize(self, frame: Frame) -> Estimate:
+    def localize(self, frame: Frame, batch: ModelInput | None = None) -> Estimate:
         """Pose of a frame by itself; covariance from the system's samples and held-out residuals.
+
+        Args:
+            batch: what :meth:`preprocess` made of the frame, where that has been done.
 
         Raises:
             ModelError: the frame has none of the model's modalities, or the answer is not finite.
         """
-        batch = self.preprocess(frame)
+        batch = self.preprocess(frame) if batch is None else batch
         try:
             prediction = self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
         except ModelError as error:
@@ -182,17 +185,20 @@ class Stream:
         self._newest_ns = 0
 
     @torch.inference_mode()
-    def feed(self, frame: Frame) -> list[Estimate]:
+    def feed(self, frame: Frame, batch: ModelInput | None = None) -> list[Estimate]:
         """Take in a frame; the estimates that are due: one per frame, save for the lookahead and after a break.
 
         A stamp that goes back or leaves a gap ends the clip: what waited is answered, and a new clip begins.
+
+        Args:
+            batch: what :meth:`Localizer.preprocess` made of the frame, where that has been done.
 
         Raises:
             ModelError: see :meth:`Localizer.localize`; the frame is then not part of the clip.
         """
         if self._model is None:
-            return [self._localizer.localize(frame)]
-        batch = self._localizer.preprocess(frame)
+            return [self._localizer.localize(frame, batch)]
+        batch = self._localizer.preprocess(frame) if batch is None else batch
         features = self._model.frame_features(batch)
         if not bool(torch.isfinite(features).all()):  # or the clip would answer nothing for as long as it holds them
             raise ModelError(f"frame at {frame.stamp_ns} ns: the network's features are not finite")

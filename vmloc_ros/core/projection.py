@@ -87,11 +87,13 @@ def cylindrical_projection(
     )
     azimuth = torch.atan2(y, x)
     column, column_inside = _angular_cell(azimuth, config.columns, config.azimuth_min_deg, config.azimuth_max_deg)
-    inside = row_inside & column_inside & torch.isfinite(range_m) & (range_m > 0)
-    cell = row.long() * config.columns + column.long()
-    own = [torch.zeros_like(z) if x is None else x.float().nan_to_num(0.0, 0.0, 0.0) for x in (intensity, time_s)]
+    inside = row_inside & column_inside & (range_m > 0) & (range_m < math.inf)
+    cell = row.int() * config.columns + column.int()
+    own = [torch.zeros_like(z) if values is None else values.float() for values in (intensity, time_s)]
     channels = (range_m, z, own[0], azimuth, own[1])
     picture = _nearest_per_cell(range_m, inside, cell, config.rows * config.columns, channels)
+    for channel in (INTENSITY, TIME):
+        picture[:, channel].nan_to_num_(0.0, 0.0, 0.0)
     return picture.reshape(len(xyz_m), 6, config.rows, config.columns)
 
 
@@ -140,9 +142,9 @@ def pinhole_projection(xyz_m: Tensor, camera_from_lidar: Tensor, intrinsics: Ten
     column = torch.floor((k[:, 0, 0] * x + k[:, 0, 1] * y) / depth_m + k[:, 0, 2] + 0.5)
     row = torch.floor(k[:, 1, 1] * y / depth_m + k[:, 1, 2] + 0.5)
     returned = (points[0] != 0) | (points[1] != 0) | (points[2] != 0)
-    inside = returned & torch.isfinite(depth_m) & (depth_m > 0)
+    inside = returned & (depth_m > 0) & (depth_m < math.inf)
     inside = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    cell = row.long() * width + column.long()
+    cell = row.int() * width + column.int()
     picture = _nearest_per_cell(depth_m, inside, cell, height * width, (depth_m,))
     return picture.reshape(batch, 2, height, width)
 
@@ -183,13 +185,13 @@ def _nearest_per_cell(
     finds the nearest point and breaks ties by index: exact and independent of the order of execution.
     """
     batch, count = distance.shape
-    index = torch.arange(count, device=distance.device)
-    key = (distance.view(torch.int32).long() << _INDEX_BITS) | index
-    nearest = torch.full((batch, cells), _EMPTY, dtype=torch.int64, device=distance.device)
-    # Arithmetic is several times faster than masks on a CPU. Outside points offer the empty key to cell 0.
-    nearest.scatter_reduce_(1, cell * inside, key * inside | ~inside * _EMPTY, "amin")
-    # An empty cell's index bits are all ones; the clamp sends them to a point of zeros behind the last one.
-    winner = (nearest & _INDEX_MASK).clamp(max=count)
-    points = torch.stack([*channels, torch.ones_like(distance)], dim=1)
-    points = torch.nn.functional.pad(points, (0, 1))
-    return points.gather(2, winner[:, None].expand(-1, points.shape[1], -1))
+    if not count:
+        return distance.new_zeros(batch, len(channels) + 1, cells)
+    key = (distance.view(torch.int32).long() << _INDEX_BITS) | torch.arange(count, device=distance.device)
+    nearest = torch.full((batch, cells + 1), _EMPTY, dtype=torch.int64, device=distance.device)
+    # Outside points go into one more cell, which is thrown away.
+    nearest.scatter_reduce_(1, torch.where(inside, cell, cells).long(), key, "amin")
+    nearest = nearest[:, :-1]
+    valid = nearest != _EMPTY
+    winner = (nearest & _INDEX_MASK) * valid
+    return torch.stack([*(torch.where(valid, x.gather(1, winner), 0.0) for x in channels), valid.float()], dim=1)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""replay.launch.py with a player that only writes down its arguments; run by ``launch_test``.
+
+``launch_test test/launch/replay_launch_test.py checkpoint:=model.safetensors bag:=drive``, with ``ros2`` on the path.
+"""
+
+import os
+import unittest
+
+import launch_testing.actions
+from ament_index_python.packages import get_package_share_directory
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration
+
+from launch import LaunchDescription
+
+LIMIT_S = 60.0
+
+
+def generate_test_description():
+    share = get_package_share_directory("vmloc_ros")
+    replay = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(os.path.join(share, "launch", "replay.launch.py")),
+        launch_arguments={"bag": LaunchConfiguration("bag"), "rate": "2.0", "loop": "true", "delay": "0.5"}.items(),
+    )
+    arguments = [DeclareLaunchArgument("checkpoint"), DeclareLaunchArgument("bag")]
+    return LaunchDescription([*arguments, replay, launch_testing.actions.ReadyToTest()])
+
+
+class TestReplay(unittest.TestCase):
+    """Node and player run together."""
+
+    def test_the_player_gets_the_bag_and_the_node_starts(self, proc_output):
+        command = "bag play drive --clock 100 --rate 2.0 --delay 0.5 --loop"
+        proc_output.assertWaitFor(command, timeout=LIMIT_S)
+        proc_output.assertWaitFor("now active", timeout=LIMIT_S)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's inputs and modes over real DDS: compressed, depth, scans alone, overload, deactivation at work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from helpers import random_frame
+from ros_graph import Peer, node_arguments, peer, running, wait_until
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.core.frame import Frame
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.messages import decode_depth, decode_pose, stamp_ns
+from vmloc_ros.core.preprocessing import PreprocessConfig
+from vmloc_ros.ros_resources import load_configured_model
+from vmloc_ros.synchronizer import Bundle
+
+pytestmark = pytest.mark.usefixtures("ros_domain")
+
+POSES, IMAGES, CLOUDS, DEPTHS = "/vmloc_node/pose", "/camera/image_raw", "/lidar/points", "/camera/depth/image_raw"
+START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 50_000_000
+
+
+def frames_from(start_ns: int, count: int, names: Sequence[str] = ("image", "lidar")) -> list[Frame]:
+    return [replace(random_frame(i, names=names), stamp_ns=start_ns + i * PERIOD_NS) for i in range(count)]
+
+
+def cdr(message) -> bytes:
+    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+
+
+def send_image(us: Peer, frame: Frame) -> None:
+    us.publisher(Image, IMAGES).publish(cdr(image_message(frame.stamp_ns, "camera", frame.image, "rgb8")))
+
+
+def send_cloud(us: Peer, frame: Frame) -> None:
+    us.publisher(PointCloud2, CLOUDS).publish(cdr(point_cloud_message(frame.stamp_ns, "lidar", frame.cloud)))
+
+
+def stamps(us: Peer) -> list[int]:
+    return [stamp_ns(pose.header) for pose in list(us.received[POSES])]
+
+
+def assert_answered(us: Peer, frames: Sequence[Frame], localizer: Localizer) -> None:
+    """Each of these frames has one pose, the localizer's, in order."""
+    wanted = [frame.stamp_ns for frame in frames]
+    wait_until(lambda: set(wanted) <= set(stamps(us)), f"{len(wanted)} poses")
+    poses = [pose for pose in list(us.received[POSES]) if stamp_ns(pose.header) in wanted]
+    assert [stamp_ns(pose.header) for pose in poses] == wanted
+    for pose, frame in zip(poses, frames, strict=True):
+        expected = localizer.localize(frame).map_from_body.matrix
+        np.testing.assert_allclose(decode_pose(pose).matrix, expected, atol=1e-6)
+
+
+def status_with(us: Peer, condition: Callable[[str, dict[str, str]], object], what: str) -> dict[str, str]:
+    """Values of the first diagnostic whose message and values fulfil a condition."""
+
+    def found():
+        for array in list(us.received["/diagnostics"]):
+            values = {pair.key: pair.value for pair in array.status[0].values}
+            if condition(array.status[0].message, values):
+                return values
+        return None
+
+    return wait_until(found, what)
+
+
+def listen(us: Peer) -> None:
+    us.collect(PoseStamped, POSES)
+    us.collect(DiagnosticArray, "/diagnostics")
+
+
+def test_compressed_and_depth_images_are_answered_as_raw_ones_and_arrays_are(tmp_path):
+    path = tmp_path / "rgbd.safetensors"
+    write_random_checkpoint(path, ("image", "depth"))
+    parameters = {"checkpoint": path, "device": "cpu", "image_transport": "compressed", "deadline_s": 2.0}
+    frames = []
+    with peer() as us, running(node_arguments({**parameters, "queue_depth": 100}), tmp_path / "log") as node:
+        us.publisher(CompressedImage, f"{IMAGES}/compressed")
+        us.publisher(Image, DEPTHS)
+        listen(us)
+        node.wait_for_output("now active")
+        us.wait_for_peers([f"{IMAGES}/compressed", DEPTHS], [POSES])
+        for number, frame in enumerate(frames_from(START_NS, 6, ("image", "depth"))):
+            millimetres = number % 2 == 0
+            pixels = np.round(frame.depth_m * 1e3).astype(np.uint16) if millimetres else frame.depth_m
+            depth = image_message(frame.stamp_ns, "camera", pixels, "16UC1" if millimetres else "32FC1")
+            frames.append(replace(frame, depth_m=decode_depth(depth)))
+            compressed = CompressedImage(format="rgb8; png compressed bgr8")
+            compressed.header.stamp = Time(nanoseconds=frame.stamp_ns).to_msg()
+            compressed.data = cv2.imencode(".png", frame.image[..., ::-1])[1].tobytes()
+            us.publisher(CompressedImage, f"{IMAGES}/compressed").publish(compressed)
+            us.publisher(Image, DEPTHS).publish(cdr(depth))
+            time.sleep(0.02)
+        assert_answered(us, frames, Localizer.load(path, "cpu"))
+        status_with(us, lambda message, _: message == "localizing by image and depth", "a diagnostic that says so")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    write_random_checkpoint(path)
+    return path
+
+
+def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(checkpoint, tmp_path):
+    localizer = Localizer.load(checkpoint, "cpu")
+    parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "silence_s": 0.5, "deadline_s": 0.3}
+    alone, both = frames_from(START_NS, 6, ("lidar",)), frames_from(START_NS + 10 * PERIOD_NS, 4)
+    with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
+        us.publisher(Image, IMAGES)
+        us.publisher(PointCloud2, CLOUDS)
+        listen(us)
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES, CLOUDS], [POSES])
+        for frame in alone:
+            send_cloud(us, frame)
+            time.sleep(0.02)
+        assert_answered(us, alone, localizer)
+        status_with(us, lambda message, _: "localizing without image" in message, "a diagnostic that says so")
+        for frame in both:
+            send_cloud(us, frame)
+            send_image(us, frame)
+            time.sleep(0.02)
+        assert_answered(us, both, localizer)
+        status_with(us, lambda message, _: message == "localizing by image and lidar", "a diagnostic that says so")
+
+
+SLOW_NODE = """
+import sys, time
+from vmloc_ros.model import Model
+from vmloc_ros.node import main
+
+feed = Model.feed
+
+def feed_slowly(self, frame, batch):
+    print("inference begins", flush=True)
+    time.sleep(1.0)
+    return feed(self, frame, batch)
+
+Model.feed = feed_slowly
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def slow_node(tmp_path):
+    """An active node that takes a second per frame, of images alone, and a peer that hears it."""
+    path = tmp_path / "image.safetensors"
+    write_random_checkpoint(path, ("image",))
+    arguments = ["-c", SLOW_NODE, *node_arguments({"checkpoint": path, "device": "cpu", "queue_depth": 2})[2:]]
+    with peer() as us, running(arguments, tmp_path / "log") as node:
+        us.publisher(Image, IMAGES)
+        listen(us)
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES], [POSES])
+        yield us, node
+
+
+def test_under_overload_the_newest_are_answered_in_order_and_the_dropped_counted(slow_node):
+    us, node = slow_node
+    frames = frames_from(START_NS, 10, ("image",))
+    send_image(us, frames[0])
+    node.wait_for_output("inference begins")
+    for frame in frames[1:]:
+        send_image(us, frame)
+        time.sleep(0.02)
+    wait_until(lambda: frames[-1].stamp_ns in stamps(us), "the newest")
+    values = status_with(us, lambda _, values: int(values.get("dropped for newer", 0)) > 0, "a count of them")
+    dropped = int(values["dropped for newer"])
+    assert dropped >= 5  # the first at work, one prepared, two in the queue; 9 can have come before inference ended
+    assert stamps(us) == sorted(stamps(us))
+    assert len(stamps(us)) == len(frames) - dropped
+    assert frames[-2].stamp_ns in stamps(us)
+
+
+def test_deactivation_at_work_publishes_nothing_afterwards_and_forgets_what_waited(slow_node):
+    us, node = slow_node
+    client = us.node.create_client(ChangeState, "/vmloc_node/change_state")
+    assert client.wait_for_service(30.0)
+
+    def change(transition: int) -> bool:
+        future = client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+        wait_until(future.done, "the transition")
+        return future.result().success
+
+    frames = frames_from(START_NS, 6, ("image",))
+    send_image(us, frames[0])
+    node.wait_for_output("inference begins")
+    for frame in frames[1:5]:
+        send_image(us, frame)
+    assert change(Transition.TRANSITION_DEACTIVATE)
+    wait_until(lambda: not us.publisher(Image, IMAGES).get_subscription_count(), "no subscriber")
+    assert change(Transition.TRANSITION_ACTIVATE)
+    us.wait_for_peers([IMAGES])
+    send_image(us, frames[5])
+    wait_until(lambda: frames[5].stamp_ns in stamps(us), "the frame after it")
+    assert stamps(us) == [frames[0].stamp_ns, frames[5].stamp_ns]
+
+
+def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path, monkeypatch):
+    """Models of other picture sizes change over while a frame is between the two threads."""
+    import rclpy
+
+    from vmloc_ros.node import VmlocNode
+
+    paths = {side: tmp_path / f"{side}.safetensors" for side in (64, 96)}
+    for side, path in paths.items():
+        write_random_checkpoint(path, preprocess=PreprocessConfig(modalities=("image",), shortest_side=side), seed=side)
+    context = rclpy.Context()
+    rclpy.init(args=[], context=context)
+    node = VmlocNode(context=context)
+    try:
+        node.set_parameters([Parameter("checkpoint", value=str(paths[64])), Parameter("device", value="cpu")])
+        assert node.start()
+        answers, resources, published = node._session._answers, node._resources, []
+        monkeypatch.setattr(resources.outputs, "publish", lambda stamp, pose, covariance: published.append(pose))
+        frames = frames_from(START_NS, 2, ("image",))
+        messages = [image_message(frame.stamp_ns, "camera", frame.image, "rgb8") for frame in frames]
+        first, second = (
+            Bundle(f.stamp_ns, 0, {"image": (f.stamp_ns, m)}) for f, m in zip(frames, messages, strict=True)
+        )
+        prepared = answers.prepare(first)
+        resources.adopt(load_configured_model(node, replace(resources.config, checkpoint=str(paths[96]))))
+        answers.answer(prepared)
+        answers.answer(answers.prepare(second))
+        for pose, frame, path in zip(published, frames, paths.values(), strict=True):
+            expected = Localizer.load(path, "cpu").localize(frame).map_from_body
+            np.testing.assert_allclose(pose.matrix, expected.matrix, atol=1e-9)
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown(context=context)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a ROS distribution's packages do better where they are; without them the node runs by means of its own."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sensor_msgs.msg import Image, PointCloud2, PointField
+from std_msgs.msg import Header
+
+from vmloc_ros.core.geometry import Pose
+
+# What happens without each.
+OPTIONAL = {
+    "cv_bridge": "rare image encodings are refused; debug images are built without it",
+    "sensor_msgs_py": "~/training_area is built without it",
+    "tf2_ros": "extrinsics over moving joints are not found; the rest of TF is read without it",
+    "tf_transformations": "roll pitch yaw parameters are read without it",
+}
+
+
+def optional_package(name: str) -> Any:
+    """A package of :data:`OPTIONAL`, or None: it is not installed, or made for another numpy than this Python's."""
+    try:
+        return importlib.import_module(name)
+    except Exception:  # those made for another numpy raise what they like
+        return None
+
+
+def missing_packages() -> dict[str, str]:
+    """What happens without a package, for each that cannot be imported."""
+    return {name: text for name, text in OPTIONAL.items() if optional_package(name) is None}
+
+
+def pose_from_xyz_rpy(numbers: Sequence[float]) -> Pose:
+    """The pose ``x y z roll pitch yaw`` (metres, radians, as in URDF)."""
+    xyz, rpy = numbers[:3], numbers[3:]
+    if (package := optional_package("tf_transformations")) is None:
+        return Pose.from_xyz_rpy(xyz, rpy)
+    x, y, z, w = package.quaternion_from_euler(*rpy)
+    return Pose(np.array(xyz, np.float64), np.array([w, x, y, z], np.float64))
+
+
+def rgb_message(header: Header, picture: NDArray[np.uint8]) -> Image:
+    """``sensor_msgs/Image`` of an ``(H, W, 3)`` RGB picture."""
+    if (package := optional_package("cv_bridge")) is not None:
+        with contextlib.suppress(Exception):  # made for another numpy, it is imported and fails when called
+            return package.CvBridge().cv2_to_imgmsg(picture, "rgb8", header)
+    height, width, channels = picture.shape
+    message = Image(header=header, height=height, width=width, encoding="rgb8", step=width * channels)
+    message.data = array.array("B", picture.tobytes())
+    return message
+
+
+def cloud_message(header: Header, points_m: NDArray[np.float32]) -> PointCloud2:
+    """``sensor_msgs/PointCloud2`` of ``(N, 3)`` points."""
+    package = optional_package("sensor_msgs_py.point_cloud2")
+    if package is not None and len(points_m):  # it fails on clouds without points
+        return package.create_cloud_xyz32(header, points_m)
+    fields = [
+        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
+        for i, name in enumerate(("x", "y", "z"))
+    ]
+    message = PointCloud2(header=header, height=1, width=len(points_m), fields=fields, point_step=12, is_dense=True)
+    message.row_step = message.point_step * message.width
+    message.data = array.array("B", np.ascontiguousarray(points_m, "<f4").tobytes())
+    return message
