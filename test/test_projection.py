@@ -17,6 +17,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import (
     INTENSITY,
     RANGE,
+    TIME,
     VALIDITY,
     CylindricalConfig,
     cylindrical_points,
@@ -39,14 +40,19 @@ def direction(config: CylindricalConfig, row: Any, column: Any) -> np.ndarray:
     )
 
 
-def cylindrical(points: Any, intensity: Any = None, config: CylindricalConfig = CONFIG) -> np.ndarray:
-    values = None if intensity is None else torch.as_tensor(np.asarray(intensity, np.float32))[None]
+def cylindrical(
+    points: Any, intensity: Any = None, config: CylindricalConfig = CONFIG, time_s: Any = None
+) -> np.ndarray:
+    values, times = (
+        None if x is None else torch.as_tensor(np.asarray(x, np.float32))[None] for x in (intensity, time_s)
+    )
     xyz_m = torch.as_tensor(np.asarray(points, np.float32))[None]
-    return cylindrical_projection(xyz_m, values, config)[0].numpy()
+    return cylindrical_projection(xyz_m, values, config, times)[0].numpy()
 
 
 def cylindrical_by_loop(points: np.ndarray, intensity: np.ndarray, config: CylindricalConfig) -> np.ndarray:
-    picture = np.zeros((5, config.rows, config.columns), np.float32)
+    """With a time of each point that is a thousandth of its intensity."""
+    picture = np.zeros((6, config.rows, config.columns), np.float32)
     for (x, y, z), value in zip(points.astype(float), intensity, strict=True):
         distance = math.sqrt(x * x + y * y + z * z)
         if not math.isfinite(distance) or distance == 0:
@@ -59,7 +65,7 @@ def cylindrical_by_loop(points: np.ndarray, intensity: np.ndarray, config: Cylin
         if not (0 <= row < config.rows and 0 <= column < config.columns):
             continue
         if picture[VALIDITY, row, column] == 0 or distance < picture[RANGE, row, column]:
-            picture[:, row, column] = distance, z, value, math.radians(azimuth), 1
+            picture[:, row, column] = distance, z, value, math.radians(azimuth), value / 1000, 1
     return picture
 
 
@@ -89,7 +95,7 @@ def test_cylindrical_picture_equals_the_loop_over_points(config: CylindricalConf
     @given(clouds(config))
     def check(cloud: tuple[np.ndarray, np.ndarray]) -> None:
         points, intensity = cloud
-        picture = cylindrical(points, intensity, config)
+        picture = cylindrical(points, intensity, config, intensity / 1000)
         np.testing.assert_allclose(picture, cylindrical_by_loop(points, intensity, config), rtol=1e-5)
 
     check()
@@ -123,9 +129,9 @@ def test_cylindrical_picture_does_not_depend_on_the_order_of_points(
 def test_cylindrical_orientation_is_as_seen_by_the_robot(
     point: tuple[float, float, float], row: int, column: int
 ) -> None:
-    picture = cylindrical([point], [7.0])
+    picture = cylindrical([point], [7.0], time_s=[-0.05])
     assert np.argwhere(picture[VALIDITY]).tolist() == [[row, column]]
-    expected = [np.linalg.norm(point), point[2], 7.0, math.atan2(point[1], point[0]), 1.0]
+    expected = [np.linalg.norm(point), point[2], 7.0, math.atan2(point[1], point[0]), -0.05, 1.0]
     np.testing.assert_allclose(picture[:, row, column], expected, rtol=1e-6)
 
 
@@ -160,11 +166,11 @@ def test_points_beyond_the_limits_are_dropped() -> None:
     assert not cylindrical(direction(LIMITED, [2.0, 2.0], [-0.1, 6.1]) * 5, config=LIMITED).any()
 
 
-def test_nearest_point_brings_its_own_height_and_intensity() -> None:
+def test_nearest_point_brings_its_own_height_intensity_and_time() -> None:
     near, far = direction(CONFIG, 2.3, 4.2) * 3, direction(CONFIG, 2.7, 4.6) * 9
-    picture = cylindrical([far, near, far * 1.1], [90.0, 30.0, 99.0])
+    picture = cylindrical([far, near, far * 1.1], [90.0, 30.0, 99.0], time_s=[0.09, 0.03, 0.01])
     azimuth = math.atan2(near[1], near[0])
-    np.testing.assert_allclose(picture[:, 2, 4], [3.0, near[2], 30.0, azimuth, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(picture[:, 2, 4], [3.0, near[2], 30.0, azimuth, 0.03, 1.0], rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=50)
@@ -186,18 +192,19 @@ def test_a_point_straight_above_is_found_again() -> None:
     np.testing.assert_allclose(found, above, atol=5e-3)
 
 
-def test_absent_and_non_finite_intensities_are_zero() -> None:
+def test_absent_and_non_finite_intensities_and_times_are_zero() -> None:
     points = direction(CONFIG, [0.5, 1.5, 2.5], [1.5, 1.5, 1.5]) * 4
-    assert not cylindrical(points)[INTENSITY].any()
-    picture = cylindrical(points, [np.nan, np.inf, 5.0])
+    assert not cylindrical(points)[[INTENSITY, TIME]].any()
+    picture = cylindrical(points, [np.nan, np.inf, 5.0], time_s=[np.inf, 2.0, np.nan])
     np.testing.assert_array_equal(picture[INTENSITY, :3, 1], [0, 0, 5])
+    np.testing.assert_array_equal(picture[TIME, :3, 1], [0, 2, 0])
     assert np.isfinite(picture).all()
 
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_cloud_without_returns_gives_an_empty_picture(count: int) -> None:
     picture = cylindrical_projection(torch.full((2, count, 3), torch.nan), None, CONFIG)
-    assert picture.shape == (2, 5, 5, 8)
+    assert picture.shape == (2, 6, 5, 8)
     assert picture.dtype == torch.float32
     assert not picture.any()
 

@@ -7,7 +7,9 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from helpers import random_frame
 from ros_graph import node_arguments, peer, running, wait_until
@@ -15,15 +17,20 @@ from ros_graph import node_arguments, peer, running, wait_until
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.core.bags import camera_info_message, image_message, point_cloud_message, typestore
+from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import stamp_ns
+from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.ros_inputs import Input, create_inputs, modalities_in_use
 from vmloc_ros.ros_parameters import NodeConfig
 
@@ -232,6 +239,53 @@ def test_a_node_told_to_use_images_alone_does_and_names_a_mismatch_in_log_and_di
         assert values["model inputs"] == "image"
         for topic in ("/lidar/points", "/camera/camera_info"):
             assert us.node.count_subscribers(topic) == 0
+
+
+def write_dense_checkpoint(path) -> None:
+    """Of a system whose network says that all lies in the map where it lies in the body: the pose is the map's own."""
+    config = ModelConfig("dense_lidar", "shufflenet_v2_x0_5", hidden_dim=6, cell_blocks=0)
+    header = CheckpointHeader(
+        config,
+        PreprocessConfig(("depth",), 48),
+        PoseCodec((3.0, 2.0, 1.0), 20.0, (1.0, 0.0, 0.0, 0.0)),
+        "map",
+        "base_link",
+    )
+    model = build_model(config, {"depth": 2})
+    model.set_mounts({"depth": Pose.from_xyz_rpy([0.3, 0.0, 1.0], [-1.6, 0.0, -1.6])})
+    model.set_extent(torch.zeros(3), torch.tensor(10.0))  # the unit of points in the network, too
+    network = model.predictors["depth"]
+    both_signs = torch.cat([torch.eye(3), -torch.eye(3)])
+    with torch.no_grad():
+        for module in (network.entry, network.exit[0], network.exit[2]):
+            module.weight.zero_()
+            module.bias.zero_()
+        network.entry.weight[:, -3:, 0, 0] = both_signs
+        network.exit[0].weight[:, :, 0, 0] = torch.eye(6)
+        network.exit[2].weight[:3, :, 0, 0] = both_signs.T
+        network.exit[2].bias[3] = -5.0  # a few centimetres
+    save_checkpoint(path, header, model.state_dict())
+
+
+def test_a_dense_system_gets_the_cameras_intrinsics(tmp_path):
+    checkpoint, topic = tmp_path / "dense.safetensors", "/camera/depth/image_raw"
+    write_dense_checkpoint(checkpoint)
+    frame = random_frame(0, names=("depth",))
+    with peer() as us, running(node_arguments({"checkpoint": checkpoint, "device": "cpu"}), tmp_path / "log") as node:
+        depths, cameras = us.publisher(Image, topic), us.publisher(CameraInfo, "/camera/camera_info")
+        us.collect(PoseWithCovarianceStamped, "/vmloc_node/pose_with_covariance")
+        node.wait_for_output("now active")
+        us.wait_for_peers([topic, "/camera/camera_info"], ["/vmloc_node/pose_with_covariance"])
+        cameras.publish(cdr(camera_info_message(frame.stamp_ns, "camera", frame.camera)))
+        time.sleep(0.5)  # no topic waits for the other
+        millimetres = (1000 * frame.depth_m).astype(np.uint16)
+        depths.publish(cdr(image_message(frame.stamp_ns, "camera", millimetres, "16UC1")))
+        wait_until(lambda: us.received["/vmloc_node/pose_with_covariance"], "a pose")
+        pose = us.received["/vmloc_node/pose_with_covariance"][0].pose
+        position = pose.pose.position
+        np.testing.assert_allclose([position.x, position.y, position.z], [3.0, 2.0, 1.0], atol=1e-3)
+        assert pose.pose.orientation.w > 0.9999
+        assert pose.covariance[0] < 2.0  # that of a frame that is lost is as wide as the map
 
 
 def test_a_node_that_may_not_degrade_refuses_and_counts_frames_that_lack_an_input(checkpoint, tmp_path):
