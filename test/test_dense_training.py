@@ -96,7 +96,7 @@ def test_the_loss_is_the_likelihood_of_the_residuals_length_in_closed_form() -> 
     found = terms(Says(predicted[None], torch.log(std)), cells_of(points, rays, ranged, valid), pose)
     expected = [
         3 * (1.3 / MEAN_LENGTH[3] / 0.5 + math.log(0.5)),
-        2 * (0.25 / MEAN_LENGTH[2] / 0.1 + math.log(0.1)),
+        2 * (0.25 / MEAN_LENGTH[2] / 0.1 + math.log(0.1 / 7)),  # of a direction
     ]
     assert found["loss"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert found["error_depth_m"] == pytest.approx((1.3 + 0.25) / 2, rel=1e-4)
@@ -109,7 +109,21 @@ def test_a_point_behind_the_sensor_is_as_far_as_the_sensor_however_near_to_the_r
     looks = cells_of(centre, ray, no, yes)
     for depth, expected in ((5.0, 0.0), (-5.0, 5.0)):
         says = Says(in_map(pose, centre + depth * ray)[None], torch.zeros(1, 1))
-        assert terms(says, looks, pose)["error_depth_m"] == pytest.approx(expected, abs=1e-3)
+        assert terms(says, looks, pose)["error_depth_m"] == pytest.approx(expected, abs=0.11)  # rays begin at 0.1 m
+
+
+def test_an_angle_off_a_ray_is_as_unlikely_at_any_depth_and_the_cameras_own_place_is_no_way_out() -> None:
+    pose, ray = in_room(6), torch.tensor([[0.0, 0.6, 0.8]])
+    across, centre = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.4, 0.0, 1.2]])
+    looks = cells_of(centre, ray, torch.tensor([False]), torch.tensor([True]))
+    losses = []
+    for depth in (0.5, 5.0, 50.0):  # one degree off, which the deviation tells
+        predicted = in_map(pose, centre + depth * (ray + 0.0175 * across))[None]
+        losses.append(terms(Says(predicted, torch.full((1, 1), math.log(0.0175 * depth))), looks, pose)["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)
+    for std in (0.005, 0.02, 0.1, 1.0):
+        at_camera = Says(in_map(pose, centre)[None], torch.full((1, 1), math.log(std)))
+        assert terms(at_camera, looks, pose)["loss"] > losses[0] + 5
 
 
 def test_the_truth_has_no_residual() -> None:
@@ -427,7 +441,7 @@ class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)
 def test_a_resumed_training_ends_as_one_that_was_not_cut(
     frozen: bool, data: PreparedDataset, trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
-    configuration = config() if frozen else config(model={"frozen": False})
+    configuration = config() if frozen else config(model={"frozen": False}, optimizer={"epochs": 2})
     whole = trained[0] if frozen else tmp_path / "whole.safetensors"
     if not frozen:
         make_trainer(configuration, data, whole).run(progress=False)
@@ -463,17 +477,28 @@ def test_it_trains_in_either_precision_with_trunks_that_learn_or_not(
     assert any(".pyramid." in name for name in changed) != frozen
 
 
-def test_one_modality_of_three_is_trained_too(tmp_path: Path) -> None:
+def test_a_lidar_alone_is_trained_with_a_map_of_its_points_that_the_checkpoint_keeps(tmp_path: Path) -> None:
     data = room_data([("lidar",)] * 16, replace(PREPROCESS, modalities=("lidar",)))
     values = config(
-        model={"name": "dense_lidar", "lidar_stride": 4},
+        model={"name": "dense_lidar", "lidar_stride": 4, "map_voxel_m": 0.5, "frozen": False},
         preprocess={"modalities": ["lidar"]},
         augment={"rotation_deg": 0.0, "zoom": 1.0, "measurement_noise_m": 0.02},
         optimizer={"epochs": 1},
     )
-    assert math.isfinite(
-        make_trainer(values, data, tmp_path / "m.safetensors").run(progress=False)["median_position_m"]
-    )
+    trainer = make_trainer(values, data, tmp_path / "m.safetensors")
+    assert math.isfinite(trainer.run(progress=False)["median_position_m"])
+    again = make_trainer(values, data, tmp_path / "m.safetensors")
+    again.resume()
+    points = [
+        model.map.points_m for model in (trainer.model, again.model, load_checkpoint(tmp_path / "m.safetensors")[1])
+    ]
+    assert len(points[0]) > 100
+    assert torch.equal(points[0], points[1])
+    assert torch.equal(points[0], points[2])
+    origin_m = PoseCodec.fit([data.poses[i] for i in range(16) if (i // 4) % 3 != 1]).origin_m
+    in_room_m = points[0] + torch.from_numpy(np.asarray(origin_m) - ORIGIN_M).float()
+    on_wall = (in_room_m.abs() / torch.tensor([12.0, 8.0, 3.0]) - 1).abs().min(dim=1).values
+    assert float(on_wall.median()) < 0.05
 
 
 @pytest.mark.parametrize("changes", [{"rotation_deg": 5.0}, {"zoom": 1.1}])

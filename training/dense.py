@@ -24,6 +24,7 @@ from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _BATCH = 16
+_LEAST_DEPTH_M = 0.1
 _LOOKED_AT = 256  # frames that tell the map's extent
 # Mean length of a standard normal vector: a cell's deviation is so that of a coordinate, whatever the likelihood.
 _MEAN_LENGTH = {3: 1.5958, 2: 1.2533}
@@ -44,8 +45,9 @@ class DenseObjective(Objective):
 
     A cell with a measured point has residual ``e = R^T (X - t) - p`` (3 dimensions, k = 3), one with a ray alone the
     part of it that is across the ray (k = 2). The negative log-likelihood is, up to a constant,
-    ``k |e| / (m_k sigma) + k log sigma``, with m_k the mean length of a standard normal vector. Mean over the cells,
-    sum over the modalities.
+    ``k |e| / (m_k sigma) + k log sigma``, with m_k the mean length of a standard normal vector. What a ray alone tells
+    is a direction, whose density is that of the point across the ray times the squared depth: ``- 2 log depth`` more.
+    Without it, points at the camera's own place would be the likeliest. Mean over the cells, sum over the modalities.
 
     Args:
         config: says how many cells of each picture a step looks at.
@@ -65,9 +67,11 @@ class DenseObjective(Objective):
             if 0 < self._cells < count:
                 look = look.some(torch.randperm(count, device=target.device)[: self._cells])
             points, log_std = model.predict(name, look)
-            length, dimensions = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
-            unit = torch.where(dimensions == 3, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
+            length, depth = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
+            dimensions = torch.where(look.cells.ranged, 3, 2)
+            unit = torch.where(look.cells.ranged, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
             loss = dimensions * (length / unit * torch.exp(-log_std) + log_std)
+            loss = loss - torch.where(look.cells.ranged, 0.0, 2 * torch.log(depth))
             weight = look.cells.valid / look.cells.valid.sum().clamp(min=1)
             losses.append((loss * weight).sum())
             watched[f"error_{name}_m"] = (length.detach() * weight).sum()
@@ -75,7 +79,7 @@ class DenseObjective(Objective):
 
 
 def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
-    """How far predicted points are from what the cells measured, seen from the true pose, and in how many dimensions.
+    """How far predicted points are from what the cells measured, and from the sensor, seen from the true pose.
 
     Args:
         points_m: ``(B, N, 3)`` predicted, in the map.
@@ -83,16 +87,15 @@ def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translati
         translation: ``(B, 3)``.
 
     Returns:
-        Lengths ``(B, N)`` in metres, and dimensions ``(B, N)``: 3, or 2 across a ray. Points behind the sensor are as
-        far from the ray as from the sensor.
+        Lengths ``(B, N)`` in metres, and depths along the rays ``(B, N)``. A ray begins a decimetre before the sensor.
     """
     with torch.autocast(points_m.device.type, enabled=False):  # half precision would round to decimetres
         residual = (points_m - translation.unsqueeze(1)) @ rotation - cells.points_m
-    along = (residual * cells.rays).sum(dim=-1, keepdim=True)
-    across = residual - along.clamp(min=0) * cells.rays
+    along = (residual * cells.rays).sum(dim=-1, keepdim=True).clamp(min=_LEAST_DEPTH_M)
+    across = residual - along * cells.rays
     chosen = torch.where(cells.ranged.unsqueeze(-1), residual, across)
     length = torch.sqrt(chosen.square().sum(dim=-1) + 1e-8)  # the root's slope at zero is infinite
-    return length, torch.where(cells.ranged, 3, 2)
+    return length, along.squeeze(-1)
 
 
 @torch.no_grad()
