@@ -93,7 +93,8 @@ def test_32_real_frames_are_learnt_reloaded_and_served(system: str, scene: Path,
 
     bag = tmp_path / "bag"
     convert_seven_scenes(scene, "test", bag, progress=False)
-    poses = served_poses(checkpoint, bag, [TOPICS[name] for name in model.modalities], tmp_path)
+    topics = [TOPICS[name] for name in model.modalities] + ["/camera/camera_info"] * model.needs_geometry
+    poses = served_poses(checkpoint, bag, topics, tmp_path)
     expected = np.loadtxt(report.folder / "estimate.tum")
     assert len(poses) == FRAMES
     positions = [poses[stamp].position_m for stamp in sorted(poses)]
