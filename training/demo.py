@@ -37,7 +37,8 @@ _POSE = f"{_NODE}/pose"
 _RECORDED = (_POSE, f"{_NODE}/pose_with_covariance", f"{_NODE}/path", "/tf", _CAMERA_INFO, _TRUTH)
 _START_LIMIT_S = 120.0
 _WALLS_ABOVE_M = 0.5  # the street itself lies at height 0
-_SHIPPED_CHECKPOINT = ("resource", "vmloc_street.safetensors")
+_SHIPPED_CHECKPOINT = ("resource", "dense_street.safetensors")
+_SHIPPED_BEAMS = 16  # of the lidar that it was trained with
 
 
 class DemoError(VmlocError):
@@ -69,7 +70,7 @@ class DemoReport:
             [
                 f"poses received   {self.poses} of {self.images} images "
                 f"({self.images - self.poses} withheld as unsure, or lost)",
-                f"position error   median {self.median_position_m:.2f} m, 95th percentile {self.p95_position_m:.2f} m",
+                f"position error   median {self.median_position_m:.3f} m, 95th percentile {self.p95_position_m:.3f} m",
                 f"rotation error   median {self.median_rotation_deg:.2f} deg, "
                 f"95th percentile {self.p95_rotation_deg:.2f} deg",
                 f"latency          median {self.latency_p50_ms:.0f} ms, 95th percentile {self.latency_p95_ms:.0f} ms "
@@ -79,9 +80,18 @@ class DemoReport:
 
 
 def run_demo(
-    *, seed: int, out: Path, checkpoint: Path | None = None, rate: float = 1.0, device: str = "auto"
+    *,
+    seed: int,
+    out: Path,
+    checkpoint: Path | None = None,
+    beams: int = _SHIPPED_BEAMS,
+    rate: float = 1.0,
+    device: str = "auto",
 ) -> DemoReport:
     """Simulate, replay, localize, report.
+
+    Args:
+        beams: of the simulated lidar; a checkpoint wants those that it was trained with.
 
     Writes into ``out``: ``traversal`` (the drive, rosbag2), ``results`` (the node's answers, rosbag2), ``node.log``,
     ``report.json`` and ``trajectory.png``.
@@ -98,7 +108,7 @@ def run_demo(
     out.mkdir(parents=True, exist_ok=True)
     traversal, results = out / "traversal", out / "results"
     print(f"[1/3] simulating a drive that the checkpoint has not seen (seed {seed}) -> {traversal}", flush=True)
-    simulate(traversal, seed=_FIRST_UNSEEN_SEED + seed, overwrite=True)
+    simulate(traversal, seed=_FIRST_UNSEEN_SEED + seed, beams=beams, overwrite=True)
     environment = _environment()
     print(
         f"[2/3] replaying it over DDS into vmloc_node -> {results} "
@@ -190,7 +200,7 @@ def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
         path.write_text(json.dumps(asdict(report), indent=2) + "\n")
     title = (
         f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images answered,\n"
-        f"median error {report.median_position_m:.2f} m, {report.median_rotation_deg:.2f} deg"
+        f"median error {report.median_position_m:.3f} m, {report.median_rotation_deg:.2f} deg"
     )
     street = RosbagSource(traversal, SourceOptions(), ("image", "lidar")).map_points(every=10)
     walls = street[street[:, 2] > _WALLS_ABOVE_M]

@@ -162,7 +162,7 @@ class DenseModel(PoseModel):
     def set_extent(self, centre_m: Tensor, extent_m: Tensor) -> None:
         """Learn, before training, where frames look: mean ``(3,)`` from the map's origin, and deviation."""
         self.centre_m.copy_(centre_m)
-        self.extent_m.copy_(extent_m)
+        self.extent_m.copy_(extent_m.clamp(min=2 * _LEAST_STD_M))  # a robot that never moved looks somewhere, too
 
     def look(self, batch: ModelInput) -> dict[str, Look]:
         """Features and geometry of the cells, by modality; modalities that no sample has are left out.
