@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, node_arguments, peer, running, wait_until
+from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -111,7 +111,7 @@ def test_compressed_and_depth_images_are_answered_as_raw_ones_and_arrays_are(tmp
             us.publisher(CompressedImage, f"{IMAGES}/compressed").publish(compressed)
             us.publisher(Image, DEPTHS).publish(cdr(depth))
             time.sleep(0.02)
-        assert_answered(us, frames, Localizer.load(path, "cpu"))
+        assert_answered(us, frames, localizer_of_the_node(path))
         status_with(us, lambda message, _: message == "localizing by image and depth", "a diagnostic that says so")
 
 
@@ -123,7 +123,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(checkpoint, tmp_path):
-    localizer = Localizer.load(checkpoint, "cpu")
+    localizer = localizer_of_the_node(checkpoint)
     parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "silence_s": 0.5, "deadline_s": 0.3}
     alone, both = frames_from(START_NS, 6, ("lidar",)), frames_from(START_NS + 10 * PERIOD_NS, 4)
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
@@ -244,7 +244,7 @@ def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path
         answers.answer(prepared)
         answers.answer(answers.prepare(second))
         for pose, frame, path in zip(published, frames, paths.values(), strict=True):
-            expected = Localizer.load(path, "cpu").localize(frame).map_from_body
+            expected = localizer_of_the_node(path).localize(frame).map_from_body
             np.testing.assert_allclose(pose.matrix, expected.matrix, atol=1e-9)
     finally:
         node.close()
