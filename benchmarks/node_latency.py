@@ -106,10 +106,10 @@ def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -
     import torch
 
     from vmloc_ros.core.frame import Frame
-    from vmloc_ros.core.localizer import Localizer
     from vmloc_ros.core.messages import decode_image, decode_point_cloud
+    from vmloc_ros.model import load_model
 
-    localizer = Localizer.load(checkpoint, device)
+    localizer = load_model(str(checkpoint), device, 0, print).localizer  # as the node has it
     frame = Frame(0, decode_image(_image(0)), cloud=decode_point_cloud(_cloud(0, points)))
     codec, samples = localizer.header.pose_codec, localizer.header.uncertainty.samples
     with torch.inference_mode():

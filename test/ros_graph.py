@@ -16,12 +16,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from vmloc_ros.core.localizer import Localizer
+
 LIMIT_S = 30.0
 _ROOT = Path(__file__).resolve().parents[1]
+
+
+def localizer_of_the_node(checkpoint: Path) -> Localizer:
+    """With traced networks, whose rounding is another than that of plain ones."""
+    from vmloc_ros.model import load_model  # takes seconds, for tests that need no torch
+
+    return load_model(str(checkpoint), "cpu", 0, pytest.fail).localizer
 
 
 @contextmanager

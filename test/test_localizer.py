@@ -158,6 +158,21 @@ def test_the_residuals_are_those_of_the_sensors_that_the_answer_rests_on(path: P
     np.testing.assert_array_equal(without.localize(both).covariance, fitted.localize(both).covariance)
 
 
+def test_the_covariance_grows_with_every_sensor_that_is_missing(path: Path) -> None:
+    header, model = load_checkpoint(path)
+    image = Residuals((2.0, 2.0, 2.0, 0.1, 0.1, 0.1), (1.0, 1.0), ("image",))
+    lidar = Residuals((4.0, 4.0, 4.0, 0.2, 0.2, 0.2), (1.5, 1.0), ("lidar",))
+    uncertainty = Uncertainty((0.5, 0.5, 0.5, 0.02, 0.02, 0.02), missing=(image, lidar))
+    localizer = Localizer(dataclasses.replace(header, uncertainty=uncertainty), model)
+    both, camera, scan = (
+        localizer.localize(random_frame(2, names=names)).covariance
+        for names in (("image", "lidar"), ("image",), ("lidar",))
+    )
+    for more, less in ((camera, both), (scan, both), (scan, camera)):
+        assert np.linalg.eigvalsh(more)[0] > 0
+        assert (np.diag(more) > np.diag(less)).all()
+
+
 def test_weights_that_are_nan_are_an_error_and_not_a_pose(path: Path) -> None:
     header, model = load_checkpoint(path)
     with torch.no_grad():

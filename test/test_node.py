@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, node_arguments, peer, process_bundle, running, wait_until
+from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, process_bundle, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -53,7 +53,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def localizer(checkpoint):
-    return Localizer.load(checkpoint, "cpu")
+    return localizer_of_the_node(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +247,7 @@ def test_a_system_of_clips_is_served_a_window_that_slides_and_ends_at_breaks(cli
         *frames_from(start_ns + 20_000_000_000, 4),
         *frames_from(start_ns - 20_000_000_000, 5),
     ]
-    stream = Localizer.load(clip_checkpoint, "cpu").stream(2)
+    stream = localizer_of_the_node(clip_checkpoint).stream(2)
     expected = [estimate for frame in frames for estimate in stream.feed(frame)]
     assert [estimate.stamp_ns for estimate in expected] == [frame.stamp_ns for frame in frames[:-2]]
     parameters = {"checkpoint": clip_checkpoint, "device": "cpu", "lookahead_frames": 2, "deadline_s": 2.0}
@@ -278,7 +278,7 @@ def test_a_system_of_one_image_trained_on_tuples_is_served(tmp_path):
         us.wait_for_peers([IMAGES], ["/vmloc_node/pose"])
         send(us, frames, clouds=False)
         poses = answers(us, "/vmloc_node/pose", frames)
-        assert_equals_localizer(poses, frames, Localizer.load(checkpoint, "cpu"))
+        assert_equals_localizer(poses, frames, localizer_of_the_node(checkpoint))
 
 
 def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_path):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, node_arguments, peer, running, wait_until
+from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 from rclpy.parameter import Parameter
@@ -27,6 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.core.checkpoint import Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_depth, decode_pose, stamp_ns
@@ -111,7 +112,7 @@ def test_compressed_and_depth_images_are_answered_as_raw_ones_and_arrays_are(tmp
             us.publisher(CompressedImage, f"{IMAGES}/compressed").publish(compressed)
             us.publisher(Image, DEPTHS).publish(cdr(depth))
             time.sleep(0.02)
-        assert_answered(us, frames, Localizer.load(path, "cpu"))
+        assert_answered(us, frames, localizer_of_the_node(path))
         status_with(us, lambda message, _: message == "localizing by image and depth", "a diagnostic that says so")
 
 
@@ -123,7 +124,7 @@ def checkpoint(tmp_path_factory):
 
 
 def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(checkpoint, tmp_path):
-    localizer = Localizer.load(checkpoint, "cpu")
+    localizer = localizer_of_the_node(checkpoint)
     parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "silence_s": 0.5, "deadline_s": 0.3}
     alone, both = frames_from(START_NS, 6, ("lidar",)), frames_from(START_NS + 10 * PERIOD_NS, 4)
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
@@ -143,6 +144,33 @@ def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(check
             time.sleep(0.02)
         assert_answered(us, both, localizer)
         status_with(us, lambda message, _: message == "localizing by image and lidar", "a diagnostic that says so")
+
+
+def test_the_published_covariance_grows_while_a_sensor_is_missing(checkpoint, tmp_path):
+    header, model = load_checkpoint(checkpoint)
+    alone = Residuals((4.0, 4.0, 4.0, 0.2, 0.2, 0.2), (1.5, 1.5), ("lidar",))
+    uncertainty = Uncertainty((0.5, 0.5, 0.5, 0.02, 0.02, 0.02), missing=(alone,))
+    path = tmp_path / "fitted.safetensors"
+    save_checkpoint(path, replace(header, uncertainty=uncertainty), model.state_dict())
+    parameters = {"checkpoint": path, "device": "cpu", "queue_depth": 100, "silence_s": 0.5, "deadline_s": 0.3}
+    scans, both = frames_from(START_NS, 3, ("lidar",)), frames_from(START_NS + 10 * PERIOD_NS, 3)
+    with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
+        us.publisher(Image, IMAGES)
+        us.publisher(PointCloud2, CLOUDS)
+        listen(us)
+        published = us.collect(PoseWithCovarianceStamped, "/vmloc_node/pose_with_covariance")
+        node.wait_for_output("now active")
+        us.wait_for_peers([IMAGES, CLOUDS], [POSES, "/vmloc_node/pose_with_covariance"])
+        for frame in scans:
+            send_cloud(us, frame)
+        assert_answered(us, scans, localizer_of_the_node(path))
+        for frame in both:
+            send_cloud(us, frame)
+            send_image(us, frame)
+            time.sleep(0.02)
+        wait_until(lambda: len(list(published)) == len(scans) + len(both), "a covariance for each frame")
+        variances = [np.diag(np.reshape(message.pose.covariance, (6, 6))) for message in list(published)]
+    assert (np.min(variances[: len(scans)], axis=0) > np.max(variances[len(scans) :], axis=0)).all()
 
 
 SLOW_NODE = """
@@ -244,7 +272,7 @@ def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path
         answers.answer(prepared)
         answers.answer(answers.prepare(second))
         for pose, frame, path in zip(published, frames, paths.values(), strict=True):
-            expected = Localizer.load(path, "cpu").localize(frame).map_from_body
+            expected = localizer_of_the_node(path).localize(frame).map_from_body
             np.testing.assert_allclose(pose.matrix, expected.matrix, atol=1e-9)
     finally:
         node.close()

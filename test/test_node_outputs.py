@@ -15,7 +15,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from helpers import random_frame, yaw_pose
-from ros_graph import Peer, Process, node_arguments, peer, running, wait_until
+from ros_graph import Peer, Process, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -31,7 +31,6 @@ from training.testing import write_random_checkpoint
 from vmloc_ros.core.bags import image_message, odometry_message, tf_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
@@ -207,7 +206,7 @@ def test_a_checkpoint_in_utm_is_served_in_a_local_map_whose_place_tf_tells(graph
     assert origin.header.frame_id == "utm"
     utm_from_map = decode_pose(origin)
     assert utm_from_map.position_m.tolist() == [619_994.0, 5_735_000.0, 110.0]
-    localizer = Localizer.load(utm_checkpoint, "cpu")
+    localizer = localizer_of_the_node(utm_checkpoint)
     for number, pose in enumerate(poses):
         truth = localizer.localize(random_frame(number)).map_from_body
         assert np.abs(decode_pose(pose).position_m).max() < 1000
@@ -293,7 +292,7 @@ def test_tf_can_be_switched_off_and_the_maps_origin_be_given(local_checkpoint, t
         send_images(us, stamps)
         (pose,) = poses_at(us, stamps)
         (origin,) = wait_until(lambda: transforms(us, "hall", "/tf_static"), "map -> hall")
-        truth = Localizer.load(local_checkpoint, "cpu").localize(random_frame(0)).map_from_body.matrix
+        truth = localizer_of_the_node(local_checkpoint).localize(random_frame(0)).map_from_body.matrix
         assert (origin.header.frame_id, pose.header.frame_id) == ("map", "hall")
         np.testing.assert_allclose(decode_pose(origin).matrix @ decode_pose(pose).matrix, truth, atol=1e-6)
         assert "vmloc_node" not in [who.node_name for who in us.node.get_publishers_info_by_topic("/tf")]

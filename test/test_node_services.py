@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from helpers import random_frame
-from ros_graph import Peer, Process, node_arguments, peer, process_bundle, running, wait_until
+from ros_graph import Peer, Process, localizer_of_the_node, node_arguments, peer, process_bundle, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -59,7 +59,7 @@ STARTS_NS = iter(range(1_700_000_000_000_000_000, 1_800_000_000_000_000_000, 60_
 def write_judging_checkpoint(path: Path, seed: int = 0) -> Path:
     """A random model of images that knows pictures of noise, and nothing else."""
     header = write_random_checkpoint(path, (IMAGE,), seed=seed)
-    localizer = Localizer.load(path, "cpu")
+    localizer = localizer_of_the_node(path)
     noise = [localizer.preprocess(replace(random_frame(i), cloud=None)) for i in range(80)]
     with torch.inference_mode():
         answers = [localizer.model.locate(batch, header.pose_codec, 2) for batch in noise]
@@ -89,7 +89,7 @@ def other_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def localizer(checkpoint) -> Localizer:
-    return Localizer.load(checkpoint, "cpu")
+    return localizer_of_the_node(checkpoint)
 
 
 def known_frames(count: int, start_ns: int | None = None) -> list[Frame]:
@@ -274,7 +274,7 @@ def test_the_lifecycle_over_services_changes_the_checkpoint_without_a_restart(
             us.wait_for_peers([IMAGES], [f"{NODE}/pose"])
             frames = known_frames(3)
             send(us, frames)
-            assert_are_of(answers(us, frames), frames, Localizer.load(path, "cpu"))
+            assert_are_of(answers(us, frames), frames, localizer_of_the_node(path))
             assert change(Transition.TRANSITION_DEACTIVATE)
             wait_until(lambda: not us.publisher(Image, IMAGES).get_subscription_count(), "no subscriber")
             assert change(Transition.TRANSITION_CLEANUP)
@@ -352,7 +352,7 @@ def test_cleanup_lets_the_model_go(idle_node):
 def write_bursting_checkpoint(path: Path, frames: Sequence[Frame]) -> list[bool]:
     """A model whose position overflows where one hidden unit is at work, and for which of these frames that is so."""
     header = write_random_checkpoint(path, (IMAGE,))
-    localizer = Localizer.load(path, "cpu")
+    localizer = localizer_of_the_node(path)
     model, hidden = localizer.model, []
     first, last = [layer for layer in model.position if isinstance(layer, torch.nn.Linear)][-2:]
     handle = last.register_forward_hook(
@@ -473,7 +473,7 @@ def test_two_namespaced_nodes_answer_their_own_cameras_that_come_late(checkpoint
             send(us, frames[name], f"/{name}/camera/image_raw")
         for name, path in paths.items():
             poses = answers(us, frames[name], f"/{name}/vmloc_node/pose")
-            assert_are_of(poses, frames[name], Localizer.load(path, "cpu"))
+            assert_are_of(poses, frames[name], localizer_of_the_node(path))
             assert len(us.received[f"/{name}/vmloc_node/pose"]) == 4
             assert trigger(us, f"/{name}/vmloc_node/reset")[0]
         wait_until(lambda: sum(len(message.transforms) for message in us.received["/tf"]) >= 8, "TF of both")
@@ -596,7 +596,7 @@ def test_a_checkpoint_that_cannot_take_over_leaves_the_old_one_at_work(
 def test_another_checkpoint_takes_over_without_losing_a_frame(graph, checkpoint, other_checkpoint):
     us, _ = graph
     expected = {
-        name: [Localizer.load(path, "cpu").localize(frame).map_from_body.matrix for frame in known_frames(10)]
+        name: [localizer_of_the_node(path).localize(frame).map_from_body.matrix for frame in known_frames(10)]
         for name, path in (("old", checkpoint), ("new", other_checkpoint))
     }
     set_checkpoint(us, other_checkpoint)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame, yaw_pose
-from ros_graph import Peer, node_arguments, peer, running, wait_until
+from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -30,7 +30,6 @@ from vmloc_ros.core.bags import image_message, odometry_message, typestore
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.transforms import moved_covariance
 from vmloc_ros.ros_parameters import NodeConfig
@@ -56,7 +55,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def fixes(checkpoint) -> list[Estimate]:
     """What the network says of the images: poses within some metres, each uncertain by about 4 m and 0.4 rad."""
-    localizer = Localizer.load(checkpoint, "cpu")
+    localizer = localizer_of_the_node(checkpoint)
     return [localizer.localize(random_frame(number)) for number in range(COUNT)]
 
 

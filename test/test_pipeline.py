@@ -9,7 +9,7 @@ import time
 import pytest
 
 from ros_graph import wait_until
-from vmloc_ros.health import Health
+from vmloc_ros.health import Arrivals, Health
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.synchronizer import Synchronizer
 
@@ -244,3 +244,21 @@ def test_health_tells_why_the_latest_pose_was_withheld_until_one_is_published():
     health.published(1.0, ("image",), confidence=0.8)
     third = health.report()
     assert (third.lost, third.confidence, third.withheld) == ("", 0.8, 1)
+
+
+def test_an_inputs_rate_and_delay_are_those_of_the_last_seconds() -> None:
+    arrivals = Arrivals(100.0)
+    assert arrivals.report(100.5) == (0.0, None)
+    for i in range(100):  # 10 Hz for 10 s, late by more and more
+        arrivals.add(100.0 + 0.1 * i, float(i))
+    rate_hz, delay_ms = arrivals.report(109.95)
+    assert rate_hz == pytest.approx(10.0, abs=0.3)
+    assert delay_ms == pytest.approx(75.0, abs=1.0)
+    assert arrivals.report(120.0) == (0.0, None)
+
+
+def test_a_rate_is_right_from_the_first_seconds_on() -> None:
+    arrivals = Arrivals(0.0)
+    for i in range(40):
+        arrivals.add(0.05 * i, -3.0)
+    assert arrivals.report(2.0) == (20.0, -3.0)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import node_arguments, peer, running, wait_until
+from ros_graph import localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -38,7 +38,6 @@ from vmloc_ros.core.bags import (
 )
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.transforms import moved_covariance
 from vmloc_ros.replay import ReplayError, replay
@@ -193,7 +192,7 @@ def test_the_node_answers_a_replayed_bag_as_the_localizer_does(bag, tmp_path):
         with running(player, tmp_path / "player.log") as process:
             assert process.wait() == 0, process.output
         assert node.interrupt(signal.SIGINT) == 0
-    localizer = Localizer.load(checkpoint, "cpu")
+    localizer = localizer_of_the_node(checkpoint)
     poses = [message for _, message in recorded(out, topics[0])]
     covariances = [message.pose.covariance.reshape(6, 6) for _, message in recorded(out, topics[1])]
     assert [stamp_ns(pose.header) for pose in poses] == [frame.stamp_ns for frame in frames()]

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _WINDOW = 200  # latencies kept for the percentiles
+_ARRIVALS_S = 5.0  # over which an input's rate and delay are taken
+_MOST_ARRIVALS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,37 @@ class Health:
             self._reported = (self._published, errors, self._withheld)
             self._latest_error = ""
             return report
+
+
+class Arrivals:
+    """Rate and delay of an input over the last seconds.
+
+    Args:
+        now_s: steady time, as in the other methods.
+    """
+
+    def __init__(self, now_s: float) -> None:
+        self._lock = threading.Lock()
+        self._started_s = now_s
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST_ARRIVALS)
+
+    def add(self, now_s: float, delay_ms: float) -> None:
+        """Count a message that came now, this long after its stamp."""
+        with self._lock:
+            self._recent.append((now_s, delay_ms))
+            self._forget(now_s)
+
+    def report(self, now_s: float) -> tuple[float, float | None]:
+        """Messages per second, and their median delay in milliseconds, None where there were none."""
+        with self._lock:
+            self._forget(now_s)
+            delays_ms = sorted(delay_ms for _, delay_ms in self._recent)
+        elapsed_s = min(max(now_s - self._started_s, 1.0), _ARRIVALS_S)
+        return len(delays_ms) / elapsed_s, delays_ms[len(delays_ms) // 2] if delays_ms else None
+
+    def _forget(self, now_s: float) -> None:
+        while self._recent and self._recent[0][0] < now_s - _ARRIVALS_S:
+            self._recent.popleft()
 
 
 def _percentiles(ordered: list[float]) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import ModelInput
+from vmloc_ros.core.tracing import trace_networks
 
 
 class Model:
@@ -55,6 +56,12 @@ class Model:
         with self._on_cuda_stream():
             self.localizer.warm_up()
 
+    def speed_up(self) -> bool:
+        """Keep the node's other threads from holding up the networks, where the CPU runs them; whether that worked."""
+        if self._cuda_stream is not None:
+            return True
+        return bool(trace_networks(self.localizer.model, self.localizer.warm_up))
+
     def _on_cuda_stream(self) -> AbstractContextManager[object]:
         # torch.cuda.stream(None) does nothing, too, but asks the driver first, and fails where that is broken.
         return nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
@@ -87,6 +94,8 @@ def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str
             raise ModelError(f"the model does not run on {device} ({reason}); free the GPU, or use cpu") from error
         warn(f"the model does not run on {chosen} ({reason}); falling back to the CPU")
     else:
+        if not model.speed_up():
+            warn("this system's networks cannot be traced: with many frames a second, receiving them slows it down")
         return model
     return load_model(checkpoint, "cpu", lookahead, warn)  # outside of "except", which would keep the GPU's tensors
 

@@ -22,6 +22,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
+from vmloc_ros.core.messages import stamp_ns
+from vmloc_ros.health import Arrivals
 from vmloc_ros.ros_parameters import NodeConfig
 
 try:
@@ -67,6 +69,7 @@ class Input:
         self._node, self._receive, self._optional = node, receive, optional
         self._type_name = f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
         self._heard_s = time.monotonic()
+        self._arrivals = Arrivals(self._heard_s)
         self._reported: str | None = None
         self._incompatible: str | None = None  # what the middleware says of a publisher that the graph does not name
         self._qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -89,6 +92,13 @@ class Input:
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)
 
+    @property
+    def values(self) -> dict[str, str]:
+        """Rate and delay, for diagnostics."""
+        rate_hz, delay_ms = self._arrivals.report(time.monotonic())
+        delay = "" if delay_ms is None else f"{delay_ms:.1f}"
+        return {f"rate {self.name} [Hz]": f"{rate_hz:.1f}", f"delay {self.name} [ms]": delay}
+
     def problem(self, timeout_s: float) -> str | None:
         """Why nothing arrives, in words, or None while all is well. Logs each change once."""
         if self._optional:
@@ -109,6 +119,8 @@ class Input:
     def _on_message(self, message: Any) -> None:
         self.count += 1
         self._heard_s = time.monotonic()
+        delay_ns = self._node.get_clock().now().nanoseconds - stamp_ns(message.header)
+        self._arrivals.add(self._heard_s, delay_ns * 1e-6)
         self._incompatible = None
         self._receive(self.name, message)
 

@@ -68,7 +68,12 @@ class NodeConfig:
     )
     input_depth: int = _parameter(10, "Messages that a subscription keeps.", low=1, high=1000)
     slop_s: float = _parameter(0.1, "Largest distance of the stamps of messages that belong together.", high=10.0)
-    deadline_s: float = _parameter(0.2, "Longest wait for the other modality; then the image goes on alone.", high=10.0)
+    deadline_s: float = _parameter(
+        0.2,
+        "Longest wait for the other modality; then the image goes on alone. Once the lidar's period is known, an image "
+        "does not wait for a scan that will be farther away.",
+        high=10.0,
+    )
     silence_s: float = _parameter(1.0, "After this long without an image, scans go on alone.", low=0.01, high=60.0)
     jump_back_s: float = _parameter(
         1.0, "Stamps that jump back by more than this reset the pairing.", low=0.01, high=60.0

@@ -77,6 +77,8 @@ class Session:
         report = self._health.report()
         received = {source.name: source.count for source in self._inputs}
         values = values_of(report, self._pipeline.statistics, self._pipeline.dropped, received)
+        for source in self._inputs:
+            values |= source.values
         values |= self._outputs.counts
         if (smoother := self._answers.smoother) is not None:
             problems += smoother.problems

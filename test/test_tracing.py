@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traced networks answer as the Python ones do, whatever sensors a frame has and whatever its picture's size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers import random_frame
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.tracing import trace_networks
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "random.safetensors"
+    write_random_checkpoint(path)
+    return path
+
+
+def test_every_network_of_vmloc_is_traced_and_answers_as_before(path: Path) -> None:
+    plain, traced = Localizer.load(path, "cpu"), Localizer.load(path, "cpu")
+    names = trace_networks(traced.model, traced.warm_up)
+    assert set(names) == {"encoders.image", "encoders.lidar", "attention", "position", "log_quaternion"}
+    for sensors in (("image", "lidar"), ("image",), ("lidar",)):
+        before, after = (localizer.localize(random_frame(3, names=sensors)) for localizer in (plain, traced))
+        assert after.modalities == sensors
+        np.testing.assert_allclose(after.map_from_body.position_m, before.map_from_body.position_m, atol=1e-5)
+        np.testing.assert_allclose(after.map_from_body.rotation, before.map_from_body.rotation, atol=1e-5)
+        np.testing.assert_allclose(after.covariance, before.covariance, rtol=1e-4, atol=1e-6)
+
+
+def test_pictures_of_another_size_than_the_example_get_the_same_answer(path: Path) -> None:
+    plain, traced = Localizer.load(path, "cpu").model, Localizer.load(path, "cpu")
+    trace_networks(traced.model, traced.warm_up)
+    picture = torch.rand(1, 3, 75, 101)
+    with torch.inference_mode():
+        for wanted, got in zip(plain.encoders["image"](picture), traced.model.encoders["image"](picture), strict=True):
+            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+class Choosing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) if bool(x.sum() > 0) else x
+
+
+def test_what_chooses_by_values_stays_as_it_is_but_for_its_parts() -> None:
+    model = nn.ModuleDict({"choosing": Choosing()}).eval()
+    assert trace_networks(model, lambda: model["choosing"](torch.ones(2, 2))) == ["choosing.layer"]
+    below = -torch.ones(2, 2)
+    assert model["choosing"](below) is below
+
+
+def test_a_model_that_needs_its_networks_insides_keeps_them() -> None:
+    model = nn.ModuleDict({"layer": nn.Linear(2, 2)}).eval()
+
+    def run() -> None:
+        model["layer"](torch.ones(2, 2))
+        assert isinstance(model["layer"], nn.Linear)
+
+    assert trace_networks(model, run) == []
+    assert isinstance(model["layer"], nn.Linear)
