@@ -352,7 +352,7 @@ def test_cleanup_lets_the_model_go(idle_node):
 def write_bursting_checkpoint(path: Path, frames: Sequence[Frame]) -> list[bool]:
     """A model whose position overflows where one hidden unit is at work, and for which of these frames that is so."""
     header = write_random_checkpoint(path, (IMAGE,))
-    localizer = localizer_of_the_node(path)
+    localizer = Localizer.load(path, "cpu")
     model, hidden = localizer.model, []
     first, last = [layer for layer in model.position if isinstance(layer, torch.nn.Linear)][-2:]
     handle = last.register_forward_hook(
