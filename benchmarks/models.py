@@ -51,7 +51,9 @@ def main() -> None:
 def _build(name: str, backbone: str) -> PoseModel:
     takes = REGISTRY[name].takes
     channels = {modality: count for modality, count in CHANNELS.items() if modality in takes}
-    model = build_model(ModelConfig(name=name, backbone=backbone), channels).eval()
+    # Every cell passes a dense system's hidden layers: its configurations make them half as wide.
+    width = 512 if "dense" in name else ModelConfig().hidden_dim
+    model = build_model(ModelConfig(name=name, backbone=backbone, hidden_dim=width), channels).eval()
     model.set_mounts(dict.fromkeys(channels, Pose.identity()))
     if isinstance(model, MemoryModel):
         with torch.no_grad():
