@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,15 @@ def test_each_row_of_a_batch_is_answered_from_its_own_sensors_whatever_stands_be
         np.testing.assert_allclose(alone.oddities[0], together.oddities[row], atol=1e-4)
         for name in names:
             torch.testing.assert_close(alone.features[name][0], together.features[name][row], rtol=1e-4, atol=1e-4)
+
+
+def test_geometry_is_that_of_the_networks_cells() -> None:
+    model, batch = knowing(MODALITIES), input_of(room_data(SUBSETS), PREPROCESS)
+    looks = list(model.look(batch).values())
+    for look, (rows, cells) in zip(looks, model.geometry(batch), strict=True):
+        assert torch.equal(rows, look.rows)
+        for field in fields(cells):
+            torch.testing.assert_close(getattr(cells, field.name), getattr(look.cells, field.name), rtol=0, atol=0)
 
 
 def test_answers_to_batches_of_other_sensors_can_be_joined() -> None:

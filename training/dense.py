@@ -111,7 +111,6 @@ def learn_extent(
 
     Where they measured nothing, they are taken to look three times as far as the poses spread.
     """
-    model.eval()
     chosen = rows[torch.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).long()]
     seen = []
     for chunk in chosen.split(_BATCH):
@@ -119,9 +118,9 @@ def learn_extent(
         rotation, translation = _true_poses(
             torch.from_numpy(codec.encode([data.poses[i] for i in chunk.tolist()])), codec
         )
-        for look in model.look(batch).values():
-            points = look.cells.points_m @ rotation[look.rows].mT.to(device) + translation[look.rows, None].to(device)
-            seen.append(points[look.cells.ranged])
+        for rows_here, cells in model.geometry(batch):
+            points = cells.points_m @ rotation[rows_here].mT.to(device) + translation[rows_here, None].to(device)
+            seen.append(points[cells.ranged])
     points = torch.cat(seen)
     if len(points) < 2:
         model.set_extent(torch.zeros(3), torch.tensor(3 * codec.scale_m))

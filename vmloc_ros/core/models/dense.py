@@ -233,6 +233,15 @@ class DenseModel(PoseModel):
             lost=(~solution.solved).cpu().numpy(),
         )
 
+    def geometry(self, batch: ModelInput) -> Iterator[tuple[Tensor, Cells]]:
+        """Of each modality, rows of the batch that have it, and their cells as in :meth:`look`, without a network."""
+        for name in self.modalities:
+            rows = torch.nonzero(batch.present[name]).flatten()
+            if len(rows):
+                stride = self._strides[name]
+                height, width = (-(-side // stride) for side in batch.tensors[name].shape[-2:])
+                yield rows, self._cells(name, batch, rows, (height, width), stride)
+
     def measured_points(self, batch: ModelInput, step: int) -> Iterator[tuple[Tensor, Cells]]:
         """Of each modality that measures, rows of the batch and every ``step``-th pixel; of range images, all."""
         for name in self.modalities:
