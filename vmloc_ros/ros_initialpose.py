@@ -114,6 +114,10 @@ def main(args: list[str] | None = None) -> int:
         return _run()
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
+    except Exception:
+        if rclpy.ok():
+            raise
+        return 0  # a signal has ended ROS between two steps of the executor
     finally:
         rclpy.try_shutdown()
 
