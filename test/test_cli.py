@@ -509,8 +509,11 @@ def test_results_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--traversals", "0"], "traversals and jobs must be at least 1, got 0"),
+        (["--traversals", "0"], "traversals, streets and jobs must be at least 1, got 0"),
         (["--laps", "0"], "laps must"),
+        (["--streets", "0"], "traversals, streets and jobs must be at least 1, got 1, 0 and 1"),
+        (["--image-size", "4x4"], "image_size must be at least 8x8 pixels, got 4x4"),
+        (["--camera-rate", "0"], "camera_rate_hz must"),
         (["--beams", "1"], "beams must be 2 to 128, got 1"),
         (["--seed", "-1"], "seed"),
     ],

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +21,9 @@ from training.simulation.traversal import Rates, Traversal
 from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.errors import ConfigError
 
-__all__ = ["Rates", "Traversal", "simulate", "simulate_many"]
+__all__ = ["Rates", "Traversal", "simulate", "simulate_many", "street_centre"]
+
+_STREET_PITCH_M = 120.0  # from the middle of one street to the next: their houses do not touch
 
 
 def simulate(
@@ -34,6 +37,7 @@ def simulate(
     lidar_rate_hz: float = 10.0,
     duration_s: float | None = None,
     beams: int = BEAMS,
+    centre_m: tuple[float, float] = (0.0, 0.0),
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -48,6 +52,7 @@ def simulate(
         camera_rate_hz, lidar_rate_hz: nominal rates; the lidar runs 0.3 % slow and out of step.
         duration_s: ends the drive earlier.
         beams: of the lidar.
+        centre_m: x and y in the map of the middle of the street.
         overwrite: replace an existing bag.
         progress: show a progress bar.
 
@@ -58,7 +63,7 @@ def simulate(
     _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s, beams)
     with BagWriter(out, overwrite=overwrite) as bag:
         rates = Rates(camera_rate_hz, lidar_rate_hz)
-        traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams)
+        traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams, centre_m)
         total = len(traversal.image_times_s) + len(traversal.scan_times_s)
         with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
             for record in traversal.records(on_frame=bar.update):
@@ -71,31 +76,44 @@ def simulate_many(
     seeds: Sequence[int],
     world_seed: int = 0,
     laps: float = 1.0,
+    streets: int = 1,
+    image_size: tuple[int, int] = (320, 240),
+    camera_rate_hz: float = 10.0,
     beams: int = BEAMS,
     jobs: int = 1,
     overwrite: bool = False,
 ) -> Iterator[Path]:
-    """Write one traversal per seed as ``out/seed_N``, ``jobs`` of them at a time; yields each bag's folder when done.
+    """Write one traversal per seed and street, ``jobs`` of them at a time; yields each bag's folder when done.
+
+    Bags are ``out/seed_N``, those of several streets ``out/street_K_seed_N``. Street K has the world seed
+    ``world_seed + K`` and its middle at :func:`street_centre`; a seed drives all streets in the same light.
 
     Raises:
         ConfigError: an argument is out of range.
         DataError: a bag exists or cannot be written; those that are complete stay.
     """
-    if not seeds or jobs < 1:
-        raise ConfigError(f"traversals and jobs must be at least 1, got {len(seeds)} and {jobs}")
-    folders = {seed: out / f"seed_{seed}" for seed in seeds}
-    common = {"world_seed": world_seed, "laps": laps, "beams": beams, "overwrite": overwrite}
+    if min(len(seeds), streets, jobs) < 1:
+        raise ConfigError(f"traversals, streets and jobs must be at least 1, got {len(seeds)}, {streets} and {jobs}")
+    common = {"laps": laps, "image_size": image_size, "camera_rate_hz": camera_rate_hz, "beams": beams}
+    drives = {
+        out / (f"seed_{seed}" if streets == 1 else f"street_{number}_seed_{seed}"): {
+            "seed": seed,
+            "world_seed": world_seed + number,
+            "centre_m": street_centre(number),
+            "overwrite": overwrite,
+            **common,
+        }
+        for number in range(streets)
+        for seed in seeds
+    }
     if jobs == 1:
-        for seed, folder in folders.items():
-            simulate(folder, seed=seed, **common)
+        for folder, drive in drives.items():
+            simulate(folder, **drive)
             yield folder
         return
     # Spawned, not forked: the ray caster's threads would not survive a fork.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        tasks = {
-            pool.submit(simulate, folder, seed=seed, progress=False, **common): folder
-            for seed, folder in folders.items()
-        }
+        tasks = {pool.submit(simulate, folder, progress=False, **drive): folder for folder, drive in drives.items()}
         try:
             for task in tqdm(as_completed(tasks), total=len(tasks), desc="simulating", unit="traversal"):
                 task.result()
@@ -103,6 +121,17 @@ def simulate_many(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def street_centre(number: int) -> tuple[float, float]:
+    """x and y in the map, metres, of the middle of the ``number``-th street of a town.
+
+    The first is at the origin, and every square number of streets fills a square.
+    """
+    shell = math.isqrt(number)
+    step = number - shell**2
+    column, row = (shell, step) if step <= shell else (2 * shell - step, shell)
+    return column * _STREET_PITCH_M, row * _STREET_PITCH_M
 
 
 def _check(

@@ -81,6 +81,7 @@ class Traversal:
         rates: of the sensors.
         duration_s: ends the drive earlier.
         beams: of the lidar.
+        centre_m: x and y in the map of the middle of the street.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class Traversal:
         rates: Rates | None = None,
         duration_s: float | None = None,
         beams: int = BEAMS,
+        centre_m: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self._seed, self._rates = seed, rates or Rates()
+        self._map_from_street = Pose(np.array([*centre_m, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]))
         self.start_ns = _FIRST_STAMP_NS + seed % _DISTINCT_STARTS * _SEED_STEP_NS
         self.world: World = build_world(world_seed)
         self.trajectory = Trajectory(self._stream("trajectory"), laps)
@@ -156,7 +159,8 @@ class Traversal:
         for tick in range(int(np.ceil(self.duration_s * TRUTH_RATE_HZ)) + 1):
             time_s = tick / TRUTH_RATE_HZ
             stamp_ns = self.stamp_ns(time_s)
-            message = bags.pose_stamped_message(stamp_ns, MAP_FRAME, self.trajectory.pose(time_s))
+            pose = self._map_from_street @ self.trajectory.pose(time_s)
+            message = bags.pose_stamped_message(stamp_ns, MAP_FRAME, pose)
             yield Record(stamp_ns + 500_000, 1, TRUTH_TOPIC, message)
 
     def _odometry_records(self) -> Iterator[Record]:
