@@ -19,10 +19,13 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 Array = NDArray[np.float64]
 
-_FRAMES = 2000  # at most, evenly spread
+_FRAMES = 2000  # at most, evenly spread, for the first region, and
+_FRAMES_REGION = 300  # for each further one
 _BATCH = 16
 _SEEN = 3  # points that a voxel needs: fewer are noise, or something that moved
 _NEIGHBOURS = 12  # voxels that a plane is fitted to
+_PENDING = 2_000_000  # points that wait to be sorted
+_KEY_SIDE = 1 << 21  # voxels along an axis: three of their numbers make one of 63 bits
 
 
 @torch.no_grad()
@@ -37,11 +40,12 @@ def build_point_map(
     """Fill the model's map with what the rows measured, by their true poses.
 
     Raises:
-        DataError: they measured nothing.
+        DataError: they measured nothing, or something out of all proportion to the voxels.
     """
     assert model.map is not None, "model.map_voxel_m is set"
     voxel_m, step = model.map.voxel_m, 2
-    chosen = rows[torch.linspace(0, len(rows) - 1, min(_FRAMES, len(rows))).long()]
+    most = _FRAMES + _FRAMES_REGION * (0 if model.regions is None else len(model.regions) - 1)
+    chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
     voxels = _Voxels(voxel_m)
     with tqdm(total=len(chosen), desc="map of points", unit="frame", disable=None) as bar:
         for chunk in chosen.split(_BATCH):
@@ -67,12 +71,12 @@ class _Voxels:
 
     def __init__(self, side_m: float) -> None:
         self._side_m = side_m
-        self._keys, self._sums = np.empty((0, 3), np.int64), np.empty((0, 4))
+        self._keys, self._sums = np.empty(0, np.int64), np.empty((0, 4))
         self._pending: list[Array] = []
 
     def add(self, points: Array) -> None:
         self._pending.append(points)
-        if sum(map(len, self._pending)) > 2_000_000:
+        if sum(map(len, self._pending)) > max(_PENDING, 2 * len(self._keys)):  # or a town would be sorted too often
             self._reduce()
 
     def means(self, fewest: int) -> Array:
@@ -84,10 +88,15 @@ class _Voxels:
     def _reduce(self) -> None:
         points = np.concatenate([np.empty((0, 3)), *self._pending])
         self._pending = []
-        keys = np.concatenate([self._keys, np.floor(points / self._side_m).astype(np.int64)])
+        numbers = np.floor(points / self._side_m).astype(np.int64) + _KEY_SIDE // 2
+        if np.any((numbers < 0) | (numbers >= _KEY_SIDE)):
+            reach = _KEY_SIDE // 2 * self._side_m
+            raise DataError(
+                f"a point lies more than {reach:.0f} m from the map's middle; make model.map_voxel_m larger"
+            )
+        keys = np.concatenate([self._keys, (numbers[:, 0] * _KEY_SIDE + numbers[:, 1]) * _KEY_SIDE + numbers[:, 2]])
         sums = np.concatenate([self._sums, np.column_stack([points, np.ones(len(points))])])
-        self._keys, owner = np.unique(keys, axis=0, return_inverse=True)
-        owner = owner.reshape(-1)
+        self._keys, owner = np.unique(keys, return_inverse=True)
         self._sums = np.stack([np.bincount(owner, column, len(self._keys)) for column in sums.T], axis=1)
 
 
