@@ -57,7 +57,7 @@ class Says:
     """A model that predicts what it is given."""
 
     def __init__(self, points_m: Tensor, log_std: Tensor) -> None:
-        self.points_m, self.log_std = points_m, log_std
+        self.points_m, self.log_std, self.regions = points_m, log_std, None
 
     def predict(self, name: str, look: Look, *_: Any) -> tuple[Tensor, Tensor]:
         return self.points_m, self.log_std

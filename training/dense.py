@@ -14,7 +14,6 @@ from training.augment import AugmentConfig
 from training.config import FrozenConfig, ObjectiveConfig
 from training.dataset import PreparedDataset
 from training.objective import Objective, Terms
-from training.predict import batches
 from training.sampler import training_input
 from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.models import DenseModel, ModelInput
@@ -25,7 +24,6 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 _BATCH = 16
 _LEAST_DEPTH_M = 0.1
-_LOOKED_AT = 256  # frames that tell the map's extent
 # Mean length of a standard normal vector: a cell's deviation is so that of a coordinate, whatever the likelihood.
 _MEAN_LENGTH = {3: 1.5958, 2: 1.2533}
 
@@ -49,6 +47,9 @@ class DenseObjective(Objective):
     is a direction, whose density is that of the point across the ray times the squared depth: ``- 2 log depth`` more.
     Without it, points at the camera's own place would be the likeliest. Mean over the cells, sum over the modalities.
 
+    Where the map has regions, each frame is taken to look at one, drawn by how much it belongs to each, and every
+    modality's classifier pays the cross-entropy to these shares.
+
     Args:
         config: says how many cells of each picture a step looks at.
         codec: of the map.
@@ -59,14 +60,20 @@ class DenseObjective(Objective):
         self._cells, self._codec = config.cells, codec
 
     def terms(self, model: DenseModel, batch: ModelInput | Looks, target: Tensor) -> Terms:
-        rotation, translation = _true_poses(target, self._codec)
+        rotation, translation = true_poses(target, self._codec)
         looks = batch.looks if isinstance(batch, Looks) else model.look(batch)
         losses, watched = [], {}
+        shares = None if model.regions is None else model.regions.shares(translation)
+        drawn = None if shares is None else torch.multinomial(shares, 1).squeeze(1)
         for name, look in looks.items():
+            if model.regions is not None and shares is not None:
+                opinion = model.regions.log_probabilities(name, look.context)
+                losses.append(-(shares[look.rows] * opinion).sum(dim=1).mean())
+                watched[f"region_{name}"] = (opinion.argmax(dim=1) == shares[look.rows].argmax(dim=1)).float().mean()
             count = look.cells.valid.shape[1]
             if 0 < self._cells < count:
                 look = look.some(torch.randperm(count, device=target.device)[: self._cells])
-            points, log_std = model.predict(name, look)
+            points, log_std = model.predict(name, look, None if drawn is None else drawn[look.rows])
             length, depth = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
             dimensions = torch.where(look.cells.ranged, 3, 2)
             unit = torch.where(look.cells.ranged, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
@@ -98,37 +105,7 @@ def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translati
     return length, along.squeeze(-1)
 
 
-@torch.no_grad()
-def learn_extent(
-    model: DenseModel,
-    data: PreparedDataset,
-    rows: Tensor,
-    preprocessor: Preprocessor,
-    codec: PoseCodec,
-    device: torch.device,
-) -> None:
-    """Tell the model where in the map training frames look: from what some of them measured and their true poses.
-
-    Where they measured nothing, they are taken to look three times as far as the poses spread.
-    """
-    chosen = rows[torch.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).long()]
-    seen = []
-    for chunk in chosen.split(_BATCH):
-        batch = next(batches(data, chunk, preprocessor, device, geometry=True))
-        rotation, translation = _true_poses(
-            torch.from_numpy(codec.encode([data.poses[i] for i in chunk.tolist()])), codec
-        )
-        for rows_here, cells in model.geometry(batch):
-            points = cells.points_m @ rotation[rows_here].mT.to(device) + translation[rows_here, None].to(device)
-            seen.append(points[cells.ranged])
-    points = torch.cat(seen)
-    if len(points) < 2:
-        model.set_extent(torch.zeros(3), torch.tensor(3 * codec.scale_m))
-    else:
-        model.set_extent(points.mean(dim=0), torch.sqrt(points.var(dim=0).mean()).clamp(min=codec.scale_m))
-
-
-def _true_poses(target: Tensor, codec: PoseCodec) -> tuple[Tensor, Tensor]:
+def true_poses(target: Tensor, codec: PoseCodec) -> tuple[Tensor, Tensor]:
     """Rotations ``(B, 3, 3)`` and translations ``(B, 3)``, metres from the map's origin, of pose vectors ``(B, 6)``."""
     reference = torch.tensor(codec.reference_wxyz, dtype=target.dtype, device=target.device).expand(len(target), -1)
     return rotation_matrix(quaternion_product(reference, quaternion_exp(target[:, 3:]))), target[:, :3] * codec.scale_m

@@ -19,9 +19,10 @@ from training.calibrate import calibrate, fit_confidence, poses, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset, common_mounts, split_blocks, usual_twist
-from training.dense import FrozenFeatures, Looks, learn_extent
+from training.dense import FrozenFeatures, Looks
 from training.descent import Descent, arithmetic
 from training.distributed import Processes
+from training.extent import learn_extent
 from training.interruption import Interruption
 from training.loader import default_depth, prefetch
 from training.logbook import Logbook

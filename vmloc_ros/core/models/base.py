@@ -43,6 +43,8 @@ class ModelConfig:
         lidar_stride: likewise of a range image.
         cell_blocks: residual blocks of the network that every cell passes, ``hidden_dim`` wide.
         context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
+        regions: parts that a dense system divides a large map into, each with coordinates of its own; 1: none. About
+            one for every 50 m of road.
         frozen: the trunks stay as they are, so that training computes their features once.
         hypotheses: poses that the solver tries first.
         map_voxel_m: side of the voxels of a map of measured points that dense systems register scans to; 0: none.
@@ -63,6 +65,7 @@ class ModelConfig:
     lidar_stride: int = 4
     cell_blocks: int = 2
     context: bool = False
+    regions: int = 1
     frozen: bool = False
     hypotheses: int = 64
     map_voxel_m: float = 0.0
@@ -73,8 +76,10 @@ class ModelConfig:
             raise ValueError(f"sizes must be positive and 0 <= dropout < 1, got {self}")
         if min(self.clip_length or 1, self.clip_spacing or 1) < 1:
             raise ValueError(f"clip_length and clip_spacing must be positive, got {self}")
-        if min(self.cell_stride, self.lidar_stride, self.hypotheses) < 1 or self.cell_blocks < 0:
-            raise ValueError(f"cell_stride, lidar_stride and hypotheses must be positive, cell_blocks >= 0, got {self}")
+        if min(self.cell_stride, self.lidar_stride, self.hypotheses, self.regions) < 1 or self.cell_blocks < 0:
+            raise ValueError(
+                f"cell_stride, lidar_stride, hypotheses and regions must be positive, cell_blocks >= 0, got {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,15 +20,18 @@ from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose, quaternion_from_matrix
 from vmloc_ros.core.models.base import ModelConfig, ModelInput, PoseModel, Prediction, require_modality
+from vmloc_ros.core.models.cell_predictor import CellPredictor
 from vmloc_ros.core.models.encoder import ImagenetScale, Pyramid, make_trunk
+from vmloc_ros.core.models.regions import Regions
 from vmloc_ros.core.point_map import PointMap
 from vmloc_ros.core.pose_codec import PoseCodec
-from vmloc_ros.core.solver import Correspondences, solve
+from vmloc_ros.core.solver import Correspondences, Solution, solve
 
 _LEAST_STD_M = 0.005
-_POINT_SCALE_M = 10.0  # measured points are given to the network in this unit
 _CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture
 _IN_CAMERA_CHANNELS = 2  # of a lidar's picture in the camera's view
+_NO_DOUBT = math.log(1e-3)  # a second region that is less likely is not looked into
+_ELSEWHERE = 0.1  # of a region's extent: answers of two regions that are closer together are one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,54 +54,6 @@ class Look:
         """The cells ``(n,)`` alone, as a picture of one column."""
         cells = Cells(*(getattr(self.cells, field.name)[:, chosen] for field in fields(Cells)))
         return replace(self, features=self.features.flatten(2)[:, :, chosen].unsqueeze(-1), cells=cells)
-
-
-class CellPredictor(nn.Module):
-    """Map coordinates of the cells of one modality: a trunk, then the same small network for every cell.
-
-    Args:
-        trunk: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
-        in_channels: of the modality.
-        config: sizes.
-        stride: of the cells, in pixels.
-        sees_points: the measured points are part of the input: cells of a lidar or depth camera know where their own
-            measurement lies, those of an image do not.
-    """
-
-    def __init__(self, trunk: nn.Module, in_channels: int, config: ModelConfig, stride: int, sees_points: bool) -> None:
-        super().__init__()
-        self.sees_points = sees_points
-        self.pyramid = Pyramid(trunk, in_channels, stride)
-        width = config.hidden_dim
-        self.norm = nn.BatchNorm2d(self.pyramid.channels, affine=False)
-        self.dropout = nn.Dropout(config.dropout)
-        self.entry = nn.Conv2d(self.pyramid.channels + (3 if sees_points else 0), width, 1)
-        self.context = nn.Linear(self.pyramid.context_channels, width) if config.context else None
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU())
-            for _ in range(config.cell_blocks)
-        )
-        self.exit = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 4, 1))
-
-    def forward(self, features: Tensor, context: Tensor, points: Tensor) -> Tensor:
-        """Normalised coordinates and raw log standard deviation ``(B, 4, h, w)``.
-
-        Args:
-            features: ``(B, F, h, w)``, and ``context`` ``(B, G)``, of :class:`Pyramid`.
-            points: ``(B, 3, h, w)`` measured, in metres in the body frame; zero where there is none.
-        """
-        x = self.dropout(self.norm(features.float()))
-        if self.sees_points:
-            x = torch.cat([x, points / _POINT_SCALE_M], dim=1)
-        x = self.entry(x)
-        if self.context is not None:
-            x = x + self.context(context.float())[:, :, None, None]
-        x = torch.relu(x)
-        for block in self.blocks:
-            x = x + block(x)
-        x = self.exit[:-1](x)
-        with torch.autocast(x.device.type, enabled=False):  # half precision knows decimetres in a map of 50 m
-            return self.exit[-1](x.float())
 
 
 class DenseModel(PoseModel):
@@ -133,6 +88,8 @@ class DenseModel(PoseModel):
         )
         if config.frozen:
             self._pyramids(lambda pyramid: pyramid.requires_grad_(False))
+        contexts = {name: self._predictor(name).pyramid.context_channels for name in channels}
+        self.regions = Regions(config.regions, contexts) if config.regions > 1 else None
         self.map = PointMap(config.map_voxel_m) if config.map_voxel_m else None
         self.register_buffer("mounts", torch.full((len(channels), 4, 4), torch.nan, dtype=torch.float64))
         self.register_buffer("centre_m", torch.zeros(3))
@@ -183,30 +140,43 @@ class DenseModel(PoseModel):
                 looks[name] = Look(rows, features, context, cells)
         return looks
 
-    def predict(self, name: str, look: Look) -> tuple[Tensor, Tensor]:
-        """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``."""
+    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``.
+
+        Args:
+            regions: ``(R,)`` numbers of the regions that each picture is taken to look at, where the map has such.
+        """
         shape = look.features.shape[-2:]
         points = torch.where(look.cells.ranged.unsqueeze(-1), look.cells.points_m, 0.0).mT.reshape(-1, 3, *shape)
-        output = self._predictor(name)(look.features, look.context, points).flatten(2)
+        output = self._predictor(name)(look.features, look.context, points, regions).flatten(2)
+        centre, extent = self.centre_m, self.extent_m
+        if self.regions is not None:
+            centre, extent = self.regions.centres_m[regions], self.regions.extents_m[regions]
+        centre, extent = centre.view(-1, 1, 3), extent.view(-1, 1)
         # Deviations begin at the map's extent, as large as the errors then are.
         low = math.log(_LEAST_STD_M)
-        span = torch.log(4 * self.extent_m) - low
+        span = torch.log(4 * extent) - low
         log_std = low + span * torch.sigmoid(output[:, 3] + torch.logit(1 - math.log(4) / span))
-        return self.centre_m + self.extent_m * output[:, :3].mT, log_std
+        return centre + extent.unsqueeze(-1) * output[:, :3].mT, log_std
 
-    def correspond(self, batch: ModelInput) -> tuple[Correspondences, Tensor, dict[str, Tensor]]:
-        """Every cell's prediction beside what was measured, of all modalities, times and contexts."""
-        widths = {name: self._predictor(name).pyramid.context_channels for name in self.modalities}
-        contexts = {name: self.centre_m.new_zeros(len(batch), width) for name, width in widths.items()}
+    def correspond(
+        self, looks: Mapping[str, Look], count: int, regions: Tensor | None = None
+    ) -> tuple[Correspondences, Tensor]:
+        """Every cell's prediction beside what was measured, of all modalities, and times ``(B, M)`` of measurement.
+
+        Args:
+            looks: of :meth:`look`.
+            count: B.
+            regions: ``(B,)`` as in :meth:`predict`.
+        """
         parts = []
-        for name, look in self.look(batch).items():
-            points, log_std = self.predict(name, look)
+        for name, look in looks.items():
+            points, log_std = self.predict(name, look, None if regions is None else regions[look.rows])
             cells = look.cells
             part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid, cells.times_s
-            parts.append([_spread(x, look.rows, len(batch)) for x in part])
-            contexts[name] = _spread(look.context, look.rows, len(batch))
+            parts.append([_spread(x, look.rows, count) for x in part])
         *joined, times_s = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
-        return Correspondences(*joined), times_s, contexts
+        return Correspondences(*joined), times_s
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
         """The pose that all cells agree on; its covariance is the inverse Hessian of their product.
@@ -214,10 +184,12 @@ class DenseModel(PoseModel):
         A frame whose cells agree on none is answered with the map's middle and a covariance as wide as the map, and is
         marked as lost.
         """
-        c, times_s, contexts = self.correspond(batch)
-        solution = solve(c, hypotheses=self.hypotheses, spread_m=float(self.extent_m))
+        looks = self.look(batch)
+        c, times_s, solution, ambiguity = self._solve(looks, len(batch))
         pose = solution.rotations, solution.translations, solution.covariances
         oddities = [1 - solution.inlier_share, solution.residual]
+        if ambiguity is not None:
+            oddities.append(ambiguity)
         if self.map is not None and len(self.map):
             ranged = c.ranged & c.valid & solution.solved.unsqueeze(1)
             registered = self.map.register_scan(c.points_m, times_s, ranged, *pose, self.twist_std)
@@ -228,10 +200,50 @@ class DenseModel(PoseModel):
             pose[1].cpu().numpy() + codec.origin_m,
             quaternion_from_matrix(pose[0].cpu().numpy()),
             covariances=pose[2].cpu().numpy(),
-            features=contexts,
+            features=self._contexts(looks, len(batch)),
             oddities=torch.stack([x.double() for x in oddities], dim=1).cpu().numpy(),
             lost=(~solution.solved).cpu().numpy(),
         )
+
+    def _solve(self, looks: Mapping[str, Look], count: int) -> tuple[Correspondences, Tensor, Solution, Tensor | None]:
+        """Correspondences, their times, the answer of the likeliest region, and how nearly another one is as good.
+
+        The last is the runner-up's share of inliers, of the answer's, where it lies elsewhere: 1 where two places look
+        the same.
+        """
+        if self.regions is None:
+            c, times_s = self.correspond(looks, count)
+            return c, times_s, solve(c, hypotheses=self.hypotheses, spread_m=float(self.extent_m)), None
+        opinions = [
+            _spread(self.regions.log_probabilities(name, look.context), look.rows, count)
+            for name, look in looks.items()
+        ]
+        likely, regions = torch.log_softmax(torch.stack(opinions).sum(dim=0), dim=1).topk(2, dim=1)
+        spread_m = float(self.regions.extents_m.max())
+        c, times_s = self.correspond(looks, count, regions[:, 0])
+        best = solve(c, hypotheses=self.hypotheses, spread_m=spread_m)
+        doubt = likely[:, 1] > _NO_DOUBT
+        ambiguity = torch.zeros_like(best.inlier_share)
+        if bool(doubt.any()):
+            other = solve(
+                self.correspond(looks, count, regions[:, 1])[0], hypotheses=self.hypotheses, spread_m=spread_m
+            )
+            scores = [answer.log_ratio + likely[:, place] for place, answer in enumerate((best, other))]
+            swapped = doubt & other.solved & (~best.solved | (scores[1] > scores[0]))
+            best, other = best.where(~swapped, other), other.where(~swapped, best)
+            elsewhere = (best.translations - other.translations).norm(dim=1) > _ELSEWHERE * spread_m
+            rival = doubt & best.solved & other.solved & elsewhere
+            ambiguity = torch.where(rival, (other.inlier_share / best.inlier_share).clamp(max=1), 0.0)
+        # What no region explains may be anywhere in the map.
+        wide = best.covariances.new_tensor([float(self.extent_m) ** 2] * 3 + [math.pi**2] * 3).diag()
+        best = replace(best, covariances=torch.where(best.solved[:, None, None], best.covariances, wide))
+        return c, times_s, best, ambiguity
+
+    def _contexts(self, looks: Mapping[str, Look], count: int) -> dict[str, Tensor]:
+        """``(count, G)`` of every modality, zeros where it is absent."""
+        widths = {name: self._predictor(name).pyramid.context_channels for name in self.modalities}
+        contexts = {name: self.centre_m.new_zeros(count, width) for name, width in widths.items()}
+        return contexts | {name: _spread(look.context, look.rows, count) for name, look in looks.items()}
 
     def geometry(self, batch: ModelInput) -> Iterator[tuple[Tensor, Cells]]:
         """Of each modality, rows of the batch that have it, and their cells as in :meth:`look`, without a network."""

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a dense system's error, checkpoint and training grow with the roads of its map, as a Markdown table.
+
+town="--beams 16 --image-size 160x120 --camera-rate 5 --streets 33 --jobs 2"
+vmloc simulate $town --seed 1 --traversals 6 --out town/train
+vmloc simulate $town --seed 101 --out town/val
+vmloc simulate $town --seed 1000007 --out town/test
+python benchmarks/dense_scale.py town --out town/runs --streets 1 7 33 --regions 3      # of each street; 0: none
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from training.simulation.street import LENGTH_M
+from vmloc_ros.core.checkpoint import read_header
+
+CONFIG = Path(__file__).parents[1] / "config/train/dense_town.yaml"
+SENSORS = {"camera and lidar": None, "lidar alone": "image=2", "camera alone": "lidar=2"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("town", type=Path, help="folder with train, val and test, each with bags street_K_seed_N")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; those that are there are kept")
+    parser.add_argument("--streets", type=int, nargs="+", default=[1, 7, 33])
+    parser.add_argument("--regions", type=int, default=3, help="of each street; 0: one set of coordinates for all")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of vmloc train")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    print(
+        "| road (m) | regions | training frames | CPU min | checkpoint (MB) | sensors | median | 95th percentile | ",
+        end="",
+    )
+    print("within 0.5 m, 5 deg | truth inside the 95 % ellipsoid (position / rotation) |")
+    print("|---:|---:|---:|---:|---:|---|---|---|---:|---|")
+    for streets in options.streets:
+        regions = max(1, streets * options.regions)
+        checkpoint = options.out / f"streets_{streets}_regions_{regions}.safetensors"
+        train, val, test = (bags_of(options.town / part, streets) for part in ("train", "val", "test"))
+        took = options.out / f"{checkpoint.stem}.seconds"
+        if not took.exists():
+            settings = [f"model.regions={regions}", *options.set]
+            flags = [word for setting in settings for word in ("--set", setting)]
+            seconds = run(
+                "train", "--config", CONFIG, *flags, "--data", *train, "--val-data", *val, "--out", checkpoint
+            )
+            took.write_text(f"{seconds:.0f}\n")
+        frames, size = read_header(checkpoint).training["frames"], checkpoint.stat().st_size / 1e6
+        for sensors, corruption in SENSORS.items():
+            folder = options.out / f"{checkpoint.stem}_{sensors.replace(' ', '_')}"
+            run("evaluate", checkpoint, *test, "--out", folder, *(["--corrupt", corruption] if corruption else []))
+            m = json.loads((folder / "metrics.json").read_text())
+            print(
+                f"| {streets * LENGTH_M:.0f} | {regions} | {frames} | {float(took.read_text()) / 60:.0f} | {size:.1f} "
+                f"| {sensors} | {m['median_position_m']:.3f} m, {m['median_rotation_deg']:.2f} deg "
+                f"| {m['p95_position_m']:.3f} m, {m['p95_rotation_deg']:.2f} deg | {m['within_0.5m_5deg']:.1%} "
+                f"| {m['coverage95_position']:.0%} / {m['coverage95_rotation']:.0%} |",
+                flush=True,
+            )
+
+
+def bags_of(folder: Path, streets: int) -> list[Path]:
+    """The bags of the first streets."""
+    numbers = {
+        bag: int(found[1]) for bag in folder.iterdir() if (found := re.fullmatch(r"street_(\d+)_seed_\d+", bag.name))
+    }
+    return sorted(bag for bag, number in numbers.items() if number < streets)
+
+
+def run(*command: object) -> float:
+    """``vmloc`` with arguments; returns the CPU seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "training.cli", *map(str, command)], check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"vmloc {command[0]}: {time.monotonic() - started:.0f} s, {used:.0f} s of CPU", file=sys.stderr)
+    return used
+
+
+if __name__ == "__main__":
+    main()

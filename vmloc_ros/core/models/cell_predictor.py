@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network of one modality that says of every cell where in the map it lies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vmloc_ros.core.models.base import ModelConfig
+from vmloc_ros.core.models.encoder import Pyramid
+
+_POINT_SCALE_M = 10.0  # measured points are given to the network in this unit
+
+
+class CellPredictor(nn.Module):
+    """Map coordinates of the cells of one modality: a trunk, then the same small network for every cell.
+
+    Args:
+        trunk: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
+        in_channels: of the modality.
+        config: sizes.
+        stride: of the cells, in pixels.
+        sees_points: the measured points are part of the input: cells of a lidar or depth camera know where their own
+            measurement lies, those of an image do not.
+    """
+
+    def __init__(self, trunk: nn.Module, in_channels: int, config: ModelConfig, stride: int, sees_points: bool) -> None:
+        super().__init__()
+        self.sees_points = sees_points
+        self.pyramid = Pyramid(trunk, in_channels, stride)
+        width = config.hidden_dim
+        self.norm = nn.BatchNorm2d(self.pyramid.channels, affine=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.entry = nn.Conv2d(self.pyramid.channels + (3 if sees_points else 0), width, 1)
+        self.context = nn.Linear(self.pyramid.context_channels, width) if config.context else None
+        # Feature-wise modulation (Perez et al. 2018, FiLM) by the region: all regions share one network.
+        shape = config.regions, 1 + config.cell_blocks, 2, width
+        self.modulation = nn.Parameter(torch.zeros(shape)) if config.regions > 1 else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU())
+            for _ in range(config.cell_blocks)
+        )
+        self.exit = nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU(), nn.Conv2d(width, 4, 1))
+
+    def forward(self, features: Tensor, context: Tensor, points: Tensor, regions: Tensor | None = None) -> Tensor:
+        """Normalised coordinates and raw log standard deviation ``(B, 4, h, w)``.
+
+        Args:
+            features: ``(B, F, h, w)``, and ``context`` ``(B, G)``, of :class:`Pyramid`.
+            points: ``(B, 3, h, w)`` measured, in metres in the body frame; zero where there is none.
+            regions: ``(B,)`` numbers of the regions whose coordinates are asked for, where the map has such.
+        """
+        x = self.dropout(self.norm(features.float()))
+        if self.sees_points:
+            x = torch.cat([x, points / _POINT_SCALE_M], dim=1)
+        x = self.entry(x)
+        if self.context is not None:
+            x = x + self.context(context.float())[:, :, None, None]
+        x = torch.relu(self._modulated(x, regions, 0))
+        for number, block in enumerate(self.blocks, start=1):
+            x = x + block(self._modulated(x, regions, number))
+        x = self.exit[:-1](x)
+        with torch.autocast(x.device.type, enabled=False):  # half precision knows decimetres in a map of 50 m
+            return self.exit[-1](x.float())
+
+    def _modulated(self, x: Tensor, regions: Tensor | None, layer: int) -> Tensor:
+        if self.modulation is None:
+            return x
+        scale, shift = self.modulation[regions, layer, :, :, None, None].unbind(dim=1)
+        return x * (1 + scale) + shift
