@@ -5,7 +5,7 @@ town="--beams 16 --image-size 160x120 --camera-rate 5 --streets 33 --jobs 2"
 vmloc simulate $town --seed 1 --traversals 6 --out town/train
 vmloc simulate $town --seed 101 --out town/val
 vmloc simulate $town --seed 1000007 --out town/test
-python benchmarks/dense_scale.py town --out town/runs --streets 1 7 33 --regions 3      # of each street; 0: none
+python benchmarks/dense_scale.py town --out town/runs --streets 1 7 33 --epochs 24 8 3
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import sys
 import time
 from pathlib import Path
 
+from training.config import load_config
 from training.simulation.street import LENGTH_M
 from vmloc_ros.core.checkpoint import read_header
 
 CONFIG = Path(__file__).parents[1] / "config/train/dense_town.yaml"
+MOST_STREETS = 12  # that are validated and tested on, evenly spread
 SENSORS = {"camera and lidar": None, "lidar alone": "image=2", "camera alone": "lidar=2"}
 
 
@@ -31,6 +33,9 @@ def main() -> None:
     parser.add_argument("town", type=Path, help="folder with train, val and test, each with bags street_K_seed_N")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints; those that are there are kept")
     parser.add_argument("--streets", type=int, nargs="+", default=[1, 7, 33])
+    parser.add_argument(
+        "--epochs", type=int, nargs="+", help="for each number of streets; default: the configuration's"
+    )
     parser.add_argument("--regions", type=int, default=3, help="of each street; 0: one set of coordinates for all")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of vmloc train")
     options = parser.parse_args()
@@ -40,14 +45,16 @@ def main() -> None:
         end="",
     )
     print("within 0.5 m, 5 deg | truth inside the 95 % ellipsoid (position / rotation) |")
-    print("|---:|---:|---:|---:|---:|---|---|---|---:|---|")
-    for streets in options.streets:
+    print("|---:|---:|---:|---:|---:|---:|---|---|---|---:|---|")
+    epochs = options.epochs or [load_config([CONFIG]).optimizer.epochs] * len(options.streets)
+    for streets, visits in zip(options.streets, epochs, strict=True):
         regions = max(1, streets * options.regions)
         checkpoint = options.out / f"streets_{streets}_regions_{regions}.safetensors"
         train, val, test = (bags_of(options.town / part, streets) for part in ("train", "val", "test"))
+        val, test = (bags[:: -(-len(bags) // MOST_STREETS)] for bags in (val, test))
         took = options.out / f"{checkpoint.stem}.seconds"
         if not took.exists():
-            settings = [f"model.regions={regions}", *options.set]
+            settings = [f"model.regions={regions}", f"optimizer.epochs={visits}", *options.set]
             flags = [word for setting in settings for word in ("--set", setting)]
             seconds = run(
                 "train", "--config", CONFIG, *flags, "--data", *train, "--val-data", *val, "--out", checkpoint
@@ -59,7 +66,8 @@ def main() -> None:
             run("evaluate", checkpoint, *test, "--out", folder, *(["--corrupt", corruption] if corruption else []))
             m = json.loads((folder / "metrics.json").read_text())
             print(
-                f"| {streets * LENGTH_M:.0f} | {regions} | {frames} | {float(took.read_text()) / 60:.0f} | {size:.1f} "
+                f"| {streets * LENGTH_M:.0f} | {regions} | {frames} | {visits} "
+                f"| {float(took.read_text()) / 60:.0f} | {size:.1f} "
                 f"| {sensors} | {m['median_position_m']:.3f} m, {m['median_rotation_deg']:.2f} deg "
                 f"| {m['p95_position_m']:.3f} m, {m['p95_rotation_deg']:.2f} deg | {m['within_0.5m_5deg']:.1%} "
                 f"| {m['coverage95_position']:.0%} / {m['coverage95_rotation']:.0%} |",

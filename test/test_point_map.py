@@ -7,6 +7,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from training.point_map import _Voxels, plane_normals
+from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.gauss_newton import turned
 from vmloc_ros.core.point_map import PointMap, _Grid
 
@@ -76,6 +77,21 @@ def test_a_scan_of_a_room_finds_its_pose(seed):
     assert distance_m < 0.01
     assert angle_rad < 0.003
     assert float(torch.linalg.eigvalsh(result.covariances).min()) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_start_that_is_many_voxels_off_is_brought_home_and_disturbs_no_other_frame(seed):
+    rng = np.random.default_rng(seed)
+    built = point_map(walls(rng))
+    rotation, translation = pose(rng, 0.2, 0.2)
+    body = seen_from(walls(rng, spacing=0.3), rotation, translation).repeat(2, 1, 1)
+    offsets = torch.from_numpy(rng.choice([-1, 1], (1, 3)) * [1.4, 1.2, 0.5])
+    start = rotation.repeat(2, 1, 1), torch.cat([translation + offsets, translation + 0.05])
+    both = register(built, body, start, prior(0.2).repeat(2, 1, 1))
+    assert (both.translations - translation).norm(dim=1).max() < 0.01
+    assert both.share.min() > 0.95
+    alone = register(built, body[1:], (rotation, translation + 0.05), prior(0.2))
+    assert torch.allclose(both.translations[1:], alone.translations, atol=1e-9)
 
 
 def test_along_a_corridor_the_prior_decides():
@@ -168,6 +184,13 @@ def test_voxels_average_whatever_the_order_and_drop_what_was_seen_seldom():
     assert len(whole.means(501)) == 0
     corner = points[(points < 0.5).all(axis=1)]
     np.testing.assert_allclose(whole.means(1)[0], corner.mean(axis=0))
+
+
+def test_points_that_no_map_can_hold_are_refused_in_words():
+    voxels = _Voxels(0.5)
+    voxels.add(np.array([[0.0, 0.0, 0.0], [0.0, -1e7, 0.0]]))
+    with pytest.raises(DataError, match=r"more than 524288 m from the map's middle; make model\.map_voxel_m larger"):
+        voxels.means(1)
 
 
 def test_normals_are_those_of_the_planes():

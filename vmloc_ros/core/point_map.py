@@ -9,8 +9,8 @@ other: the body's velocity meanwhile is found with its pose.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,7 +18,11 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.gauss_newton import turned
 
-_LEVELS = (4, 4, 2, 2, 1, 1, 1, 1)  # voxels' sizes of the iterations, from far to near, in the map's own
+# Sizes of the voxels in the iterations, in the map's own: near the answer, and wherever this does not find it.
+_NEAR = (4, 4, 2, 2, 1, 1, 1, 1)
+_WIDE = (32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 2, 2, 2, *[1] * 8)
+_COARSE, _SPARSE = 8, 4  # voxels from which on every fourth point does
+_SURE = 0.7  # share of the points on the map above which nobody looks farther
 _PRIOR_INFLATION = 10.0  # of the cells' deviations: errors of neighbouring cells are much the same error
 _LEAST_SHARE = 0.2  # of the points that must lie on the map for the registration to count
 _LEAST_STD = 0.1  # of a point's distance from its plane, in voxels
@@ -79,7 +83,10 @@ class PointMap(nn.Module):
         covariances: Tensor,
         twist_std: Tensor,
     ) -> Registration:
-        """Bring scans onto the map, from poses that are off by no more than a few voxels.
+        """Bring scans onto the map, from poses that are off by no more than some voxels.
+
+        Four voxels, where the first attempt finds most points on the map; else a second one looks as far as sixteen
+        or more, and the attempt with the larger share of points on the map counts.
 
         Args:
             points_m: ``(B, M, 3)`` in the body frame at the stamp, if the body moved as expected.
@@ -90,16 +97,41 @@ class PointMap(nn.Module):
             covariances: ``(B, 6, 6)``, inflated before use.
             twist_std: ``(6,)`` how much faster or slower than expected the body may move, m/s and rad/s.
         """
-        points, times = points_m.double(), times_s.double().unsqueeze(-1)
-        prior = torch.zeros(len(points), 12, 12, dtype=torch.float64, device=points.device)
+        given = points_m, times_s, valid, rotations, translations, covariances
+        found = self._descend(_NEAR, twist_std, *given)
+        unsure = torch.nonzero((found.share < _SURE) & valid.any(dim=1)).flatten()
+        if len(unsure):
+            second = self._descend(_WIDE, twist_std, *(x[unsure] for x in given))
+            better = second.share > found.share[unsure]
+            chosen = unsure[better]
+            pairs = ((getattr(found, field.name), getattr(second, field.name)) for field in fields(Registration))
+            found = Registration(*(x.index_copy(0, chosen, y[better]) for x, y in pairs))
+        return found
+
+    def _descend(
+        self,
+        levels: Sequence[int],
+        twist_std: Tensor,
+        points_m: Tensor,
+        times_s: Tensor,
+        valid: Tensor,
+        rotations: Tensor,
+        translations: Tensor,
+        covariances: Tensor,
+    ) -> Registration:
+        """Gauss-Newton over voxels of these sizes; arguments as of :meth:`register_scan`."""
+        every, every_time = points_m.double(), times_s.double().unsqueeze(-1)
+        prior = torch.zeros(len(every), 12, 12, dtype=torch.float64, device=every.device)
         prior[:, :6, :6] = torch.linalg.inv(covariances.double() * _PRIOR_INFLATION**2)
         prior[:, 6:, 6:] = torch.diag(1 / twist_std.double().square())
-        twist = points.new_zeros(len(points), 6)
+        twist = every.new_zeros(len(every), 6)
         start, R, t = (rotations.double(), translations.double()), rotations.double(), translations.double()
-        for level in _LEVELS:
+        for level in levels:
+            step = _SPARSE if level >= _COARSE else 1
+            points, times = every[:, ::step], every_time[:, ::step]
             linear, angular = twist[:, None, :3], twist[:, None, 3:].expand_as(points)
             moved = points + times * (linear + torch.linalg.cross(angular, points))
-            H, right, share, variance = self._equations(moved, times, valid, R, t, level)
+            H, right, share, variance = self._equations(moved, times, valid[:, ::step], R, t, level)
             apart = torch.cat([start[1] - t, _small_turn(start[0] @ R.mT), -twist], dim=-1)
             H = H / variance + prior
             right = right / variance.squeeze(-1) + (prior @ apart.unsqueeze(-1)).squeeze(-1)

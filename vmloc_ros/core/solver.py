@@ -9,7 +9,7 @@ its own: neither the frames beside it nor padding with invalid rows change its a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,7 +39,6 @@ class Solution:
         inlier_share: ``(B,)`` share of the valid cells that lie within ``gate`` sigma; 0 where there are none.
         residual: ``(B,)`` root mean square of the inliers' residuals in sigma, per equation: 1 if sigma is right.
         solved: ``(B,)`` bool: enough inliers that determine all six degrees of freedom.
-        log_ratio: ``(B,)`` how much likelier than cells strewn over the map (see :func:`log_ratio`); no gradient.
     """
 
     rotations: Tensor
@@ -48,12 +47,6 @@ class Solution:
     inlier_share: Tensor
     residual: Tensor
     solved: Tensor
-    log_ratio: Tensor
-
-    def where(self, chosen: Tensor, other: Solution) -> Solution:
-        """This one of the frames that are chosen ``(B,)``, the other one of the rest."""
-        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return Solution(*(torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs))
 
 
 def solve(
@@ -153,8 +146,6 @@ def refine(
     # The unit matrix keeps the inverse of an unsolved frame's H, and the gradient through it, finite.
     covariance, _ = torch.linalg.inv_ex(torch.where(solved[:, None, None], rotated(H, R), eye))
     wide = torch.diag(torch.tensor([spread_m**2] * 3 + [math.pi**2] * 3, dtype=H.dtype, device=H.device))
-    with torch.no_grad():
-        ratio = log_ratio(c.cleaned().to(torch.float32), R.float().unsqueeze(1), t.float().unsqueeze(1), spread_m)
     mean_square = torch.where(inlier, squared, 0.0).sum(dim=1) / (inlier * cells.equations).sum(dim=1).clamp_min(1)
     return Solution(
         R,
@@ -163,7 +154,6 @@ def refine(
         inlier.sum(dim=1) / cells.valid.sum(dim=1).clamp_min(1),
         torch.where(mean_square > 0, mean_square.clamp_min(1e-300).sqrt(), 0.0),
         solved,
-        torch.where(solved, ratio.squeeze(1), 0.0),
     )
 
 
