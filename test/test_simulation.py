@@ -12,7 +12,8 @@ import pytest
 import trimesh
 
 from training.simulation import Traversal, simulate, simulate_many, street
-from training.simulation.camera import CameraRenderer, Light
+from training.simulation.camera import CameraRenderer
+from training.simulation.light import Light
 from training.simulation.mesh import MeshBuilder
 from training.simulation.scene import Scene
 from training.simulation.styles import PLAIN, Style, StyleTable

@@ -2,7 +2,7 @@
 """A simulated street: ray-cast camera and lidar, exact poses, reproducible by seed.
 
 ``street`` and ``world`` (with ``buildings``, ``furniture``, ``ground``) make the fixed surroundings of a
-``world_seed``; ``trajectory``, ``traffic`` and ``camera.Light`` are what a traversal's ``seed`` decides;
+``world_seed``; ``trajectory``, ``traffic`` and ``light`` are what a traversal's ``seed`` decides;
 ``camera``, ``lidar`` and ``odometry`` are the sensors; ``traversal`` turns them into stamped messages.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from training.simulation.lidar import BEAMS
+from training.simulation.light import LIGHTS
 from training.simulation.traversal import Rates, Traversal
 from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.errors import ConfigError
@@ -38,6 +39,7 @@ def simulate(
     duration_s: float | None = None,
     beams: int = BEAMS,
     centre_m: tuple[float, float] = (0.0, 0.0),
+    light: str = "day",
     overwrite: bool = False,
     progress: bool = True,
 ) -> None:
@@ -53,6 +55,7 @@ def simulate(
         duration_s: ends the drive earlier.
         beams: of the lidar.
         centre_m: x and y in the map of the middle of the street.
+        light: ``day``, ``dusk`` or ``night``, for the camera; the lidar brings its own.
         overwrite: replace an existing bag.
         progress: show a progress bar.
 
@@ -60,10 +63,10 @@ def simulate(
         ConfigError: an argument is out of range.
         DataError: ``out`` exists or cannot be written.
     """
-    _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s, beams)
+    _check(seed, world_seed, laps, image_size, camera_rate_hz, lidar_rate_hz, duration_s, beams, light)
     with BagWriter(out, overwrite=overwrite) as bag:
         rates = Rates(camera_rate_hz, lidar_rate_hz)
-        traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams, centre_m)
+        traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams, centre_m, light)
         total = len(traversal.image_times_s) + len(traversal.scan_times_s)
         with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
             for record in traversal.records(on_frame=bar.update):
@@ -80,6 +83,7 @@ def simulate_many(
     image_size: tuple[int, int] = (320, 240),
     camera_rate_hz: float = 10.0,
     beams: int = BEAMS,
+    light: str = "day",
     jobs: int = 1,
     overwrite: bool = False,
 ) -> Iterator[Path]:
@@ -94,7 +98,7 @@ def simulate_many(
     """
     if min(len(seeds), streets, jobs) < 1:
         raise ConfigError(f"traversals, streets and jobs must be at least 1, got {len(seeds)}, {streets} and {jobs}")
-    common = {"laps": laps, "image_size": image_size, "camera_rate_hz": camera_rate_hz, "beams": beams}
+    common = {"laps": laps, "image_size": image_size, "camera_rate_hz": camera_rate_hz, "beams": beams, "light": light}
     drives = {
         out / (f"seed_{seed}" if streets == 1 else f"street_{number}_seed_{seed}"): {
             "seed": seed,
@@ -143,7 +147,10 @@ def _check(
     lidar_rate_hz: float,
     duration_s: float | None,
     beams: int,
+    light: str,
 ) -> None:
+    if light not in LIGHTS:
+        raise ConfigError(f"light must be one of {', '.join(LIGHTS)}, got {light!r}")
     for name, number in (("seed", seed), ("world_seed", world_seed)):
         if number < 0:
             raise ConfigError(f"{name} must not be negative, got {number}")

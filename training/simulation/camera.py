@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated camera: ray cast, lit by sun and sky with shadows, developed to 8-bit sRGB."""
+"""The simulated camera: ray cast, lit by sun, sky and lamps with shadows, developed to 8-bit sRGB."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.simulation.light import Light
 from training.simulation.scene import Scene
 from training.simulation.textures import F32, Noise, Textures
 from vmloc_ros.core.frame import PinholeCamera
@@ -15,55 +14,14 @@ from vmloc_ros.core.geometry import Pose
 
 _SHADOW_OFFSET_M = 0.01
 _SKY_BRIGHTNESS = 1.7  # of the sky, to the share of it that walls receive
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Light:
-    """Weather, hour and camera settings of one traversal; colours are linear RGB ``(3,)``."""
-
-    sun_direction: F32  # unit, towards the sun
-    sun: F32
-    ambient: F32
-    zenith: F32
-    horizon: F32
-    clouds: float  # share of the sky
-    cloud_shift: float
-    haze_per_m: float
-    exposure: float
-    white_balance: F32
-    noise: float  # standard deviation of the image noise at full brightness, of 1
-
-    @staticmethod
-    def draw(rng: np.random.Generator) -> Light:
-        """A plausible day: low warm sun or high white sun, clear or overcast."""
-        azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(18, 62))
-        clouds = float(rng.uniform(0.05, 0.95))
-        warmth = float(np.clip(1.2 - elevation, 0, 1))
-        strength = 2.9 * (1 - 0.8 * max(clouds - 0.35, 0) / 0.6)
-        overcast = np.array([0.62, 0.64, 0.67])
-        blue = np.array([0.20, 0.36, 0.68]) * rng.uniform(0.8, 1.2)
-        grey = float(np.clip((clouds - 0.4) / 0.5, 0, 1))
-        zenith = blue + (overcast - blue) * grey
-        horizon = np.array([0.70, 0.76, 0.84]) * (1 - 0.15 * warmth * np.array([0, 0.5, 1.5]))
-        ambient = 0.42 + 0.35 * zenith
-        light = strength * np.array([1.0, 0.95 - 0.12 * warmth, 0.88 - 0.32 * warmth])
-        horizontal = light.mean() * np.sin(elevation) + ambient.mean()  # what an exposure meter sees
-        return Light(
-            np.array(
-                [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)],
-                np.float32,
-            ),
-            light.astype(np.float32),
-            ambient.astype(np.float32),
-            zenith.astype(np.float32),
-            horizon.astype(np.float32),
-            clouds,
-            float(rng.uniform(0, 40)),
-            float(rng.choice([0.0008, 0.002, 0.006])),
-            float(rng.uniform(0.85, 1.25) * 1.25 / horizontal**0.8),
-            rng.uniform(0.93, 1.07, 3).astype(np.float32),
-            float(rng.uniform(0.005, 0.014)),
-        )
+_LAMP_COLOUR = np.array([1.0, 0.76, 0.46], np.float32)
+_LAMP_REACH_M = 25.0
+_HEADLAMP_COLOUR = np.array([1.0, 0.97, 0.90], np.float32)
+_HEADLAMP_M = np.array([0.0, 0.85, 1.2], np.float32)  # in the optical frame, of the two the middle
+_BEAM_WIDTH_RAD = 0.45
+_CUT_OFF_RAD = 0.01  # of dipped beams, below the horizon
+_BEAM_HEIGHT_RAD = 0.05  # farther below they fade, or the road at the car's feet would outshine all
+_STRAY = 0.04  # share of the beam that goes above
 
 
 class CameraRenderer:
@@ -74,11 +32,20 @@ class CameraRenderer:
         textures: surfaces of the scene's styles.
         noise: the world's noise, for the clouds.
         light: the traversal's light.
+        lamps_m: ``(L, 3)`` places of street lamps, in the map.
     """
 
-    def __init__(self, intrinsics: PinholeCamera, textures: Textures, noise: Noise, light: Light) -> None:
+    def __init__(
+        self,
+        intrinsics: PinholeCamera,
+        textures: Textures,
+        noise: Noise,
+        light: Light,
+        lamps_m: NDArray[np.float64] | None = None,
+    ) -> None:
         self.intrinsics = intrinsics
         self._textures, self._noise, self._light = textures, noise, light
+        self._lamps_m = np.zeros((0, 3), np.float32) if lamps_m is None else lamps_m.astype(np.float32)
         column, row = np.meshgrid(np.arange(intrinsics.width), np.arange(intrinsics.height))
         rays = np.stack(
             [
@@ -103,15 +70,15 @@ class CameraRenderer:
         missed, seen = np.flatnonzero(hits.face < 0), np.flatnonzero(hits.face >= 0)
         radiance[missed] = self._sky(directions[missed])
         radiance[seen] = self._surfaces(
-            scene, origin, directions[seen], hits.distance_m[seen], hits.face[seen], self._pixel_width[seen]
+            scene, map_from_camera, directions[seen], hits.distance_m[seen], hits.face[seen], self._pixel_width[seen]
         )
         return self._develop(radiance, rng)
 
     def _surfaces(
-        self, scene: Scene, origin: F32, directions: F32, distance: F32, face: NDArray[np.int64], pixel: F32
+        self, scene: Scene, camera: Pose, directions: F32, distance: F32, face: NDArray[np.int64], pixel: F32
     ) -> F32:
-        """Radiance ``(N, 3)`` of hit surfaces: sun with cast shadows, sky light, haze."""
-        light = self._light
+        """Radiance ``(N, 3)`` of hit surfaces: sun and lamps with cast shadows, sky light, haze."""
+        light, origin = self._light, camera.position_m.astype(np.float32)
         points = origin + directions * distance[:, None]
         surface = scene.surface_points(points, directions, face, distance * pixel)
         albedo, _ = self._textures.evaluate(surface)
@@ -125,9 +92,39 @@ class CameraRenderer:
         # Sky light falls from above; what leaves the pavement fills in from below. Low corners are darker.
         skyward = 0.72 + 0.28 * normals[:, 2] * facing
         nook = 1 - 0.35 * np.exp(-np.maximum(points[:, 2], 0) / 0.6) * (1 - np.abs(normals[:, 2]))
-        colour = albedo * (light.sun * sunny[:, None] + light.ambient * (skyward * nook)[:, None])
+        irradiance = light.sun * sunny[:, None] + light.ambient * (skyward * nook)[:, None]
+        if light.street_lamps:
+            irradiance += self._street_lamps(scene, points, normals * facing[:, None])
+        if light.headlamps:
+            irradiance += self._headlamps(camera, points, normals * facing[:, None])
+        colour = albedo * irradiance
         clear = np.exp(-distance * light.haze_per_m)[:, None]
         return colour * clear + light.horizon * (1 - clear)
+
+    def _street_lamps(self, scene: Scene, points: F32, normals: F32) -> F32:
+        """Irradiance ``(N, 3)``; a lamp sends light down, by the cosine."""
+        total = np.zeros(len(points), np.float32)
+        for lamp in self._lamps_m:
+            towards, distance = _unit(lamp - points)
+            amount = np.maximum(towards[:, 2], 0) * np.maximum(np.einsum("ni,ni->n", normals, towards), 0)
+            lit = np.flatnonzero((amount > 0) & (distance < _LAMP_REACH_M))
+            first_m = scene.cast(np.tile(lamp, (len(lit), 1)), -towards[lit]).distance_m
+            lit = lit[first_m > distance[lit] - _SHADOW_OFFSET_M]
+            total[lit] += amount[lit] / np.maximum(distance[lit], 1) ** 2
+        return self._light.street_lamps * total[:, None] * _LAMP_COLOUR
+
+    def _headlamps(self, camera: Pose, points: F32, normals: F32) -> F32:
+        """Irradiance ``(N, 3)``, without shadows: what the camera sees beside them is a hand's breadth wide."""
+        rotation = camera.rotation.astype(np.float32)
+        lamp = camera.position_m.astype(np.float32) + rotation @ _HEADLAMP_M
+        towards, distance = _unit(lamp - points)
+        right, down, ahead = (-towards @ rotation).T
+        aside, below = np.arctan2(right, ahead), np.arcsin(np.clip(down, -1, 1))
+        dipped = _STRAY + (1 - _STRAY) * np.clip((below - _CUT_OFF_RAD) / _CUT_OFF_RAD + 0.5, 0, 1)
+        dipped = dipped / (1 + (np.maximum(below, 0) / _BEAM_HEIGHT_RAD) ** 2)
+        beam = np.exp(-0.5 * (aside / _BEAM_WIDTH_RAD) ** 2) * dipped * (ahead > 0)
+        amount = beam * np.maximum(np.einsum("ni,ni->n", normals, towards), 0) / np.maximum(distance, 1) ** 2
+        return np.asarray(self._light.headlamps * amount[:, None] * _HEADLAMP_COLOUR, np.float32)
 
     def _sky(self, directions: F32) -> F32:
         light = self._light
@@ -138,7 +135,7 @@ class CameraRenderer:
         footprint = np.full(len(up), 0.3, np.float32)
         billow = self._noise.sample(x + np.float32(light.cloud_shift), y, footprint)
         cover = np.clip((billow - 1.6 + 3.2 * light.clouds) * 0.55, 0, 1) * np.clip(up * 6, 0, 1)
-        cloud = np.array([0.86, 0.87, 0.89], np.float32) * (0.88 + 0.1 * np.clip(-billow, -1, 1))[:, None]
+        cloud = light.cloud * (0.88 + 0.1 * np.clip(-billow, -1, 1))[:, None]
         colour = colour + (cloud - colour) * (cover * 0.85)[:, None]
         return _SKY_BRIGHTNESS * colour + light.sun * (0.12 * sun_glow**24)[:, None]
 
@@ -151,3 +148,9 @@ class CameraRenderer:
         signal = np.maximum(tone, 0) ** np.float32(1 / 2.2) + grain
         height, width = self.intrinsics.height, self.intrinsics.width
         return (np.clip(signal, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(height, width, 3)
+
+
+def _unit(vectors: F32) -> tuple[F32, F32]:
+    """Directions ``(N, 3)`` and lengths ``(N,)``."""
+    length = np.linalg.norm(vectors, axis=1)
+    return vectors / np.maximum(length, 1e-6)[:, None], length

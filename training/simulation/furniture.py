@@ -63,7 +63,8 @@ class FurnitureMaker:
         top = clear + radius * 1.9
         self._mesh.blob((*(xy_m + offset), top), np.full(3, radius * 0.7), 0.2, leaves, rng)
 
-    def lamp(self, xy_m: Array, heading_rad: float, side: float) -> None:
+    def lamp(self, xy_m: Array, heading_rad: float, side: float) -> Array:
+        """A street lamp; returns the place ``(3,)`` just below it."""
         metal = self._style((0.24, 0.26, 0.27), 0.5)
         glass = self._style((0.93, 0.92, 0.85), 0.8)
         height = float(self._rng.uniform(4.8, 6.2))
@@ -71,6 +72,7 @@ class FurnitureMaker:
         towards_road = -side * np.array([-np.sin(heading_rad), np.cos(heading_rad)])
         self._mesh.box(xy_m + towards_road * 0.6, heading_rad, (0.12, 1.3, 0.1), height, metal)
         self._mesh.box(xy_m + towards_road * 1.1, heading_rad, (0.3, 0.6, 0.14), height - 0.1, glass)
+        return np.array([*(xy_m + towards_road * 1.1), height - 0.15])
 
     def hedge(self, xy_m: Array, heading_rad: float, length_m: float, height_m: float) -> None:
         leaves = self._style((0.22, 0.38, 0.18), 0.4, FOLIAGE, 0.15)

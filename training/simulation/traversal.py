@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.simulation.camera import CameraRenderer, Light
+from training.simulation.camera import CameraRenderer
 from training.simulation.lidar import BEAMS, SpinningLidar
+from training.simulation.light import Light
 from training.simulation.odometry import ODOMETRY_RATE_HZ, drifting_odometry
 from training.simulation.styles import StyleTable
 from training.simulation.textures import Textures
@@ -82,6 +83,7 @@ class Traversal:
         duration_s: ends the drive earlier.
         beams: of the lidar.
         centre_m: x and y in the map of the middle of the street.
+        light: one of :data:`training.simulation.light.LIGHTS`.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Traversal:
         duration_s: float | None = None,
         beams: int = BEAMS,
         centre_m: tuple[float, float] = (0.0, 0.0),
+        light: str = "day",
     ) -> None:
         self._seed, self._rates = seed, rates or Rates()
         self._map_from_street = Pose(np.array([*centre_m, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]))
@@ -103,8 +106,9 @@ class Traversal:
         self.duration_s = min(self.trajectory.duration_s, duration_s or np.inf)
         self.traffic = Traffic(self.world, self.trajectory, self._stream("traffic"))
         textures = Textures(StyleTable(self.traffic.styles), self.world.noise, self.world.ground)
-        light = Light.draw(self._stream("light"))
-        self.camera = CameraRenderer(_intrinsics(*image_size), textures, self.world.noise, light)
+        drawn = Light.draw(self._stream("light"), light)
+        lamps_m = self.world.lamps_m
+        self.camera = CameraRenderer(_intrinsics(*image_size), textures, self.world.noise, drawn, lamps_m)
         period_s = 1 / (self._rates.lidar_hz * _LIDAR_RATE_SHARE)
         self.lidar = SpinningLidar(BASE_FROM_LIDAR, textures, period_s, beams)
         timing = self._stream("timing")

@@ -43,11 +43,13 @@ class World:
         mesh: all fixed geometry, the ground's two faces included, in the ``map`` frame.
         styles: the styles that its faces refer to; traversals append theirs.
         slots: the parking slots (the cars of untoggled ones are part of ``mesh``).
+        lamps_m: ``(L, 3)`` places of the street lamps' light.
     """
 
     mesh: Mesh
     styles: tuple[Style, ...]
     slots: tuple[ParkingSlot, ...]
+    lamps_m: Array
     noise: Noise
     ground: Ground
 
@@ -61,8 +63,8 @@ def build_world(world_seed: int) -> World:
     zebras_m = tuple(float(rng.uniform(start + 4, end - 4)) for start, end in street.STRAIGHTS_M)
     ground = Ground(rng, noise, zebras_m)
     _line_with_houses(builder, styles, rng)
-    slots = _furnish(builder, styles, rng, zebras_m)
-    return World(builder.build(), tuple(styles), slots, noise, ground)
+    slots, lamps_m = _furnish(builder, styles, rng, zebras_m)
+    return World(builder.build(), tuple(styles), slots, lamps_m, noise, ground)
 
 
 def _line_with_houses(builder: MeshBuilder, styles: list[Style], rng: np.random.Generator) -> None:
@@ -140,9 +142,10 @@ def _garden(greens: FurnitureMaker, rng: np.random.Generator, plot: Plot, width_
 
 def _furnish(
     builder: MeshBuilder, styles: list[Style], rng: np.random.Generator, zebras_m: tuple[float, ...]
-) -> tuple[ParkingSlot, ...]:
+) -> tuple[tuple[ParkingSlot, ...], Array]:
     maker = FurnitureMaker(builder, styles, rng)
     slots: list[ParkingSlot] = []
+    lamps_m: list[Array] = []
     for side in (-1.0, 1.0):
         for s in np.arange(2.0, street.LENGTH_M - 3.0, _SLOT_M) + rng.uniform(-0.4, 0.4):
             straight = any(start + 1.5 < s < end - 1.5 for start, end in street.STRAIGHTS_M)
@@ -158,14 +161,14 @@ def _furnish(
             elif kind == "tree":
                 maker.tree(point)
             elif kind == "lamp":
-                maker.lamp(street.point_at(s, side * 4.1)[0], float(heading), side)
+                lamps_m.append(maker.lamp(street.point_at(s, side * 4.1)[0], float(heading), side))
             elif kind == "hedge":
                 maker.hedge(point, float(heading), 2.5, float(rng.uniform(0.5, 1.0)))
             elif kind == "bins":
                 maker.bins(point, float(heading))
             elif kind == "box":
                 maker.post_box(point, float(heading))
-    return tuple(slots)
+    return tuple(slots), np.array(lamps_m).reshape(-1, 3)
 
 
 def _park(builder: MeshBuilder, maker: FurnitureMaker, rng: np.random.Generator, s: float, side: float) -> ParkingSlot:
