@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
 from training.bad_input import bad_frames
-from training.metrics import PoseErrors, pose_errors
+from training.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
 from training.run import parse_source_options
 from training.sources import Source, open_sources
 from vmloc_ros.core.errors import ConfigError, DataError
@@ -29,7 +29,6 @@ Array = NDArray[np.float64]
 
 FALSE_ALARMS = (0.01, 0.05)
 DROPPED = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of frames, the least confident ones
-LIMIT = 0.05  # what a robot would refuse below, if 5 % of refused good frames were bearable
 _FOREIGN_FRAMES = 100  # of each recording
 
 
@@ -91,13 +90,6 @@ def study(
     _write_csv(folder / "confidence.csv", good, bad)
     _write_picture(folder / "roc.png", good, bad, errors, title)
     return text, folder
-
-
-def area_under_roc(good: ArrayLike, bad: ArrayLike) -> float:
-    """Probability that a good frame has more confidence than a bad one, ties counting half (Mann-Whitney)."""
-    ordered, values = np.sort(np.asarray(good, np.float64)), np.asarray(bad, np.float64)
-    below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
-    return float(1 - np.mean(below) / (2 * len(ordered)))
 
 
 def detected(good: ArrayLike, bad: ArrayLike, false_alarms: float) -> float:

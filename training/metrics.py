@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 
 # (metres, degrees) of the long-term visual localization benchmarks
 THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 PERCENTILES = (75, 90, 95)
+FAR_OFF = THRESHOLDS[1]  # an answer that is worse in either should have been withheld
+LIMIT = 0.05  # confidence that a robot would refuse below, if 5 % of refused good frames were bearable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +61,33 @@ def pose_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> PoseErrors:
         np.stack([pose.quaternion_wxyz for pose in truth]), np.stack([pose.quaternion_wxyz for pose in estimates])
     )
     return PoseErrors(np.linalg.norm(positions, axis=1), rotation)
+
+
+def confidence_summary(errors: PoseErrors, estimates: Sequence[Estimate]) -> dict[str, float]:
+    """What the confidence makes of these errors; of estimates that have one, empty if none has.
+
+    Shares of frames that are ``withheld`` (less than :data:`LIMIT`), ``far_off`` (worse than :data:`FAR_OFF`) and
+    ``far_off_and_out``, and the area under the ROC curve of telling far-off frames, where there are some and others.
+    """
+    known = np.array([estimate.confidence is not None for estimate in estimates])
+    if not known.any():
+        return {}
+    confidence = np.array([estimate.confidence for estimate in estimates if estimate.confidence is not None])
+    metres, degrees = FAR_OFF
+    far = (errors.position_m[known] > metres) | (errors.rotation_deg[known] > degrees)
+    withheld = confidence < LIMIT
+    shares = {"withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
+    summary = {name: float(np.mean(share)) for name, share in shares.items()}
+    if far.any() and not far.all():
+        summary["far_off_auc"] = area_under_roc(confidence[~far], confidence[far])
+    return summary
+
+
+def area_under_roc(good: ArrayLike, bad: ArrayLike) -> float:
+    """Probability that a good frame has more confidence than a bad one, ties counting half (Mann-Whitney)."""
+    ordered, values = np.sort(np.asarray(good, np.float64)), np.asarray(bad, np.float64)
+    below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
+    return float(1 - np.mean(below) / (2 * len(ordered)))
 
 
 def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:

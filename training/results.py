@@ -147,13 +147,14 @@ def _write_csv(file: Path, evaluation: Evaluation, lines: Sequence[tuple[str, st
 
 
 def _write_errors(file: Path, tracks: Sequence[Track]) -> None:
-    """A line for each frame."""
+    """A line for each frame; the confidence is empty where there is none."""
     with write_aside(file) as path, path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["stamp_ns", "position_m", "rotation_deg", "nees", "sequence"])
+        writer.writerow(["stamp_ns", "position_m", "rotation_deg", "nees", "confidence", "sequence"])
         for track in tracks:
             errors, nees = track.errors, pose_nees(track.truth, track.estimates)["pose"]
-            values = zip(track.stamps_ns, errors.position_m, errors.rotation_deg, nees, strict=True)
+            confidence = ["" if estimate.confidence is None else estimate.confidence for estimate in track.estimates]
+            values = zip(track.stamps_ns, errors.position_m, errors.rotation_deg, nees, confidence, strict=True)
             writer.writerows([*line, track.name] for line in values)
 
 

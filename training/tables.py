@@ -10,7 +10,7 @@ import numpy as np
 
 from training.calibration import COVERAGES, PARTS, calibration_summary
 from training.evaluate import Evaluation, Track
-from training.metrics import THRESHOLDS, pose_errors
+from training.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
 from training.trajectory_metrics import RPE_FRAMES, RPE_METRES, trajectory_summary
 
 Summary = dict[str, float]
@@ -85,16 +85,30 @@ _COVARIANCE = Table(
     "Mean NEES: 6 (pose) and 3 (position, rotation) of a covariance that tells the truth, more where it is too small. "
     "After it the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %.",
 )
+_CONFIDENCE = Table(
+    "Confidence",
+    (
+        Column("withheld", "withheld", 1, True),
+        Column("far off", "far_off", 1, True),
+        Column("far off and out", "far_off_and_out", 1, True),
+        Column("area under ROC", "far_off_auc"),
+    ),
+    f"Shares of frames whose confidence is less than {LIMIT:g}, that are off by more than {FAR_OFF[0]:g} m or "
+    f"{FAR_OFF[1]:g} deg, and that are so without being withheld. The area says how well the confidence tells which "
+    "frames are far off.",
+)
 
 
 def summarise(tracks: Sequence[Track]) -> Summary:
     """All metrics over the frames of the tracks."""
     truth = [pose for track in tracks for pose in track.truth]
     estimates = [estimate for track in tracks for estimate in track.estimates]
+    errors = pose_errors(truth, [estimate.map_from_body for estimate in estimates])
     return {
-        **pose_errors(truth, [estimate.map_from_body for estimate in estimates]).summary(),
+        **errors.summary(),
         **trajectory_summary([(track.truth, track.poses) for track in tracks]),
         **calibration_summary(truth, estimates),
+        **confidence_summary(errors, estimates),
     }
 
 
@@ -112,8 +126,13 @@ def mean_and_std(over: Sequence[Summary]) -> Row:
 
 
 def results_tables(rows: Mapping[str, Row]) -> str:
-    """All tables as Markdown, a row for each name; a table leaves out rows that have none of its metrics."""
-    return "\n\n".join(_table_text(table, rows) for table in (_ERRORS, _TRAJECTORY, _COVARIANCE))
+    """All tables as Markdown, a row for each name; a table leaves out rows that have none of its metrics.
+
+    The table of the confidence is left out where no row has any.
+    """
+    judged = any("withheld" in row.mean for row in rows.values())
+    tables = (_ERRORS, _TRAJECTORY, _COVARIANCE, *([_CONFIDENCE] if judged else []))
+    return "\n\n".join(_table_text(table, rows) for table in tables)
 
 
 def errors_table(rows: Mapping[str, Row]) -> str:
