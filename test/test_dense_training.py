@@ -34,6 +34,7 @@ from training.config import FrozenConfig, ObjectiveConfig, TrainConfig, parse_co
 from training.dataset import PreparedDataset, body_twists
 from training.dense import DenseObjective, FrozenFeatures, Looks
 from training.predict import predict
+from training.sampler import training_input
 from training.trainer import Trainer
 from vmloc_ros.core.cells import Cells, camera_cells
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
@@ -211,7 +212,7 @@ def sloping(count: int = 5, size: tuple[int, int] = (40, 56)) -> tuple[dict[str,
 
 def test_moved_pictures_show_the_same_points_through_their_new_cameras() -> None:
     pictures, intrinsics = sloping()
-    moved, cameras = move_pixels(pictures, intrinsics, MOVING, torch.Generator().manual_seed(0))
+    moved, cameras, old = move_pixels(pictures, intrinsics, MOVING, torch.Generator().manual_seed(0))
     assert not torch.allclose(cameras[0], cameras[1])
     cells = camera_cells(cameras, torch.eye(4, dtype=torch.float64), (40, 56), 1, moved["depth"])
     inside = cells.ranged.unflatten(1, (40, 56))
@@ -224,13 +225,15 @@ def test_moved_pictures_show_the_same_points_through_their_new_cameras() -> None
     shown = moved["image"].flatten(2).mT[interior.flatten(1)]
     torch.testing.assert_close(shown, rays[interior.flatten(1)], rtol=0, atol=1e-4)
     assert not bool(moved["depth"][:, 0][moved["depth"][:, 1] == 0].any())
+    assert old is not None
+    assert torch.equal(old, inside)  # the whole plane was measured
 
 
 def test_an_unknown_camera_stays_unknown_and_a_range_image_stays_as_it_is() -> None:
     pictures, intrinsics = sloping(2)
     intrinsics[1] = torch.nan
     scans = torch.rand(2, 6, 16, 40)
-    moved, cameras = move_pixels({**pictures, "lidar": scans}, intrinsics, MOVING, torch.Generator().manual_seed(0))
+    moved, cameras, _ = move_pixels({**pictures, "lidar": scans}, intrinsics, MOVING, torch.Generator().manual_seed(0))
     assert torch.equal(moved["lidar"], scans)
     assert cameras.isfinite().flatten(1).all(dim=1).tolist() == [True, False]
 
@@ -238,8 +241,8 @@ def test_an_unknown_camera_stays_unknown_and_a_range_image_stays_as_it_is() -> N
 def test_a_lidar_in_the_cameras_view_moves_with_it() -> None:
     pictures, intrinsics = sloping()
     both = {"image": pictures["image"], "lidar": pictures["depth"]}
-    moved, _ = move_pixels(both, intrinsics, MOVING, torch.Generator().manual_seed(0))
-    expected, _ = move_pixels(pictures, intrinsics, MOVING, torch.Generator().manual_seed(0))
+    moved, _, _ = move_pixels(both, intrinsics, MOVING, torch.Generator().manual_seed(0))
+    expected, _, _ = move_pixels(pictures, intrinsics, MOVING, torch.Generator().manual_seed(0))
     assert torch.equal(moved["lidar"], expected["depth"])
 
 
@@ -248,6 +251,39 @@ def test_pictures_of_two_sizes_cannot_be_moved_together() -> None:
     pictures["depth"] = pictures["depth"][..., :50]
     with pytest.raises(DataError, match=r"differ in size after scaling \(image 40x56, depth 40x50\)"):
         move_pixels(pictures, intrinsics, MOVING, torch.Generator())
+
+
+def test_cells_that_were_turned_out_of_the_picture_are_invalid_and_nothing_else_changes() -> None:
+    """Of a room whose every pixel was measured: what has no depth afterwards shows nothing. Cropped, too."""
+    preprocess = replace(RGBD, crop=(40, 44))
+    data, rows = room_data([("image", "depth")] * 4, preprocess), torch.arange(4)
+    batch = training_input(
+        *data.batch(rows, CPU), MOVING, Preprocessor(preprocess), torch.Generator(), data.intrinsics(rows, CPU)
+    )
+    assert batch.shown is not None
+    assert batch.measured is not None
+    assert torch.equal(batch.shown, batch.measured["depth"][:, 1] > 0)
+    torch.manual_seed(0)
+    model = build_model(TINY, {"image": 3, "depth": 2}).eval()
+    model.set_mounts(MOUNTS)
+    looks, before = model.look(batch), model.look(replace(batch, shown=None))
+    shown = batch.shown[:, ::4, ::4].flatten(1)
+    assert 0.5 < float(shown.float().mean()) < 0.95
+    for name, look in looks.items():
+        assert bool(before[name].cells.valid.all())
+        assert torch.equal(look.cells.valid, shown)
+        assert torch.equal(look.cells.ranged, before[name].cells.ranged)
+        assert torch.equal(look.cells.points_m, before[name].cells.points_m)
+        assert torch.equal(look.cells.rays, before[name].cells.rays)
+        assert torch.equal(look.features, before[name].features)
+
+
+def test_what_is_not_moved_shows_everything() -> None:
+    pictures, intrinsics = sloping()
+    still, cameras, shown = move_pixels(pictures, intrinsics, AugmentConfig(0.0, 0.0, 0.0), torch.Generator())
+    assert shown is None
+    assert torch.equal(cameras, intrinsics)
+    assert all(torch.equal(still[name], picture) for name, picture in pictures.items())
 
 
 # --- frozen features ---------------------------------------------------------------------------------------------

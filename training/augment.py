@@ -76,8 +76,11 @@ def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch
 
 def move_pixels(
     batch: Mapping[str, Tensor], intrinsics: Tensor, config: AugmentConfig, generator: torch.Generator
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
     """Pictures of the camera turned and scaled about their centre, each its own way, and the matrices that fit them.
+
+    Last comes which pixels ``(B, H, W)`` show a part of the old picture, the others being filled with its border (None:
+    all do, as nothing was moved).
 
     Args:
         batch: prepared tensors ``(B, C, H, W)``; those in the camera's view (image, depth, a projected lidar's) are of
@@ -90,7 +93,7 @@ def move_pixels(
     in_camera = [name for name in (IMAGE, DEPTH) if name in batch]
     in_camera += [LIDAR] if LIDAR in batch and batch[LIDAR].shape[1] == 2 else []
     if not (config.moves_pixels and in_camera):
-        return dict(batch), intrinsics
+        return dict(batch), intrinsics, None
     count, device = len(intrinsics), intrinsics.device
     height, width = batch[in_camera[0]].shape[-2:]
     if any(batch[name].shape[-2:] != (height, width) for name in in_camera):
@@ -116,7 +119,7 @@ def move_pixels(
         # Nearest for measurements: a mean across an edge lies on no surface.
         options = ("bilinear", "border") if name == IMAGE else ("nearest", "zeros")
         moved[name] = torch.nn.functional.grid_sample(batch[name].float(), grid, *options, align_corners=False)
-    return moved, warp @ intrinsics
+    return moved, warp @ intrinsics, (grid.abs() <= 1).all(dim=-1)
 
 
 def drop_modalities(present: Mapping[str, Tensor], probability: float, generator: torch.Generator) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.clips import segments
 from training.dataset import PreparedDataset
+from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.pose_codec import PoseCodec
@@ -33,6 +34,7 @@ def prepared_input(
     offset: tuple[float, float] = (0.5, 0.5),
     intrinsics: Tensor | None = None,
     twists: Tensor | None = None,
+    shown: Tensor | None = None,
 ) -> ModelInput:
     """A prepared batch, cropped and normalised.
 
@@ -40,6 +42,7 @@ def prepared_input(
         offset: where the crop lies, as :meth:`Preprocessor.normalise` has it.
         intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
         twists: ``(B, 6)`` true velocities of the body, for training.
+        shown: ``(B, H, W)`` bool of the prepared images, see :class:`ModelInput`.
     """
     batch = model_input(preprocessor.normalise(tensors, offset), present)
     if intrinsics is None:
@@ -49,6 +52,7 @@ def prepared_input(
         measured=preprocessor.crop(tensors, offset),
         intrinsics=preprocessor.crop_intrinsics(intrinsics, tensors, offset),
         twists=twists,
+        shown=None if shown is None else preprocessor.crop({IMAGE: shown.unsqueeze(1)}, offset)[IMAGE].squeeze(1),
     )
 
 

@@ -89,10 +89,11 @@ def training_input(
         twists: ``(B, 6)`` of the body, likewise.
     """
     tensors = augment(tensors, config, generator)
+    shown = None
     if intrinsics is not None:
-        tensors, intrinsics = move_pixels(tensors, intrinsics, config, generator)
+        tensors, intrinsics, shown = move_pixels(tensors, intrinsics, config, generator)
     offset = torch.rand(2, generator=generator).tolist()
     kept = drop_modalities(present, config.modality_dropout, generator)
     if config.dropped == "zeroed":
         tensors, kept = zero_dropped(tensors, present, kept), present
-    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics, twists)
+    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics, twists, shown)

@@ -93,6 +93,8 @@ class ModelInput:
             the sensor's units, for systems that set ``needs_geometry``; else None.
         intrinsics: ``(B, 3, 3)`` camera matrices of that window, likewise; NaN where the camera is unknown.
         twists: ``(B, 6)`` velocities of the body in its own axes, m/s and rad/s, likewise; NaN or None where unknown.
+        shown: ``(B, H, W)`` bool, pixels of that window in the camera's view that show what the camera saw, not what
+            augmentation filled in; None where all do.
     """
 
     tensors: Mapping[str, Tensor]
@@ -100,6 +102,7 @@ class ModelInput:
     measured: Mapping[str, Tensor] | None = None
     intrinsics: Tensor | None = None
     twists: Tensor | None = None
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.present.values())))

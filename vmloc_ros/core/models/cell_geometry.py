@@ -102,6 +102,9 @@ class CellGeometry(PoseModel):
                 )
             depth = depth[..., : stride * shape[0], : stride * shape[1]]
         cells = camera_cells(intrinsics[rows], self._mount(name), shape, stride, depth)
+        if batch.shown is not None:
+            shown = batch.shown[rows, ::stride, ::stride][:, : shape[0], : shape[1]].flatten(1)
+            cells = replace(cells, valid=cells.valid & shown, ranged=cells.ranged & shown)
         if name == IMAGE and LIDAR in self.modalities and _is_cylinder(measured[LIDAR]):
             # From where it was at the stamp, the camera saw the points.
             scan = cylinder_cells(measured[LIDAR][rows], self._mount(LIDAR), 1).moved(self._twists(batch)[rows])
