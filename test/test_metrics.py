@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
-from training.metrics import PoseErrors, pose_errors, pose_statistics
+from training.metrics import PoseErrors, confidence_summary, pose_errors, pose_statistics
+from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 
 
@@ -65,3 +66,22 @@ def test_pose_statistics_are_plain_numbers() -> None:
         "max_m": [3.0, 2.0, 1.0],
         "mean_m": [2.0, 0.0, 0.5],
     }
+
+
+def test_the_confidence_is_judged_by_which_frames_are_far_off() -> None:
+    errors = PoseErrors(np.array([0.1, 0.2, 0.6, 0.1, 9.0, 7.0]), np.array([1.0, 2.0, 1.0, 6.0, 0.0, 0.0]))
+    confidences = [0.9, 0.04, 0.3, 0.01, 0.02, None]
+
+    def estimates(values: list[float | None]) -> list[Estimate]:
+        return [Estimate(0, Pose.identity(), np.eye(6), ("image",), confidence=value) for value in values]
+
+    summary = confidence_summary(errors, estimates(confidences))
+    assert summary == {
+        "withheld": pytest.approx(3 / 5),
+        "far_off": pytest.approx(3 / 5),
+        "far_off_and_out": pytest.approx(1 / 5),
+        "far_off_auc": pytest.approx(5 / 6),  # 0.9 beats three, 0.04 two of them
+    }
+    good = PoseErrors(errors.position_m[:2], errors.rotation_deg[:2])
+    assert confidence_summary(good, estimates([0.9, 0.04])).keys() == {"withheld", "far_off", "far_off_and_out"}
+    assert confidence_summary(errors, estimates([None] * 6)) == {}

@@ -89,6 +89,18 @@ def test_errors_are_listed_frame_by_frame(tmp_path: Path) -> None:
     np.testing.assert_allclose([float(row["rotation_deg"]) for row in rows], [0, 2, 4], atol=1e-9)
     expected = (np.array([0, 0.2, 0.4]) ** 2 + np.radians([0, 2, 4]) ** 2) / 0.04
     np.testing.assert_allclose([float(row["nees"]) for row in rows], expected, atol=1e-9)
+    assert {row["confidence"] for row in rows} == {""}
+
+
+def test_a_confidence_is_listed_and_has_a_table(tmp_path: Path) -> None:
+    drive = track("drive", [0.0, 0.1, 0.6])
+    judged = [replace(e, confidence=c) for e, c in zip(drive.estimates, (0.5, 0.03, 0.01), strict=True)]
+    text = write_results(Evaluation([replace(drive, estimates=judged)], "vmloc"), tmp_path)
+    assert [float(row["confidence"]) for row in read_csv(tmp_path / "errors.csv")] == [0.5, 0.03, 0.01]
+    assert text.splitlines()[text.splitlines().index("## Confidence") + 4] == (
+        "| vmloc | 66.7 % | 33.3 % | 0.0 % | 1.000 |"
+    )
+    assert read_json(tmp_path / "metrics.json")["withheld"] == pytest.approx(2 / 3)
 
 
 def test_several_sequences_have_a_row_and_a_folder_each(tmp_path: Path) -> None:
