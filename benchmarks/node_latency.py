@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: TID251  (what it measures is ROS)
 """What the node adds to its model's time, over DDS between processes, as Markdown tables.
 
 python benchmarks/node_latency.py [--checkpoint FILE] [--rates 20 30] [--seconds 20] [--points 60000] [--device cpu]
@@ -24,11 +23,9 @@ import json
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,22 +33,13 @@ from typing import Any
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 
 import numpy as np
-import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
 from node_stopwatch import CPU, run_node
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.qos import qos_profile_sensor_data
-from sensor_msgs.msg import Image, PointCloud2, PointField
+from node_traffic import listener, publish, random_cloud, random_image, wait_for_rest, wait_until
 from tqdm import tqdm
 
-from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.resources import share_path
-from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep
 
-HEIGHT, WIDTH, BEAMS = 480, 640, 32
-MATCH_LIMIT_S = 60.0
-VARIANTS = 4  # different messages that are sent in turn
 MODEL = "model"
 SPAWN = multiprocessing.get_context("spawn")  # a forked child would share this process's DDS
 
@@ -77,30 +65,6 @@ class Run:
     foreign_cores: float
 
 
-def publish(rate_hz: float, seconds: float, points: int) -> list[int]:
-    """Send images and clouds at a rate; returns the stamps."""
-    use_fastdds_profile()
-    rclpy.init()
-    node = rclpy.create_node("latency_publisher")
-    images = node.create_publisher(Image, "camera/image_raw", qos_profile_sensor_data)
-    clouds = node.create_publisher(PointCloud2, "lidar/points", qos_profile_sensor_data)
-    _wait_until(lambda: images.get_subscription_count() and clouds.get_subscription_count(), "the node's subscriptions")
-    time.sleep(1.0)  # the other side may have to learn of us yet
-    messages = [(_image(seed), _cloud(seed, points)) for seed in range(VARIANTS)]
-    stamps = []
-    started_s = time.perf_counter()
-    for index in range(round(seconds * rate_hz)):
-        time.sleep(max(0.0, started_s + index / rate_hz - time.perf_counter()))
-        image, cloud = messages[index % VARIANTS]
-        image.header.stamp = cloud.header.stamp = rclpy.time.Time(nanoseconds=time.time_ns()).to_msg()
-        images.publish(image)
-        clouds.publish(cloud)
-        stamps.append(stamp_ns(image.header))
-    time.sleep(1.0)  # shared memory goes with its process
-    rclpy.shutdown()
-    return stamps
-
-
 def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -> tuple[list[float], list[float], int]:
     """Of `locate` alone and of `localize`, and torch's number of threads; in turns, without ROS."""
     import torch
@@ -110,7 +74,7 @@ def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -
     from vmloc_ros.model import load_model
 
     localizer = load_model(str(checkpoint), device, 0, print).localizer  # as the node has it
-    frame = Frame(0, decode_image(_image(0)), cloud=decode_point_cloud(_cloud(0, points)))
+    frame = Frame(0, decode_image(random_image(0)), cloud=decode_point_cloud(random_cloud(0, points)))
     codec, samples = localizer.header.pose_codec, localizer.header.uncertainty.samples
     with torch.inference_mode():
         batch = localizer.preprocess(frame)
@@ -134,15 +98,15 @@ def measure(options: argparse.Namespace, rate_hz: float) -> Run:
     foreign_s, started_s = _foreign_s(), time.perf_counter()
     parameters = {"checkpoint": options.checkpoint, "device": options.device, "min_confidence": 0.0}
     settings = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-    with tempfile.TemporaryDirectory() as folder, _listener() as (arrivals_ns, diagnostics):
+    with tempfile.TemporaryDirectory() as folder, listener() as (arrivals_ns, diagnostics):
         report = Path(folder) / "frames.json"
         node = SPAWN.Process(target=run_node, args=(["--ros-args", "--log-level", "warn", *settings], report))
         node.start()
         try:
-            _wait_until(lambda: diagnostics.get("state") == "active", "an active node")
+            wait_until(lambda: diagnostics.get("state") == "active", "an active node")
             with ProcessPoolExecutor(1, SPAWN) as pool:
                 stamps = pool.submit(publish, rate_hz, options.seconds, options.points).result()
-            _wait_for_rest(arrivals_ns, diagnostics)
+            wait_for_rest(arrivals_ns, diagnostics)
         finally:
             node.terminate()
             node.join()
@@ -177,77 +141,6 @@ def _stages(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "covariance, confidence": times["estimate"],
         "publication": times["publish"],
     }
-
-
-@contextmanager
-def _listener() -> Iterator[tuple[dict[int, int], dict[str, str]]]:
-    """When the pose of each stamp came, and the latest diagnostics; both grow."""
-    use_fastdds_profile()
-    arrivals_ns: dict[int, int] = {}
-    diagnostics: dict[str, str] = {}
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    node = rclpy.create_node("latency_listener", context=context)
-    node.create_subscription(
-        PoseStamped, "vmloc_node/pose", lambda pose: arrivals_ns.setdefault(stamp_ns(pose.header), time.time_ns()), 100
-    )
-    node.create_subscription(
-        DiagnosticArray,
-        "/diagnostics",
-        lambda array: diagnostics.update({pair.key: pair.value for pair in array.status[0].values}),
-        10,
-    )
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    thread = threading.Thread(target=executor.spin, daemon=True)
-    thread.start()
-    try:
-        yield arrivals_ns, diagnostics
-    finally:
-        executor.shutdown()
-        thread.join()
-        rclpy.shutdown(context=context)
-
-
-def _wait_for_rest(arrivals_ns: dict[int, int], diagnostics: dict[str, str]) -> None:
-    """Until no more poses come and the diagnostics have counted them all."""
-    seen = -1
-    while len(arrivals_ns) > seen:
-        seen = len(arrivals_ns)
-        time.sleep(2.0)
-    if not seen:
-        raise SystemExit(f"no pose came; the node says: {diagnostics}")
-
-
-def _wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline_s = time.monotonic() + MATCH_LIMIT_S
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise SystemExit(f"waited {MATCH_LIMIT_S:g} s for {what}")
-        time.sleep(0.02)
-
-
-def _image(seed: int) -> Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    message = Image(height=HEIGHT, width=WIDTH, encoding="rgb8", step=3 * WIDTH, data=pixels.tobytes())
-    message.header.frame_id = "camera"
-    return message
-
-
-def _cloud(seed: int, points: int) -> PointCloud2:
-    """Beams from -25 to 15 degrees that turn once, ranges at random; 16 bytes a point."""
-    rng = np.random.default_rng(seed)
-    elevation = np.radians(np.linspace(-25, 15, BEAMS))[np.arange(points) % BEAMS]
-    azimuth = np.linspace(-np.pi, np.pi, points, endpoint=False)
-    directions = [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)]
-    xyz_m = np.stack(directions, 1) * rng.uniform(1, 60, (points, 1))
-    rows = np.column_stack([xyz_m, rng.uniform(0, 255, points)]).astype(np.float32)
-    names = ("x", "y", "z", "intensity")
-    fields = [PointField(name=name, offset=4 * n, datatype=PointField.FLOAT32, count=1) for n, name in enumerate(names)]
-    message = PointCloud2(height=1, width=points, fields=fields, point_step=16, row_step=16 * points)
-    message.data = rows.tobytes()
-    message.header.frame_id = "lidar"
-    return message
 
 
 def _foreign_s() -> float:

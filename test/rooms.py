@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from helpers import ListSource
 from training.dataset import PreparedDataset, prepare_dataset
@@ -76,6 +77,12 @@ def room_frame(body: Pose, names: Sequence[str] = MODALITIES, seed: int = 0, siz
         camera,
         CAMERA.inverse() @ LIDAR,
     )
+
+
+def in_map(pose: Pose, points: Tensor) -> Tensor:
+    """From the map's origin."""
+    local = pose.position_m - np.asarray(ORIGIN_M)
+    return (points.double() @ torch.from_numpy(pose.rotation).T + torch.from_numpy(local)).float()
 
 
 def prepared(samples: Sequence[Sample], preprocess: PreprocessConfig = PREPROCESS) -> PreparedDataset:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Covariance and confidence of systems that bring their own: scaled and judged on held-out frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from rooms import (
+    CPU,
+    TINY,
+    prepared,
+)
+from training.calibrate import calibrate, fit_confidence, remember
+from training.dataset import PreparedDataset
+from training.predict import predict
+from vmloc_ros.core.checkpoint import CheckpointHeader, load_confidence, save_checkpoint
+from vmloc_ros.core.frame import Frame, Sample
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.localizer import total_covariance
+from vmloc_ros.core.models import ModelInput, PoseModel, Prediction
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+
+NUMBERED = PreprocessConfig(("image",), shortest_side=32)
+NUMBERED_CODEC = PoseCodec((1e5, 2e5, 0.0), 30.0, (1.0, 0.0, 0.0, 0.0))
+
+
+class Solves(PoseModel):
+    """Errs by three times what its covariances say in position, twice in rotation; tells what it thinks of an answer.
+
+    A frame's picture holds its number, from which all else is drawn.
+    """
+
+    needs_geometry = True
+
+    def __init__(self) -> None:
+        super().__init__(("image",))
+
+    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+        assert batch.measured is not None
+        digits = batch.measured["image"][:, :2, 0, 0].long()
+        numbers = (digits[:, 0] + 200 * digits[:, 1]).tolist()
+        answers = [numbered(number) for number in numbers]
+        own = np.stack([covariance for _, _, covariance in answers])
+        oddities = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
+        poses = [answer for _, answer, _ in answers]
+        features = torch.stack([torch.from_numpy(np.random.default_rng([8, n]).normal(size=5)) for n in numbers])
+        return Prediction(
+            np.stack([pose.position_m for pose in poses]),
+            np.stack([pose.quaternion_wxyz for pose in poses]),
+            covariances=own,
+            features={"image": features.float()},
+            oddities=oddities,
+        )
+
+
+def numbered(number: int) -> tuple[Pose, Pose, np.ndarray]:
+    """Truth, answer and covariance."""
+    rng = np.random.default_rng([7, number])
+    truth = Pose.from_xyz_rpy(rng.uniform(0, 50, 3) + NUMBERED_CODEC.origin_m, rng.normal(0, [0.1, 0.1, 2.0]))
+    mixing = rng.normal(size=(6, 6)) * np.repeat([0.05, 0.01], 3)[:, None]
+    covariance = mixing @ mixing.T + np.diag(np.repeat([0.02, 0.004], 3) ** 2)
+    error = np.repeat([3.0, 2.0], 3) * rng.multivariate_normal(np.zeros(6), covariance)
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_rotvec(error[3:]).as_matrix() @ truth.rotation
+    turned[:3, 3] = truth.position_m + error[:3]
+    return truth, Pose.from_matrix(turned), covariance
+
+
+def numbered_data(first: int, count: int) -> PreparedDataset:
+    samples = []
+    for number in range(first, first + count):
+        image = np.zeros((32, 32, 3), np.uint8)
+        image[..., 0], image[..., 1] = number % 200, number // 200
+        samples.append(Sample(Frame(number * 100_000_000, image), numbered(number)[0]))
+    return prepared(samples, NUMBERED)
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[CheckpointHeader, PreparedDataset]:
+    held_out = numbered_data(0, 500)
+    header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
+    return calibrate(header, Solves(), held_out, torch.arange(500), CPU), held_out
+
+
+def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
+    calibrated: tuple[CheckpointHeader, PreparedDataset],
+) -> None:
+    """On other frames of the kind: 95 % in position and in rotation, from covariances three and two times too small."""
+    header, _ = calibrated
+    other = numbered_data(500, 500)
+    prediction = predict(Solves(), other, torch.arange(500), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
+    inside = np.zeros(2)
+    for row in range(500):
+        truth, answer, _ = numbered(500 + row)
+        covariance = total_covariance(prediction, row, header.uncertainty, ("image",))
+        position = truth.position_m - answer.position_m
+        rotation = Rotation.from_matrix(truth.rotation @ answer.rotation.T).as_rotvec()
+        for part, error in enumerate((position, rotation)):
+            block = covariance[3 * part : 3 * part + 3, 3 * part : 3 * part + 3]
+            inside[part] += error @ np.linalg.solve(block, error) < 7.815
+    assert (np.abs(inside / 500 - 0.95) < 0.03).all(), inside / 500
+    np.testing.assert_allclose(header.uncertainty.inflation, [3.0, 2.0], rtol=0.15)
+
+
+def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
+    calibrated: tuple[CheckpointHeader, PreparedDataset], tmp_path: Path
+) -> None:
+    header, held_out = calibrated
+    model = Solves()
+    memories = remember(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
+    confidence = fit_confidence(header, model, held_out, torch.arange(500), memories, CPU)
+    assert confidence is not None
+    assert len(confidence.tails["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, header, model.state_dict(), confidence)
+    loaded = load_confidence(path)
+    assert loaded is not None
+    other = predict(model, numbered_data(2000, 400), torch.arange(400), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
+    seen = {"image": other.features["image"].numpy()}
+    poses = other.positions_m, other.quaternions_wxyz
+    judged = loaded.judge(("image",), seen, *poses, other.oddities)
+    np.testing.assert_array_equal(judged, confidence.judge(("image",), seen, *poses, other.oddities))
+    assert abs(np.mean(judged < 0.2) - 0.2) < 0.06  # good frames of the kind: uniform
+    for cue, typical in ((0, 0.1), (1, 1.0)):
+        odd = other.oddities.copy()
+        odd[:, cue] = 12 * typical
+        assert float(np.median(loaded.judge(("image",), seen, *poses, odd))) < 0.01
