@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dense checkpoint of an RGB-D camera on damaged pictures and in places it never saw, as Markdown tables.
+
+python benchmarks/damaged_pictures.py CHECKPOINT SCENE [--foreign SCENE] [--stride 4]
+
+SCENE is in 7-Scenes' layout. Every row is of the scene's test frames (or of all foreign ones): errors, median of the
+solver's cues, and the area under the ROC curve of telling these frames from undamaged ones by one cue alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from training.metrics import area_under_roc, pose_errors
+from training.run import parse_source_options
+from training.sources import open_sources
+from vmloc_ros.core.frame import Frame, Sample
+from vmloc_ros.core.localizer import Localizer
+
+CUES = ("inliers", "residual", "on the map")  # `Prediction.oddities` as `DenseModel.locate` gives them, or 1 - them
+READ_NOISE = 0.02  # of full scale: what is left of a dark picture
+
+
+def darker(share: float) -> Callable[[Frame], Frame]:
+    """A share of the light, and the camera's gain cannot go up any more."""
+
+    def damage(frame: Frame) -> Frame:
+        noise = np.random.default_rng(frame.stamp_ns).normal(0, READ_NOISE, frame.image.shape)
+        return replace(frame, image=(255 * (frame.image / 255 * share ** (1 / 2.2) + noise)).clip(0, 255).astype("u1"))
+
+    return damage
+
+
+def blurred(pixels: int) -> Callable[[Frame], Frame]:
+    """Moved sideways while the shutter was open."""
+    kernel = np.full((1, pixels), 1 / pixels, np.float32)
+    return lambda frame: replace(frame, image=cv2.filter2D(frame.image, -1, kernel))
+
+
+def half_covered(depth_too: bool) -> Callable[[Frame], Frame]:
+    """The left half."""
+
+    def damage(frame: Frame) -> Frame:
+        image, depth_m = frame.image.copy(), frame.depth_m.copy()
+        image[:, : image.shape[1] // 2] = 0
+        if depth_too:
+            depth_m[:, : depth_m.shape[1] // 2] = 0
+        return replace(frame, image=image, depth_m=depth_m)
+
+    return damage
+
+
+DAMAGES: dict[str, Callable[[Frame], Frame]] = {
+    "none": lambda frame: frame,
+    "1/8 of the light": darker(1 / 8),
+    "1/64 of the light": darker(1 / 64),
+    "motion blur of 15 pixels": blurred(15),
+    "motion blur of 41 pixels": blurred(41),
+    "left half of the colour black": half_covered(False),
+    "left half of both gone": half_covered(True),
+}
+SENSORS: dict[str, Callable[[Frame], Frame]] = {
+    "both": lambda frame: frame,
+    "colour": lambda frame: replace(frame, depth_m=None),
+    "depth": lambda frame: replace(frame, image=None),
+}
+
+
+def judged(localizer: Localizer, samples: Iterable[Sample], change: Callable[[Frame], Frame]) -> tuple[str, np.ndarray]:
+    """Errors as cells of a table, and cues ``(N, 3)`` that are larger where all is well."""
+    truth, found, cues = [], [], []
+    for sample in samples:
+        batch = localizer.preprocess(change(sample.frame))
+        with torch.inference_mode():
+            prediction = localizer.model.locate(batch, localizer.header.pose_codec)
+        found.append(localizer.estimate(0, localizer.present(batch), prediction).map_from_body)
+        truth.append(sample.map_from_body)
+        cues.append(np.array([1, 0, 1]) - prediction.oddities[0])
+    errors = pose_errors(truth, found).summary()
+    median = f"{errors['median_position_m']:.3f} m, {errors['median_rotation_deg']:.2f} deg"
+    return f"{len(found)} | {median} | {errors['p95_position_m']:.3f} m", np.array(cues)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("scene", type=Path)
+    parser.add_argument("--foreign", type=Path)
+    parser.add_argument("--stride", type=int, default=4, help="use every STRIDE-th test frame")
+    options = parser.parse_args()
+    localizer = Localizer.load(options.checkpoint, "cpu")
+    recorded = localizer.header.training.get("config", {}).get("source", {})
+
+    def samples(path: Path, split: str, stride: int) -> list[Sample]:
+        source = parse_source_options(recorded, [f"source.stride={stride}"])
+        return [x for source in open_sources(path, split, source, localizer.modalities) for x in source]
+
+    known = samples(options.scene, "test", options.stride)
+    rows = [(damage, sensors, known) for damage in DAMAGES for sensors in SENSORS]
+    if options.foreign:
+        strangers = samples(options.foreign, "all", 1)
+        rows += [("another place", sensors, strangers) for sensors in SENSORS]
+    heads = [*CUES, *(f"area by {cue}" for cue in CUES)]
+    print(f"| input | sensors | frames | median | 95 % | {' | '.join(heads)} |", "|---" * 11 + "|", sep="\n")
+    good: dict[str, np.ndarray] = {}
+    for damage, sensors, shown in tqdm(rows, desc="rows"):
+        change = DAMAGES.get(damage, DAMAGES["none"])
+        errors, cues = judged(localizer, shown, lambda frame, c=change, s=sensors: SENSORS[s](c(frame)))
+        good.setdefault(sensors, cues)
+        areas = [area_under_roc(a, b) for a, b in zip(good[sensors].T, cues.T, strict=True)]
+        medians = np.abs(np.median(cues, axis=0))
+        values = " | ".join(f"{value:.2f}" for value in medians) + " | " + " | ".join(f"{area:.3f}" for area in areas)
+        print(f"| {damage} | {sensors} | {errors} | {values} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
