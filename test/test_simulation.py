@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trimesh
 
-from training.simulation import Traversal, simulate, simulate_many, street
+from training.simulation import Traversal, simulate, simulate_many, street, street_centre
 from training.simulation.camera import CameraRenderer
 from training.simulation.light import Light
 from training.simulation.mesh import MeshBuilder
@@ -492,3 +492,29 @@ def test_a_traversal_that_fails_in_another_process_stops_the_rest(tmp_path: Path
     (tmp_path / "seed_3").mkdir()
     with pytest.raises(DataError, match="seed_3 exists already"):
         list(simulate_many(tmp_path, seeds=range(3, 5), laps=0.01, jobs=2))
+
+
+# --- a town ---
+
+
+def test_streets_of_a_town_lie_apart_and_fill_squares():
+    centres = np.array([street_centre(number) for number in range(36)])
+    assert tuple(centres[0]) == (0.0, 0.0)
+    apart = np.linalg.norm(centres[:, None] - centres, axis=2)[~np.eye(36, dtype=bool)]
+    assert apart.min() > 2 * np.abs(street.centre_line(np.linspace(0, street.LENGTH_M, 200))[0]).max() + 40.0
+    for side in (1, 2, 3, 6):
+        assert np.ptp(centres[: side**2], axis=0).max() == (side - 1) * apart.min()
+
+
+def test_a_street_of_a_town_is_the_one_of_its_world_seed_in_another_place(tmp_path: Path) -> None:
+    small = {"laps": 0.01, "image_size": (32, 24), "camera_rate_hz": 5.0, "beams": 4}
+    folders = list(simulate_many(tmp_path / "town", seeds=[3], world_seed=5, streets=2, **small))
+    assert [folder.name for folder in folders] == ["street_0_seed_3", "street_1_seed_3"]
+    for number, folder in enumerate(folders):
+        simulate(tmp_path / f"alone{number}", seed=3, world_seed=5 + number, progress=False, **small)
+        town, alone = raw(folder), raw(tmp_path / f"alone{number}")
+        assert [entry for entry in town if "truth" not in entry[0]] == [e for e in alone if "truth" not in e[0]]
+        placed, own = (truth(read(path))[1] for path in (folder, tmp_path / f"alone{number}"))
+        for there, here in zip(placed, own, strict=True):
+            np.testing.assert_array_equal(there.position_m[:2], here.position_m[:2] + street_centre(number))
+            np.testing.assert_array_equal(there.quaternion_wxyz, here.quaternion_wxyz)

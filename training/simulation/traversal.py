@@ -99,7 +99,7 @@ class Traversal:
         light: str = "day",
     ) -> None:
         self._seed, self._rates = seed, rates or Rates()
-        self._map_from_street = Pose(np.array([*centre_m, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]))
+        self._centre_m = np.array([*centre_m, 0.0])
         self.start_ns = _FIRST_STAMP_NS + seed % _DISTINCT_STARTS * _SEED_STEP_NS
         self.world: World = build_world(world_seed)
         self.trajectory = Trajectory(self._stream("trajectory"), laps)
@@ -163,7 +163,8 @@ class Traversal:
         for tick in range(int(np.ceil(self.duration_s * TRUTH_RATE_HZ)) + 1):
             time_s = tick / TRUTH_RATE_HZ
             stamp_ns = self.stamp_ns(time_s)
-            pose = self._map_from_street @ self.trajectory.pose(time_s)
+            pose = self.trajectory.pose(time_s)
+            pose = Pose(pose.position_m + self._centre_m, pose.quaternion_wxyz)
             message = bags.pose_stamped_message(stamp_ns, MAP_FRAME, pose)
             yield Record(stamp_ns + 500_000, 1, TRUTH_TOPIC, message)
 
