@@ -61,6 +61,8 @@ class ObjectiveConfig:
         beta: start of the position weight.
         gamma: start of the rotation weight.
         cells: of each picture that a step of a dense system looks at, drawn at random; 0: all.
+        solver_weight: of the true pose's likelihood under what the solver makes of these cells together, added to that
+            of each cell by itself; see :mod:`training.solver_loss`.
     """
 
     samples: int = 10
@@ -69,10 +71,11 @@ class ObjectiveConfig:
     beta: float = -3.0
     gamma: float = 0.0
     cells: int = 0
+    solver_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.kl_weight < 0 or self.cells < 0:
-            raise ValueError(f"samples >= 1, kl_weight and cells >= 0, got {self}")
+        if self.samples < 1 or self.kl_weight < 0 or self.cells < 0 or self.solver_weight < 0:
+            raise ValueError(f"samples >= 1, kl_weight, cells and solver_weight >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from training.config import FrozenConfig, ObjectiveConfig
 from training.dataset import PreparedDataset
 from training.objective import Objective, Terms
 from training.sampler import training_input
+from training.solver_loss import solver_loss
 from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.models import DenseModel, ModelInput
-from vmloc_ros.core.models.dense import Look
+from vmloc_ros.core.models.dense import Look, correspondences
 from vmloc_ros.core.models.rotation import quaternion_exp, quaternion_product, rotation_matrix
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -48,7 +49,8 @@ class DenseObjective(Objective):
     Without it, points at the camera's own place would be the likeliest. Mean over the cells, sum over the modalities.
 
     Where the map has regions, each frame is taken to look at one, drawn by how much it belongs to each, and every
-    modality's classifier pays the cross-entropy to these shares.
+    modality's classifier pays the cross-entropy to these shares. Where the configuration gives it a weight,
+    :func:`training.solver_loss.solver_loss` of a frame's cells together is added.
 
     Args:
         config: says how many cells of each picture a step looks at.
@@ -57,12 +59,12 @@ class DenseObjective(Objective):
 
     def __init__(self, config: ObjectiveConfig, codec: PoseCodec) -> None:
         super().__init__()
-        self._cells, self._codec = config.cells, codec
+        self._cells, self._solver_weight, self._codec = config.cells, config.solver_weight, codec
 
     def terms(self, model: DenseModel, batch: ModelInput | Looks, target: Tensor) -> Terms:
         rotation, translation = true_poses(target, self._codec)
-        looks = batch.looks if isinstance(batch, Looks) else model.look(batch)
-        losses, watched = [], {}
+        looks = dict(batch.looks if isinstance(batch, Looks) else model.look(batch))
+        losses, watched, predicted = [], {}, {}
         shares = None if model.regions is None else model.regions.shares(translation)
         drawn = None if shares is None else torch.multinomial(shares, 1).squeeze(1)
         for name, look in looks.items():
@@ -72,8 +74,8 @@ class DenseObjective(Objective):
                 watched[f"region_{name}"] = (opinion.argmax(dim=1) == shares[look.rows].argmax(dim=1)).float().mean()
             count = look.cells.valid.shape[1]
             if 0 < self._cells < count:
-                look = look.some(torch.randperm(count, device=target.device)[: self._cells])
-            points, log_std = model.predict(name, look, None if drawn is None else drawn[look.rows])
+                look = looks[name] = look.some(torch.randperm(count, device=target.device)[: self._cells])
+            points, log_std = predicted[name] = model.predict(name, look, None if drawn is None else drawn[look.rows])
             length, depth = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
             dimensions = torch.where(look.cells.ranged, 3, 2)
             unit = torch.where(look.cells.ranged, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
@@ -82,7 +84,12 @@ class DenseObjective(Objective):
             weight = look.cells.valid / look.cells.valid.sum().clamp(min=1)
             losses.append((loss * weight).sum())
             watched[f"error_{name}_m"] = (length.detach() * weight).sum()
-        return {"loss": torch.stack(losses).sum(), **watched}
+        loss = torch.stack(losses).sum()
+        if self._solver_weight:
+            c, _ = correspondences(looks, predicted, len(target))
+            together, of_solver = solver_loss(c, rotation, translation, float(model.extent_m))
+            loss, watched = loss + self._solver_weight * together, watched | of_solver
+        return {"loss": loss, **watched}
 
 
 def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:

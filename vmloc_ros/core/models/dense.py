@@ -179,14 +179,11 @@ class DenseModel(CellGeometry):
             count: B.
             regions: ``(B,)`` as in :meth:`predict`.
         """
-        parts = []
-        for name, look in looks.items():
-            points, log_std = self.predict(name, look, None if regions is None else regions[look.rows])
-            cells = look.cells
-            part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid, cells.times_s
-            parts.append([_spread(x, look.rows, count) for x in part])
-        *joined, times_s = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
-        return Correspondences(*joined), times_s
+        predicted = {
+            name: self.predict(name, look, None if regions is None else regions[look.rows])
+            for name, look in looks.items()
+        }
+        return correspondences(looks, predicted, count)
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
         """The pose that all cells agree on; its covariance is the inverse Hessian of their product.
@@ -272,6 +269,20 @@ class DenseModel(CellGeometry):
     def _pyramids(self, change: Callable[[Pyramid], object]) -> None:
         for name in self.modalities:
             change(self._predictor(name).pyramid)
+
+
+def correspondences(
+    looks: Mapping[str, Look], predicted: Mapping[str, tuple[Tensor, Tensor]], count: int
+) -> tuple[Correspondences, Tensor]:
+    """What :meth:`DenseModel.predict` said of each modality's cells beside what was measured, and times ``(B, M)``."""
+    parts = []
+    for name, look in looks.items():
+        points, log_std = predicted[name]
+        cells = look.cells
+        part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid, cells.times_s
+        parts.append([_spread(x, look.rows, count) for x in part])
+    *joined, times_s = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
+    return Correspondences(*joined), times_s
 
 
 def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:

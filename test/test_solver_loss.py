@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The likelihood of a frame's true pose under what the solver makes of its cells, as a part of training."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from scipy.stats import multivariate_t
+from torch import Tensor, nn
+
+from rooms import (
+    CODEC,
+    CPU,
+    MOUNTS,
+    ORIGIN_M,
+    PREPROCESS,
+    TINY,
+    in_room,
+    input_of,
+    room_data,
+    room_point,
+)
+from training.config import ObjectiveConfig, parse_config
+from training.dense import DenseObjective, Looks
+from training.solver_loss import solver_loss
+from training.trainer import Trainer
+from vmloc_ros.core.cells import Cells
+from vmloc_ros.core.correspondences import Correspondences
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.models import build_model
+from vmloc_ros.core.models.dense import Look, correspondences
+from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.solver import solve
+
+SPREAD_M = 10.0
+FREEDOM = 4
+
+
+def frames(kind: str, batch: int, cells: int, std: float, seed: int = 0) -> tuple[Correspondences, Tensor, Tensor]:
+    """Cells all around the body, whose predictions err as their deviation says; rotations and translations, float64."""
+    rng = np.random.default_rng(seed)
+    R, t = Rotation.random(batch, random_state=seed).as_matrix(), rng.uniform(-2, 2, (batch, 3))
+    rays = rng.normal(size=(batch, cells, 3))
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+    body = rays * rng.uniform(1, 4, (batch, cells, 1))
+    predicted = np.einsum("bij,bmj->bmi", R, body) + t[:, None] + std * rng.normal(size=body.shape)
+    ranged = np.broadcast_to({"points": True, "rays": False, "both": np.arange(cells) % 2 == 0}[kind], (batch, cells))
+    c = Correspondences(
+        torch.from_numpy(predicted),
+        torch.full((batch, cells), max(std, 0.05), dtype=torch.float64),
+        torch.from_numpy(np.where(ranged[..., None], body, 0.0)),
+        torch.from_numpy(rays),
+        torch.from_numpy(ranged.copy()),
+        torch.ones(batch, cells, dtype=torch.bool),
+    )
+    return c, torch.from_numpy(R), torch.from_numpy(t)
+
+
+def with_predictions(c: Correspondences, points: Tensor, std: Tensor) -> Correspondences:
+    return Correspondences(points, std, c.points_m, c.rays, c.ranged, c.valid)
+
+
+@pytest.mark.parametrize(
+    ("shift_m", "turn_rad", "std_m"),
+    [
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], 0.05),
+        ([0.01, -0.02, 0.005], [0.0, 0.0, 0.0], 0.05),
+        ([0.01, -0.02, 0.005], [0.004, 0.001, -0.003], 0.05),
+        ([0.2, 0.1, -0.3], [0.03, 0.1, 0.02], 0.2),
+    ],
+)
+def test_it_is_a_students_t_of_the_pose_that_the_cells_agree_on(
+    shift_m: list[float], turn_rad: list[float], std_m: float
+) -> None:
+    """All cells moved as one: the solution is the truth moved so, its information the cells' sum in closed form."""
+    c, R, t = frames("points", 1, 50, 0.0)
+    turn = torch.from_numpy(Rotation.from_rotvec(turn_rad).as_matrix())
+    lever = c.map_points_m - t
+    moved = with_predictions(c, lever @ turn.T + t + torch.tensor(shift_m), torch.full_like(c.std_m, std_m))
+    loss, watched = solver_loss(moved, R, t, SPREAD_M)
+
+    information = np.zeros((6, 6))
+    for x, y, z in (lever @ turn.T)[0].numpy():
+        jacobian = np.hstack([np.eye(3), [[0, z, -y], [-z, 0, x], [y, -x, 0]]])
+        information += jacobian.T @ jacobian / std_m**2
+    error = -np.array([*shift_m, *turn_rad])
+    density = multivariate_t(np.zeros(6), np.linalg.inv(information), df=FREEDOM)
+    constant = math.lgamma((FREEDOM + 6) / 2) - math.lgamma(FREEDOM / 2) - 3 * math.log(FREEDOM * math.pi)
+    assert float(loss) == pytest.approx(constant - density.logpdf(error), abs=0.02)
+    assert float(watched["solver_m"]) == pytest.approx(np.linalg.norm(shift_m), abs=1e-6)
+    assert float(watched["solver_nees"]) == pytest.approx(error @ information @ error / 6, rel=5e-3, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["points", "rays", "both"])
+def test_its_gradient_is_that_of_finite_differences(kind: str) -> None:
+    c, R, t = frames(kind, 2, 9, 0.03)
+
+    def value(points: Tensor, std: Tensor) -> Tensor:
+        return solver_loss(with_predictions(c, points, std), R, t, SPREAD_M)[0]
+
+    inputs = c.map_points_m.clone().requires_grad_(), c.std_m.clone().requires_grad_()
+    assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-3, rtol=1e-3)
+
+
+def test_deviations_are_likeliest_where_the_covariance_is_honest() -> None:
+    """Of 400 frames with errors of 0.1 m: an eighth of them sees the least loss at deviations nearly theirs."""
+    c, R, t = frames("both", 400, 20, 0.1)
+    factors = np.geomspace(0.5, 2, 15)
+    found = [solver_loss(with_predictions(c, c.map_points_m, c.std_m * f), R, t, SPREAD_M) for f in factors]
+    best = int(np.argmin([float(loss) for loss, _ in found]))
+    # A Gaussian's likeliest t is about a fifth narrower than the Gaussian.
+    assert 0.7 < factors[best] < 1.05
+    assert float(found[7][1]["solver_nees"]) == pytest.approx(1.0, abs=0.15)
+
+
+def test_frames_that_are_not_solved_count_nothing_and_move_nothing() -> None:
+    c, R, t = frames("both", 3, 40, 0.03)
+    broken = c.map_points_m.clone()
+    broken[1] = 100 * torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    broken[2, 3] = torch.inf
+    points, std = broken.requires_grad_(), c.std_m.clone().requires_grad_()
+    both = with_predictions(c, points, std)
+    loss, _ = solver_loss(both, R, t, SPREAD_M)
+    others = torch.tensor([0, 2])
+    expected, _ = solver_loss(both.at(others), R[others], t[others], SPREAD_M)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    loss.backward()
+    for gradient in (points.grad, std.grad):
+        assert gradient is not None
+        assert bool(torch.isfinite(gradient).all())
+        assert not bool(gradient[1].any())
+        assert bool(gradient[0].all())
+        assert bool(gradient[2].any())
+
+    points, std = broken.detach().clone().requires_grad_(), c.std_m.clone().requires_grad_()
+    one = torch.tensor([1])
+    loss, watched = solver_loss(with_predictions(c, points, std).at(one), R[one], t[one], SPREAD_M)
+    loss.backward()
+    assert [float(x.detach()) for x in (loss, *watched.values())] == [0.0] * 3
+    assert points.grad is not None
+    assert std.grad is not None
+    assert not bool(points.grad.any() | std.grad.any())
+
+
+def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -> None:
+    data = room_data([("image", "depth", "lidar"), ("depth",), ("lidar",), ("image", "lidar")])
+    torch.manual_seed(0)
+    model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
+    model.set_mounts(MOUNTS)
+    looks = model.look(input_of(data, PREPROCESS))
+    seen = in_true_places(looks, data.poses)
+    target = torch.from_numpy(CODEC.encode(data.poses))
+    plain, weighted = (DenseObjective(ObjectiveConfig(solver_weight=w), CODEC).terms(seen, Looks(looks), target)
+                       for w in (0.0, 0.25))  # fmt: skip
+    assert set(weighted) - set(plain) == {"solver_m", "solver_nees"}
+    c, _ = correspondences(looks, {name: seen.predict(name, look) for name, look in looks.items()}, 4)
+    R = torch.from_numpy(np.stack([pose.rotation for pose in data.poses]))
+    t = torch.from_numpy(np.stack([pose.position_m - ORIGIN_M for pose in data.poses]))
+    term, _ = solver_loss(c, R, t, 8.0)
+    assert float(weighted["loss"] - plain["loss"]) == pytest.approx(0.25 * float(term), rel=1e-3)
+    assert float(weighted["solver_m"]) < 0.02
+
+
+class InTruePlaces:
+    """A model that errs by a decimetre."""
+
+    extent_m, regions = torch.tensor(8.0), None
+
+    def __init__(self, points_m: dict[str, Tensor]) -> None:
+        self.points_m = points_m
+
+    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.points_m[name], torch.full(look.cells.valid.shape, math.log(0.1))
+
+
+def in_true_places(looks: dict[str, Look], poses: list[Pose]) -> InTruePlaces:
+    places = {}
+    for name, look in looks.items():
+        rows = look.rows.tolist()
+        R = torch.from_numpy(np.stack([poses[row].rotation for row in rows])).float()
+        t = torch.from_numpy(np.stack([poses[row].position_m - ORIGIN_M for row in rows])).float()
+        seen = look.cells.points_m + torch.where(look.cells.ranged, 0.0, 3.0).unsqueeze(-1) * look.cells.rays
+        noise = 0.1 * torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
+        places[name] = seen @ R.mT + t.unsqueeze(1) + noise
+    return InTruePlaces(places)
+
+
+# --- what it teaches ---------------------------------------------------------------------------------------------
+
+
+class Simple(nn.Module):
+    """Coordinates and deviations that are linear in what a cell looks like: they cannot be right everywhere."""
+
+    extent_m, regions = torch.tensor(8.0), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = self.linear(look.features.squeeze(-1).mT)
+        return 8 * output[..., :3], output[..., 3]
+
+
+def seen_room(numbers: range) -> tuple[Looks, list[Pose]]:
+    """Thirty cells a frame on the walls of the room; what they look like tells where they are, but for a bend."""
+    poses, points, features = [in_room(number) for number in numbers], [], []
+    for number, pose in zip(numbers, poses, strict=True):
+        rng = np.random.default_rng([number, 1])
+        position = pose.position_m - np.asarray(ORIGIN_M)
+        hits = room_point(position, rng.normal(size=(30, 3)) @ pose.rotation.T)
+        points.append((hits - position) @ pose.rotation)
+        features.append(hits / 8 + 0.2 * np.sin(hits / 3 + np.arange(3)) + rng.normal(0, 0.02, (30, 3)))
+    at, alike = (torch.from_numpy(np.stack(x)).float() for x in (points, features))
+    yes = torch.ones(at.shape[:2], dtype=torch.bool)
+    cells = Cells(at, nn.functional.normalize(at, dim=-1), yes, yes, torch.zeros(at.shape[:2]))
+    look = Look(torch.arange(len(poses)), alike.mT.unsqueeze(-1), torch.zeros(len(poses), 1), cells)
+    return Looks({"depth": look}), poses
+
+
+def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest() -> None:
+    train, train_poses = seen_room(range(40))
+    unseen, poses = seen_room(range(1000, 1040))
+    target = torch.from_numpy(CODEC.encode(train_poses))
+    errors, nees = [], []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        model, objective = Simple(), DenseObjective(ObjectiveConfig(solver_weight=weight), CODEC)
+        optimiser = torch.optim.Adam(model.parameters())
+        for step in range(100):
+            optimiser.param_groups[0]["lr"] = 0.04 * (1 - step / 100)
+            optimiser.zero_grad()
+            objective.terms(model, train, target)["loss"].backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+        with torch.no_grad():
+            predicted = {name: model.predict(name, look) for name, look in unseen.looks.items()}
+        solution = solve(correspondences(unseen.looks, predicted, len(poses))[0], spread_m=8.0)
+        assert bool(solution.solved.all())
+        error = np.stack([pose.position_m - ORIGIN_M for pose in poses]) - solution.translations.numpy()
+        block = solution.covariances[:, :3, :3].numpy()
+        errors.append(np.linalg.norm(error, axis=1).mean())
+        nees.append(np.einsum("ni,nij,nj->n", error, np.linalg.inv(block), error).mean() / 3)
+    assert errors[1] < 0.9 * errors[0], errors
+    assert nees[1] < 2.0 < 2.5 < nees[0], nees
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_training_with_it_logs_what_the_solver_makes_of_the_cells(frozen: bool, tmp_path: Path) -> None:
+    data = room_data([("depth",)] * 12, replace(PREPROCESS, modalities=("depth",)))
+    values = {
+        "model": {"name": "vmloc_dense", "backbone": "shufflenet_v2_x0_5", "hidden_dim": 8, "frozen": frozen},
+        "preprocess": {"modalities": ["depth"], "shortest_side": 48},
+        "objective": {"cells": 15, "solver_weight": 0.1},
+        "optimizer": {"epochs": 1, "batch_size": 4, "precision": "bf16"},
+        "pretrained": False,
+    }
+    out = tmp_path / "m.safetensors"
+    trainer = Trainer(parse_config(values, None, "test"), data, out, map_frame="map", body_frame="body", device=CPU)
+    assert math.isfinite(trainer.run(progress=False)["median_position_m"])
+    with out.with_suffix(".csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert float(line["solver_m"]) > 0
+    assert float(line["solver_nees"]) > 0
