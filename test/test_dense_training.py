@@ -136,15 +136,15 @@ def test_a_resumed_training_ends_as_one_that_was_not_cut(
     if not frozen:
         make_trainer(configuration, data, whole).run(progress=False)
     cut = make_trainer(configuration, data, tmp_path / "cut.safetensors")
-    step, steps = cut._step, []
+    step, steps = cut._fit.step, []
 
     def count(*arguments: Any) -> Any:
-        if len(steps) == cut._steps_per_epoch + 1:
+        if len(steps) == cut._fit.sampler.steps + 1:
             raise Cut
         steps.append(None)
         return step(*arguments)
 
-    cut._step = count  # type: ignore[method-assign]
+    cut._fit.step = count  # type: ignore[method-assign]
     with pytest.raises(Cut):
         cut.run(progress=False)
     resumed = make_trainer(configuration, data, tmp_path / "cut.safetensors")

@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.calibrate import poses
 from training.config import TrainConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset
 from training.distributed import Processes, join_processes
 from training.metrics import pose_errors
-from training.predict import predict
+from training.predict import poses, predict
 from training.trainer import Trainer
 from training_runs import (
     SERVER,
@@ -89,8 +88,8 @@ def watched_training(configuration: TrainConfig, out: Path, processes: Processes
         configuration, prepared(configuration), out, map_frame="m", body_frame="b", device=CPU, processes=processes
     )
     seen: dict[str, Any] = {"gradients": [], "rows": [], "terms": [], "validations": []}
-    step, validate, sample = trainer._step, trainer._validate, Gaussian.sample
-    parameters = dict(trainer._training_step.named_parameters())
+    step, validate, sample = trainer._fit.step, trainer._validate, Gaussian.sample
+    parameters = dict(trainer._fit.training_step.named_parameters())
 
     def watch_step(rows: Tensor, *rest: Any) -> Any:
         terms = step(rows, *rest)
@@ -104,7 +103,7 @@ def watched_training(configuration: TrainConfig, out: Path, processes: Processes
         seen["validations"].append(validate())
         return seen["validations"][-1]
 
-    trainer._step, trainer._validate = watch_step, watch_validation  # type: ignore[method-assign]
+    trainer._fit.step, trainer._validate = watch_step, watch_validation  # type: ignore[method-assign]
     noise = Noise(processes)
     Gaussian.sample = lambda *arguments: noise(*arguments)  # type: ignore[method-assign]
     try:

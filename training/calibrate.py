@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.calibration import fit_inflation
+from training.answers import Answers, BySensors, ask
+from training.calibration import fit_floor, fit_inflation
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
 from training.predict import predict, sensor_sets
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
 from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import prediction_covariance
-from vmloc_ros.core.models import PoseModel, Prediction
+from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std, residual_covariance
 
@@ -42,30 +42,29 @@ def calibrate(
     Raises:
         ModelError: an answer is not finite.
     """
-    preprocessor, samples = Preprocessor(header.preprocess), Uncertainty().samples
-
-    def answer(asked: Tensor, kept: tuple[str, ...] | None = None) -> Prediction:
-        return predict(model, data, asked, preprocessor, header.pose_codec, device, samples, kept)
-
-    everything = answer(rows)
-    truth = [data.poses[i] for i in rows.tolist()]
-    modalities = header.preprocess.modalities
-    whole = _fit(truth, everything, modalities)
-    missing = [
-        _fit([data.poses[i] for i in having.tolist()], answer(having, names), names)
-        for names, having in sensor_sets(data, rows, modalities).items()
-        if names != modalities
-    ]
-    uncertainty = Uncertainty(whole.residual_std, samples, whole.inflation, tuple(missing))
-    return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, poses(everything)).summary())
+    return calibrated(header, data, ask(header, model, data, rows, device))
 
 
-def _fit(truth: list[Pose], prediction: Prediction, modalities: tuple[str, ...]) -> Residuals:
-    """What the samples' spread leaves unexplained of these answers' errors, axis by axis, and their heavier tails."""
-    estimates = poses(prediction)
-    own = [prediction_covariance(prediction, i) for i in range(len(truth))]
-    if prediction.covariances is not None:
-        return _fit_scale(truth, estimates, own, modalities)
+def calibrated(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
+    """As :func:`calibrate`, from answers that are there already."""
+    everything = header.preprocess.modalities
+    fitted = {names: _fit(data, of_set, names) for names, of_set in answers.items()}
+    whole = fitted.pop(everything)
+    uncertainty = Uncertainty(whole.residual_std, Uncertainty().samples, whole.inflation, tuple(fitted.values()))
+    truth = [data.poses[i] for i in answers[everything].rows.tolist()]
+    return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, answers[everything].poses()).summary())
+
+
+def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -> Residuals:
+    """What the system's own covariances leave unexplained of the answers' errors, and their heavier tails.
+
+    Lost frames have no part in it: that they are wrong is said by their confidence.
+    """
+    answers = answers.found()
+    truth = [data.poses[i] for i in answers.rows.tolist()]
+    estimates, own = answers.poses(), answers.covariances.numpy()
+    if answers.solved:
+        return _fit_solver(truth, estimates, own, modalities)
     std = fit_residual_std(
         [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
         [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
@@ -75,17 +74,24 @@ def _fit(truth: list[Pose], prediction: Prediction, modalities: tuple[str, ...])
     return Residuals(tuple(std.tolist()), fit_inflation(truth, estimates, covariances), modalities)
 
 
-def _fit_scale(
-    truth: list[Pose], estimates: list[Pose], own: list[NDArray[np.float64]], modalities: tuple[str, ...]
+def _fit_solver(
+    truth: list[Pose], estimates: list[Pose], own: NDArray[np.float64], modalities: tuple[str, ...]
 ) -> Residuals:
-    """A solver's own covariance, scaled up until it holds the errors.
+    """A solver's own covariance with a floor, both scaled up until they hold the errors.
 
-    It takes the errors of neighbouring cells, which are much the same error, for independent ones.
+    The solver takes the errors of neighbouring cells, which are much the same error, for independent ones: hence the
+    scale. It knows nothing of what is wrong in all frames alike, such as a bent map or cameras that are not quite
+    where they are said to be: hence the floor.
     """
-    inflation = fit_inflation(truth, estimates, own)
-    floor = _RESIDUAL_FLOOR / np.repeat(inflation, 3)  # inflated again with the rest
-    covariances = [c + residual_covariance(e, floor) for c, e in zip(own, estimates, strict=True)]
-    return Residuals(tuple(floor.tolist()), fit_inflation(truth, estimates, covariances), modalities)
+    floor = fit_floor(truth, estimates, own)
+
+    def inflation() -> tuple[float, float]:
+        return fit_inflation(
+            truth, estimates, [c + residual_covariance(e, floor) for c, e in zip(own, estimates, strict=True)]
+        )
+
+    floor = np.maximum(floor, _RESIDUAL_FLOOR / np.repeat(inflation(), 3))  # inflated again with the rest
+    return Residuals(tuple(floor.tolist()), inflation(), modalities)
 
 
 def remember(
@@ -143,6 +149,10 @@ def fit_confidence(
         cues = stack_cues(
             memories, names, features, prediction.positions_m, prediction.quaternions_wxyz, prediction.oddities
         )
+        if prediction.lost is not None:  # their confidence is zero whatever the cues say
+            cues = cues[~prediction.lost]
+        if len(cues) < _FEWEST:
+            continue
         tails = tuple(Tail.fit(cue) for cue in cues.T)
         fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))
     return Confidence(memories, fitted) if fitted else None
@@ -153,8 +163,3 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
-
-
-def poses(prediction: Prediction) -> list[Pose]:
-    """One for each row of a prediction."""
-    return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]

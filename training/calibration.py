@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize
 from scipy.special import gammainc, gammaincinv
 
 from vmloc_ros.core.frame import Estimate
@@ -22,6 +24,9 @@ Array = NDArray[np.float64]
 # What of the six dimensions is judged.
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
+
+_TAILS = 4.0  # degrees of freedom of Student's distribution where a floor is fitted
+_TINY = 1e-9
 
 
 def calibration_summary(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str, float]:
@@ -71,6 +76,39 @@ def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances:
         promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
         factors.append(max(1.0, float(np.sqrt(reached / promised))))
     return factors[0], factors[1]
+
+
+def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> Array:
+    """Standard deviations ``(6,)``, equal for the three axes of position and of rotation, to add to covariances.
+
+    A maximum of likelihood: errors are taken to be of covariance ``a^2 C + b^2 I`` with a at least 1, and the floor is
+    ``b / a``. Of a is left to :func:`fit_inflation` to say. Their distribution is Student's t: a Gaussian would lay
+    the floor so high that a few gross errors stand on it.
+
+    Args:
+        covariances: C, ``(N, 6, 6)``, which know only a part of what is wrong.
+    """
+    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+    floors = []
+    for part in ("position", "rotation"):
+        rows = PARTS[part]
+        variances, axes = np.linalg.eigh(matrices[:, rows, rows])
+        squares = np.einsum("nij,ni->nj", axes, errors[:, rows]) ** 2
+        typical = math.log(float(np.sqrt(np.mean(squares))) + _TINY)
+
+        def loss(logs: Array, squares: Array = squares, variances: Array = variances) -> float:
+            a, b = np.exp(logs)
+            total = a**2 * variances + b**2
+            distance = np.sum(squares / total, axis=1)
+            tails = (_TAILS + 3) * np.log1p(distance / _TAILS)
+            return float(np.mean(np.log(total).sum(axis=1) + tails))
+
+        # Scale alone, floor alone and both may each be a valley.
+        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0)]
+        starts = [(scale, typical - depth) for scale in (0.1, 2.0) for depth in (0.5, 3.0)]
+        best = min((minimize(loss, start, bounds=bounds) for start in starts), key=lambda found: found.fun)
+        floors += [math.exp(best.x[1] - best.x[0])] * 3
+    return np.array(floors)
 
 
 def map_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Array:

@@ -145,6 +145,7 @@ class FrozenFeatures:
         seed: int,
         device: torch.device,
     ) -> None:
+        self._views = config.views
         self.poses = [data.poses[i] for i in rows.tolist()] * config.views
         self.sequences = data.sequences[rows].repeat(config.views)
         generator = torch.Generator().manual_seed(seed)
@@ -177,6 +178,11 @@ class FrozenFeatures:
         flat = {f"{name}.{what}": x for name, store in self._stores.items() for what, x in store.items()}
         tensors = {key: x[rows].to(device, non_blocking=True) for key, x in flat.items()}
         return tensors, {name: x[rows].to(device, non_blocking=True) for name, x in self._present.items()}
+
+    def views_of(self, frames: Tensor) -> Tensor:
+        """Rows of all views of some of the frames, which are counted as the data's rows were given."""
+        count = len(self) // self._views
+        return torch.cat([frames + view * count for view in range(self._views)])
 
     @staticmethod
     def looks(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Looks:

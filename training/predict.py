@@ -14,6 +14,7 @@ from torch import Tensor
 from training.clips import segments
 from training.dataset import PreparedDataset
 from vmloc_ros.core.frame import IMAGE
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.pose_codec import PoseCodec
@@ -81,6 +82,11 @@ def predict(
         features = torch.cat([model.frame_features(batch) for batch in inputs])
         return decode_vectors(_decode_in_order(model, features, segments(data.sequences, rows)).unsqueeze(0), codec)
     return _joined([model.locate(batch, codec, samples) for batch in inputs])
+
+
+def poses(prediction: Prediction) -> list[Pose]:
+    """One for each row of a prediction."""
+    return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]
 
 
 def sensor_sets(data: PreparedDataset, rows: Tensor, modalities: Sequence[str]) -> dict[tuple[str, ...], Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: one objective, one optimizer, best and last checkpoints, exactly resumable."""
+"""The training loop: one model, best and last checkpoints, then the folds that judge it; exactly resumable."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from training.calibrate import calibrate, fit_confidence, poses, remember
+from training.answers import BySensors, ask, from_state, join, to_state
+from training.calibrate import calibrated, fit_confidence, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
-from training.dataset import PreparedDataset, common_mounts, split_blocks, usual_twist
-from training.dense import FrozenFeatures, Looks
-from training.descent import Descent, arithmetic
+from training.dataset import PreparedDataset, split_blocks, split_folds
+from training.dense import FrozenFeatures
+from training.descent import arithmetic
 from training.distributed import Processes
-from training.extent import learn_extent
+from training.fit import Fit, Material, frozen_features, new_model
 from training.interruption import Interruption
 from training.loader import default_depth, prefetch
 from training.logbook import Logbook
 from training.memorise import memorise
 from training.metrics import pose_errors
-from training.objectives import Terms, TrainingStep, build_objective
-from training.point_map import build_point_map
-from training.predict import predict
-from training.progress import Progress, postfix
+from training.predict import poses, predict
+from training.progress import postfix
 from training.run_files import RunFiles, damaged_state
-from training.sampler import Sampler, training_input
+from training.sampler import Sampler
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ClipModel, DenseModel, MemoryModel, ModelInput, build_model
+from vmloc_ros.core.models import ClipModel, MemoryModel, PoseModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -48,7 +47,7 @@ _SHOW_EVERY_S = 0.5  # more often, a GPU would wait for the bar
 
 
 class Trainer:
-    """Fits one model to one dataset.
+    """Fits one model to one dataset, and where ``validation.folds`` says so, others to parts of it.
 
     Its files are :class:`training.run_files.RunFiles`. A training that is killed at any moment and resumed ends with
     the weights of one that was not (on the CPU with the same number of threads; on a GPU with ``deterministic``).
@@ -62,7 +61,7 @@ class Trainer:
         tensorboard: whether to write event files.
 
     Raises:
-        ConfigError: the configuration does not fit the system, the device or the number of processes.
+        ConfigError: the configuration does not fit the system, the device, the data or the number of processes.
         DataError: too few frames, or the model needs to know cameras and mounts and the sources do not say or agree.
         ModelError: the model cannot be built, or pretrained weights are missing.
     """
@@ -84,10 +83,7 @@ class Trainer:
         self._config, self._device, self._files = config, device, RunFiles(out)
         self._processes, self._tensorboard = processes or Processes(), tensorboard
         self._data, self._validation_data = data, validation or data
-        every = 0 if validation is not None else config.validation.every
-        self._train_rows, held_out = split_blocks(len(data), config.validation.block, every)
-        self._held_out = held_out if validation is None else torch.arange(len(validation))
-        torch.manual_seed(config.seed)
+        self._train_rows, self._held_out, self._folds = self._split(validation)
         self._preprocessor = Preprocessor(config.preprocess)
         codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
         self._header = CheckpointHeader(
@@ -98,22 +94,22 @@ class Trainer:
             body_frame,
             training=self._record(record or {}, codec.scale_m),
         )
-        model = build_model(config.model, self._preprocessor.channels, config.pretrained)
-        if config.augment.moves_pixels and not model.needs_geometry:
-            raise ConfigError(
-                "augment.rotation_deg and augment.zoom change what the camera sees but not the pose that "
-                f"{config.model.name} learns: set 0 and 1; only dense systems can be trained so"
-            )
-        if model.needs_geometry:
-            self._check_cameras()
-            model.set_mounts(common_mounts(data, self._validation_data))
-            model.set_usual_twist(*usual_twist(data.twists[self._train_rows]))
-        self.model = model.to(device, memory_format=torch.channels_last)
-        self._progress = Progress()
+        self.model = new_model(config, data, self._train_rows, self._validation_data, device)
         if not isinstance(self.model, MemoryModel):
-            self._prepare_descent()
+            self._material: Material = data
+            if config.model.frozen:
+                self._material = frozen_features(config, self.model, data, self._train_rows, device)
+            self._number, self._answers = (
+                0,
+                list[BySensors](),
+            )  # of the fold under way, from 1 on; what those before gave
+            self._fit = self._new_fit(self.model, codec, self._train_rows, config.optimizer.epochs)
+            for rows, _ in self._folds:  # too few are reported now, not after the model's own training
+                Sampler(self._material, self._places(rows), self.model, config.optimizer.batch_size, config.seed)
         elif self._processes.count > 1:
             raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
+        elif self._folds:
+            raise ConfigError(f"{config.model.name} is not trained by gradients: set validation.folds=0")
 
     def run(self, progress: bool = True) -> dict[str, float]:
         """Train to the last epoch and finish the best checkpoint; return its validation metrics.
@@ -147,57 +143,29 @@ class Trainer:
             return
         state = self._files.load_state(self._identity())
         try:
-            self.model.load_state_dict(state["model"])
-            self._objective.load_state_dict(state["objective"])
-            self._descent.load_state_dict(state["descent"])
-            self._progress = Progress(**state["progress"])
-            self._progress.sums = {name: x.to(self._device) for name, x in self._progress.sums.items()}
+            if state["fold"]:
+                self._begin_fold(state["fold"])
+            self._fit.load_state_dict(state)
+            self._answers = [from_state(answers) for answers in state["answers"]]
         except Exception as error:  # whatever a damaged file leads to
             raise damaged_state(self._files.state, error) from error
 
     # --- preparation -------------------------------------------------------------------------------------------------
 
-    def _prepare_descent(self) -> None:
-        """What gradient steps need."""
-        config, codec = self._config.optimizer, self._header.pose_codec
-        if isinstance(self.model, DenseModel):
-            learn_extent(self.model, self._data, self._train_rows, self._preprocessor, codec, self._device)
-            if self.model.map is not None:
-                build_point_map(self.model, self._data, self._train_rows, self._preprocessor, codec, self._device)
-        self._material, rows = self._frozen_features() if self._config.model.frozen else (self._data, self._train_rows)
-        self._targets = torch.from_numpy(codec.encode(self._material.poses)).to(self._device)
-        self._sampler = Sampler(self._material, rows, self.model, config.batch_size, self._config.seed)
-        self._sampler.check_processes(self._processes.count)
-        self._objective = build_objective(self._config.model.name, self._config.objective, codec).to(self._device)
-        self._training_step = self._processes.wrap(TrainingStep(self.model, self._objective), self._device)
-        steps = config.epochs * self._steps_per_epoch
-        self._descent = Descent(self.model, self._objective, config, steps, self._device)
-
-    def _check_cameras(self) -> None:
-        """Raises DataError: pictures of the camera's view cannot be used because no frame says what camera it was."""
-        names = [name for name in self._preprocessor.config.modalities if self._preprocessor.is_in_camera(name)]
-        if names and not bool(self._data.intrinsics(self._train_rows, torch.device("cpu")).isfinite().any()):
-            raise DataError(
-                f"{self._config.model.name} needs the camera matrix of {' and '.join(names)}, and no frame says it: "
-                "record the camera_info"
+    def _split(self, validation: PreparedDataset | None) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Rows to train on, rows of the validation data, and both of each fold."""
+        config, count = self._config.validation, len(self._data)
+        if config.crosses and validation is not None:
+            raise ConfigError(
+                f"validation.folds is {config.folds}, and validation data are given: they take the place of folds; "
+                "set validation.folds=0 or give none"
             )
-
-    def _frozen_features(self) -> tuple[FrozenFeatures, Tensor]:
-        """What steps draw from where trunks do not change, and its rows."""
-        if not isinstance(self.model, DenseModel):
-            raise ConfigError(f"model.frozen: {self._config.model.name} trains its trunks; only dense systems need not")
-        config = self._config
-        features = FrozenFeatures(
-            self.model,
-            self._data,
-            self._train_rows,
-            self._preprocessor,
-            config.augment,
-            config.frozen,
-            config.seed,
-            self._device,
-        )
-        return features, torch.arange(len(features))
+        if config.crosses:
+            rows = torch.arange(count)
+            return rows, rows[:0], split_folds(count, config.block, config.folds)
+        if validation is not None:
+            return torch.arange(count), torch.arange(len(validation)), []
+        return *split_blocks(count, config.block, config.every), []
 
     def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
         train = [self._data.poses[i] for i in self._train_rows.tolist()]
@@ -222,51 +190,72 @@ class Trainer:
             "processes": self._processes.count,
         }
 
+    def _places(self, rows: Tensor) -> Tensor:
+        """Where training rows stand in what steps draw from."""
+        if not isinstance(self._material, FrozenFeatures):
+            return rows
+        return self._material.views_of(torch.searchsorted(self._train_rows, rows))
+
+    def _new_fit(self, model: PoseModel, codec: PoseCodec, rows: Tensor, epochs: int) -> Fit:
+        material = self._material, self._places(rows)
+        return Fit(self._config, model, codec, self._data, rows, *material, epochs, self._device, self._processes)
+
+    def _begin_fold(self, number: int) -> None:
+        """Put another training in the place of the one that was under way."""
+        rows, config = self._folds[number - 1][0], self._config
+        model = new_model(config, self._data, rows, self._data, self._device)
+        codec = PoseCodec.fit([self._data.poses[i] for i in rows.tolist()])
+        epochs = config.validation.fold_epochs or config.optimizer.epochs
+        self._number, self._fit = number, self._new_fit(model, codec, rows, epochs)
+
     # --- training ----------------------------------------------------------------------------------------------------
 
-    @property
-    def _steps_per_epoch(self) -> int:
-        return self._sampler.steps
-
-    @property
-    def _done(self) -> bool:
-        patience = self._config.validation.patience
-        return self._progress.epoch >= self._config.optimizer.epochs or 0 < patience <= self._progress.stale
-
     def _train(self, interruption: Interruption, progress: bool) -> None:
-        first, state = self._processes.first, self._progress
-        steps = state.epoch * self._steps_per_epoch + state.step
-        if first:
+        """The model, where a resumed run has not finished it, and then one fold after the other."""
+        self._fit.prepare()
+        if self._processes.first:
             self._files.remove_leftovers()
             self._files.save_config(self._config)
-            if not steps:  # an earlier run's state would be resumed else; and a full disk is noticed
-                self._save_state()
-        logbook = Logbook(self._files.log, self._files.events if self._tensorboard else None, state.epoch, steps)
-        batch = self._sampler.frames
+            if not (self._number or self._fit.steps):
+                self._save_state()  # or an earlier run's would be resumed; and a full disk is noticed
+        if not self._number:
+            events = self._files.events if self._tensorboard else None
+            with closing(Logbook(self._files.log, events, self._fit.progress.epoch, self._fit.steps)) as logbook:
+                self._train_fit("training", logbook, interruption, progress)
+        for number in range(max(1, self._number), len(self._folds) + 1):
+            if number != self._number:
+                self._begin_fold(number)
+                self._fit.prepare()
+            self._train_fit(f"fold {number} of {len(self._folds)}", None, interruption, progress)
+            self._processes.level_buffers(self._fit.descent.best_model)
+            if self._processes.first:
+                self._answers.append(self._ask_fold(self._folds[number - 1][1]))
+
+    def _train_fit(self, name: str, logbook: Logbook | None, interruption: Interruption, progress: bool) -> None:
+        """Go on to the last epoch; without a logbook nothing is validated, and no weights are kept."""
+        fit, batch = self._fit, self._fit.sampler.frames
         bar = tqdm(
-            total=self._config.optimizer.epochs * self._steps_per_epoch * batch,
-            initial=steps * batch,
-            desc="training",
+            total=fit.epochs * fit.sampler.steps * batch,
+            initial=fit.steps * batch,
+            desc=name,
             unit="img",
             unit_scale=True,
-            disable=not (progress and first),
+            disable=not (progress and self._processes.first),
         )
-        with bar, closing(logbook):
-            while not self._done:
+        with bar:
+            while not fit.done:
                 self._train_epoch(bar, logbook, interruption)
 
-    def _train_epoch(self, bar: Any, logbook: Logbook, interruption: Interruption) -> None:
+    def _train_epoch(self, bar: Any, logbook: Logbook | None, interruption: Interruption) -> None:
         """As many frames as there are to train on, in random order or random clips; then what an epoch ends with."""
-        state = self._progress
-        plan = [self._processes.share(clips).flatten() for clips in self._sampler.epoch(state.epoch)]
+        fit, state = self._fit, self._fit.progress
+        plan = [self._processes.share(clips).flatten() for clips in fit.sampler.epoch(state.epoch)]
         started = saved = shown = time.monotonic()
-        first_step, before = state.step, state.epoch * self._steps_per_epoch
-        self._training_step.train()
-        with closing(
-            prefetch(self._material, plan[state.step :], self._device, default_depth(self._device))
-        ) as batches:
+        first_step = state.step
+        fit.training_step.train()
+        with closing(prefetch(fit.material, plan[state.step :], self._device, default_depth(self._device))) as batches:
             for rows, tensors, present in batches:
-                terms = self._step(rows, tensors, present)
+                terms = fit.step(rows, tensors, present)
                 state.sums = {name: x + state.sums.get(name, 0.0) for name, x in terms.items()}
                 state.step += 1
                 bar.update(len(rows) * self._processes.count)
@@ -274,56 +263,28 @@ class Trainer:
                 if now - shown > _SHOW_EVERY_S:
                     shown, values = now, {name: float(x) for name, x in terms.items()}
                     bar.set_postfix(postfix(state.epoch + 1, values), refresh=False)
-                    if self._processes.first:
-                        done = before + state.step
-                        logbook.step(done, {**values, "rate": self._descent.rate(done - 1)})
+                    if logbook and self._processes.first:
+                        logbook.step(fit.steps, {**values, "rate": fit.descent.rate(fit.steps - 1)})
                 if interruption.requested:
                     self._save_state()
                     raise interruption.error()
                 if now - saved > _SAVE_EVERY_S:
                     saved = now
                     self._save_state()
-        means = self._epoch_means()
+        means, metrics = fit.epoch_means(), None
         seconds = time.monotonic() - started
-        images = (state.step - first_step) * self._sampler.frames
-        rate = self._descent.rate(before + state.step - 1)
+        images = (state.step - first_step) * fit.sampler.frames
+        rate = fit.descent.rate(fit.steps - 1)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
-        due = state.epoch % self._config.validation.interval == 0 or state.epoch == self._config.optimizer.epochs
-        metrics = self._validate() if due else None
-        self._save_weights(metrics)
-        if self._processes.first:
-            figures = {"images_per_s": round(images / seconds, 1), "seconds": round(seconds, 3), "rate": rate}
-            logbook.epoch(state.epoch, before + self._steps_per_epoch, {**means, **figures, **_logged(metrics)})
+        if logbook:
+            due = state.epoch % self._config.validation.interval == 0 or state.epoch == fit.epochs
+            metrics = self._validate() if due else None
+            self._save_weights(metrics)
+            if self._processes.first:
+                figures = {"images_per_s": round(images / seconds, 1), "seconds": round(seconds, 3), "rate": rate}
+                logbook.epoch(state.epoch, fit.steps, {**means, **figures, **_logged(metrics)})
         self._save_state()
         bar.set_postfix(postfix(state.epoch, means, metrics))
-
-    def _step(self, rows: Tensor, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Terms:
-        """The terms of the loss, detached, and means over the processes."""
-        state = self._progress
-        seed, augment_seed = self._sampler.seeds(state.epoch, state.step, self._processes.rank)
-        torch.manual_seed(seed)  # posterior samples, dropout
-        generator = torch.Generator().manual_seed(augment_seed)
-        if isinstance(self._material, FrozenFeatures):
-            batch: ModelInput | Looks = self._material.looks(tensors, present)
-        else:
-            known = (None, None)
-            if self.model.needs_geometry:
-                known = self._data.intrinsics(rows, self._device), self._data.twists[rows].to(self._device)
-            batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, *known)
-        with self._descent.autocast():
-            terms = self._training_step(batch, self._targets[rows.to(self._device)])
-        self._descent.step(terms["loss"], state.epoch * self._steps_per_epoch + state.step)
-        means = self._processes.mean(torch.stack([x.detach() for x in terms.values()]))
-        return dict(zip(terms, means, strict=True))
-
-    def _epoch_means(self) -> dict[str, float]:
-        """Means over the epoch's steps. Raises DataError: the loss is not finite."""
-        values = {name: float(x) / self._steps_per_epoch for name, x in self._progress.sums.items()}
-        if not math.isfinite(values["loss"]):
-            raise DataError(
-                f"the loss became {values['loss']} in epoch {self._progress.epoch + 1}; reduce optimizer.learning_rate"
-            )
-        return values
 
     # --- validation and files ----------------------------------------------------------------------------------------
 
@@ -335,15 +296,15 @@ class Trainer:
 
     def _predict(self, rows: Tensor) -> list[Pose]:
         """Answers to validation rows, each process to its part of them."""
-        data, codec = self._validation_data, self._header.pose_codec
+        data, model, codec = self._validation_data, self._fit.descent.best_model, self._fit.codec
         # Clips look back across the borders of parts.
         shared = not isinstance(self.model, ClipModel) and len(rows) >= self._processes.count
         mine = self._processes.share(rows) if shared else rows
-        self._processes.level_buffers(self._descent.best_model)
+        self._processes.level_buffers(model)
         try:
-            prediction = predict(self._descent.best_model, data, mine, self._preprocessor, codec, self._device)
+            prediction = predict(model, data, mine, self._preprocessor, codec, self._device)
         except ModelError as error:
-            raise DataError(f"epoch {self._progress.epoch}: {error}; reduce optimizer.learning_rate") from error
+            raise DataError(f"epoch {self._fit.progress.epoch}: {error}; reduce optimizer.learning_rate") from error
         answers = self._processes.gather(poses(prediction)) if shared else [poses(prediction)]
         return [pose for part in answers for pose in part]
 
@@ -357,32 +318,33 @@ class Trainer:
 
     def _save_weights(self, metrics: dict[str, float] | None) -> None:
         """After an epoch: the newest weights, and the best ones if these are."""
-        state, score = self._progress, self._score(metrics)
+        state, score = self._fit.progress, self._score(metrics)
         better = score <= state.best
         if better:
             state.best, state.stale = score, 0
         elif metrics is not None:
             state.stale += 1
         if self._processes.first:
-            header, weights = replace(self._header, metrics=metrics or {}), self._descent.best_model.state_dict()
+            header, weights = replace(self._header, metrics=metrics or {}), self._fit.descent.best_model.state_dict()
             if better:
                 save_checkpoint(self._files.best, header, weights)
             save_checkpoint(self._files.last, header, weights)
 
     def _save_state(self) -> None:
         """Last of all files: what was killed before it is done again, with the same outcome."""
-        if not self._processes.first:
-            return
-        state = self._progress
-        self._files.save_state(
-            {
-                "identity": self._identity(),
-                "progress": {name: getattr(state, name) for name in state.__slots__},
-                "model": self.model.state_dict(),
-                "objective": self._objective.state_dict(),
-                "descent": self._descent.state_dict(),
-            }
-        )
+        if self._processes.first:
+            given = [to_state(answers) for answers in self._answers]
+            stage = {"identity": self._identity(), "fold": self._number, "answers": given}
+            self._files.save_state({**stage, **self._fit.state_dict()})
+
+    def _ask_fold(self, rows: Tensor) -> BySensors:
+        """What the training that has ended says to rows that it has not seen."""
+        torch.manual_seed(self._config.seed)
+        header = replace(self._header, pose_codec=self._fit.codec)
+        try:
+            return ask(header, self._fit.descent.best_model, self._data, rows, self._device)
+        except ModelError as error:
+            raise DataError(f"fold {self._number}: {error}; reduce optimizer.learning_rate") from error
 
     def _finish(self) -> dict[str, float]:
         """Give the best weights' checkpoint its metrics and covariance; the first process does it for all."""
@@ -392,12 +354,13 @@ class Trainer:
     def _calibrate(self) -> dict[str, float]:
         torch.manual_seed(self._config.seed)
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
-        on_held_out = len(self._held_out) > 0
-        rows = self._held_out if on_held_out else self._train_rows
-        data = self._validation_data if on_held_out else self._data
+        on_held_out = bool(len(self._held_out) or self._folds)
+        rows = self._held_out if len(self._held_out) else self._train_rows
+        data = self._validation_data
         confidence = None
         try:
-            header = calibrate(self._header, model, data, rows, self._device)
+            answers = join(self._answers) if self._folds else ask(self._header, model, data, rows, self._device)
+            header = calibrated(self._header, data, answers)
             # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
             if data is not self._data:
                 memories = remember(header, model, self._data, self._train_rows, self._device)

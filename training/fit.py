@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One model and its gradient steps on some rows of the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import TrainConfig
+from training.dataset import PreparedDataset, common_mounts, usual_twist
+from training.dense import FrozenFeatures, Looks
+from training.descent import Descent
+from training.distributed import Processes
+from training.extent import learn_extent
+from training.objectives import Terms, TrainingStep, build_objective
+from training.point_map import build_point_map
+from training.progress import Progress
+from training.sampler import Sampler, training_input
+from vmloc_ros.core.errors import ConfigError, DataError
+from vmloc_ros.core.models import DenseModel, ModelInput, PoseModel, build_model
+from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.preprocessing import Preprocessor
+
+Material = PreparedDataset | FrozenFeatures  # what steps draw from
+
+
+def new_model(
+    config: TrainConfig, data: PreparedDataset, rows: Tensor, others: PreparedDataset, device: torch.device
+) -> PoseModel:
+    """The model before its training on the rows; the same seed gives the same weights.
+
+    Args:
+        others: data that the mounts must hold for, too.
+
+    Raises:
+        ConfigError: augmentation does not fit the system.
+        DataError: the model needs to know cameras and mounts and the sources do not say or agree.
+        ModelError: the model cannot be built, or pretrained weights are missing.
+    """
+    preprocessor = Preprocessor(config.preprocess)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, preprocessor.channels, config.pretrained)
+    if config.augment.moves_pixels and not model.needs_geometry:
+        raise ConfigError(
+            "augment.rotation_deg and augment.zoom change what the camera sees but not the pose that "
+            f"{config.model.name} learns: set 0 and 1; only dense systems can be trained so"
+        )
+    if model.needs_geometry:
+        names = [name for name in preprocessor.config.modalities if preprocessor.is_in_camera(name)]
+        if names and not bool(data.intrinsics(rows, torch.device("cpu")).isfinite().any()):
+            raise DataError(
+                f"{config.model.name} needs the camera matrix of {' and '.join(names)}, and no frame says it: "
+                "record the camera_info"
+            )
+        model.set_mounts(common_mounts(data, others))
+        model.set_usual_twist(*usual_twist(data.twists[rows]))
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def frozen_features(
+    config: TrainConfig, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
+) -> FrozenFeatures:
+    """What steps draw from where trunks do not change. Raises ConfigError: this system's trunks must."""
+    if not isinstance(model, DenseModel):
+        raise ConfigError(f"model.frozen: {config.model.name} trains its trunks; only dense systems need not")
+    preprocessor = Preprocessor(config.preprocess)
+    return FrozenFeatures(model, data, rows, preprocessor, config.augment, config.frozen, config.seed, device)
+
+
+class Fit:
+    """A training by gradient steps, epoch by epoch.
+
+    Args:
+        model: see :func:`new_model`.
+        codec: of the rows' poses.
+        data: all frames.
+        rows: of the data, to train on; nothing else of the data has a part in the outcome.
+        material: the data, or features of some of their rows.
+        material_rows: those of the material that belong to ``rows``.
+        epochs: of the whole training.
+
+    Attributes:
+        progress: how far it has come.
+
+    Raises:
+        ConfigError: the configuration does not fit the system, the device or the number of processes.
+        DataError: too few frames.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PoseModel,
+        codec: PoseCodec,
+        data: PreparedDataset,
+        rows: Tensor,
+        material: Material,
+        material_rows: Tensor,
+        epochs: int,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        self.model, self.codec, self.epochs, self.progress = model, codec, epochs, Progress()
+        self.material, self.rows = material, rows
+        self._config, self._data, self._device, self._processes = config, data, device, processes
+        self._preprocessor = Preprocessor(config.preprocess)
+        if isinstance(model, DenseModel):
+            learn_extent(model, data, rows, self._preprocessor, codec, device)
+        self._targets = torch.from_numpy(codec.encode(material.poses)).to(device)
+        self.sampler = Sampler(material, material_rows, model, config.optimizer.batch_size, config.seed)
+        self.sampler.check_processes(processes.count)
+        self.objective = build_objective(config.model.name, config.objective, codec).to(device)
+        self.training_step = processes.wrap(TrainingStep(model, self.objective), device)
+        self.descent = Descent(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
+
+    @property
+    def done(self) -> bool:
+        patience = self._config.validation.patience
+        return self.progress.epoch >= self.epochs or 0 < patience <= self.progress.stale
+
+    @property
+    def steps(self) -> int:
+        """Finished ones."""
+        return self.progress.epoch * self.sampler.steps + self.progress.step
+
+    def prepare(self) -> None:
+        """What a training needs before its first step and a resumed one has. Raises DataError: there is no map."""
+        if not isinstance(self.model, DenseModel) or self.model.map is None or len(self.model.map):
+            return
+        build_point_map(self.model, self._data, self.rows, self._preprocessor, self.codec, self._device)
+        averaged = self.descent.best_model
+        if averaged is not self.model:  # a copy from before there was a map
+            averaged.map.fill(self.model.map.points_m, self.model.map.normals)
+
+    def step(self, rows: Tensor, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Terms:
+        """Change the weights. Returns the terms of the loss, detached, and means over the processes."""
+        state = self.progress
+        seed, augment_seed = self.sampler.seeds(state.epoch, state.step, self._processes.rank)
+        torch.manual_seed(seed)  # posterior samples, dropout
+        generator = torch.Generator().manual_seed(augment_seed)
+        if isinstance(self.material, FrozenFeatures):
+            batch: ModelInput | Looks = self.material.looks(tensors, present)
+        else:
+            known = (None, None)
+            if self.model.needs_geometry:
+                known = self._data.intrinsics(rows, self._device), self._data.twists[rows].to(self._device)
+            batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, *known)
+        with self.descent.autocast():
+            terms = self.training_step(batch, self._targets[rows.to(self._device)])
+        self.descent.step(terms["loss"], self.steps)
+        means = self._processes.mean(torch.stack([x.detach() for x in terms.values()]))
+        return dict(zip(terms, means, strict=True))
+
+    def epoch_means(self) -> dict[str, float]:
+        """Means over the epoch's steps. Raises DataError: the loss is not finite."""
+        values = {name: float(x) / self.sampler.steps for name, x in self.progress.sums.items()}
+        if not math.isfinite(values["loss"]):
+            raise DataError(
+                f"the loss became {values['loss']} in epoch {self.progress.epoch + 1}; reduce optimizer.learning_rate"
+            )
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a training depends on, by name, for :meth:`load_state_dict` of one that is set up alike."""
+        return {
+            "progress": {name: getattr(self.progress, name) for name in self.progress.__slots__},
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "descent": self.descent.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.descent.load_state_dict(state["descent"])
+        sums = {name: x.to(self._device) for name, x in state["progress"]["sums"].items()}
+        self.progress = replace(Progress(**state["progress"]), sums=sums)
