@@ -18,6 +18,7 @@ from training.calibration import (
     calibration_summary,
     chi_square_cdf,
     confidence_levels,
+    fit_floor,
     fit_inflation,
     map_errors,
     nees,
@@ -167,6 +168,42 @@ def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind()
 def test_covariances_are_never_made_smaller() -> None:
     truth, estimates, covariances = heavy_tailed(100, 0)
     assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)
+
+
+def floored(
+    scale: tuple[float, float], floor: tuple[float, float], count: int, seed: int, tails: float = np.inf
+) -> tuple[list[Pose], list[Pose], np.ndarray]:
+    """Truth, estimates and covariances C of very different sizes; errors are of covariance ``scale^2 C + floor^2``.
+
+    Args:
+        tails: degrees of freedom of their Student distribution; by default they are Gaussian.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = np.repeat([0.02, 0.01], 3) * np.exp(rng.normal(size=(count, 1)))
+    mixing = rng.normal(size=(count, 6, 6)) * sizes[:, :, None]
+    covariances = mixing @ mixing.transpose(0, 2, 1) / 6
+    factors, added = np.repeat(scale, 3), np.diag(np.repeat(floor, 3) ** 2)
+    roots = np.linalg.cholesky(covariances * np.outer(factors, factors) + added)
+    draws = rng.normal(size=(count, 6, 1)) / (np.sqrt(rng.chisquare(tails, (count, 1, 1)) / tails) if tails < 99 else 1)
+    errors = (roots @ draws)[..., 0]
+    truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
+    return truth, [Pose.identity()] * count, covariances
+
+
+@pytest.mark.parametrize("tails", [np.inf, 3.0])
+@pytest.mark.parametrize("scale", [(3.0, 2.0), (1.0, 6.0)])
+@pytest.mark.parametrize("floor", [(0.05, 0.01), (0.01, 0.03)])
+def test_floor_and_scale_of_errors_are_found_also_below_heavy_tails(
+    scale: tuple[float, float], floor: tuple[float, float], tails: float
+) -> None:
+    fitted = fit_floor(*floored(scale, floor, 4000, 0, tails))
+    np.testing.assert_allclose(fitted, np.repeat(np.array(floor) / np.array(scale), 3), rtol=0.15)
+
+
+def test_errors_that_are_all_of_the_scale_or_of_the_floor_leave_nothing_to_the_other() -> None:
+    assert fit_floor(*floored((3.0, 3.0), (1e-6, 1e-6), 1000, 1)).max() < 1e-3
+    truth, estimates, covariances = floored((1e-6, 1e-6), (0.05, 0.02), 1000, 2)
+    np.testing.assert_allclose(fit_floor(truth, estimates, covariances * 1e-6), np.repeat([0.05, 0.02], 3), rtol=0.05)
 
 
 # --- for every set of sensors ------------------------------------------------------------------------------------

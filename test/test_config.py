@@ -245,6 +245,8 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
         ("deterministic=1", "deterministic: expected bool, got 1"),
         ("validation.every=1", "every is 0 or >= 2"),
         ("validation.block=0", "block and interval >= 1"),
+        ("validation.folds=-1", "folds and fold_epochs must not be negative"),
+        ("validation.fold_epochs=-1", "folds and fold_epochs must not be negative"),
         ("augment.modality_dropout=1", r"lie in \[0, 1\)"),
         ("augment.colour_jitter=-0.1", r"lie in \[0, 1\)"),
         ("source.stride=0", "stride >= 1"),
@@ -263,3 +265,8 @@ def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: st
 )
 def test_the_configurations_that_ship_are_valid(path: Path) -> None:
     assert load_config([path]) != TrainConfig()
+
+
+def test_early_stopping_needs_frames_that_folds_do_not_leave() -> None:
+    with pytest.raises(ConfigError, match="patience needs frames that are held out of the model's own training"):
+        load_config([], ["validation.folds=2", "validation.patience=3"])

@@ -38,8 +38,9 @@ class Solves(PoseModel):
 
     needs_geometry = True
 
-    def __init__(self) -> None:
+    def __init__(self, lost_every: int = 0) -> None:
         super().__init__(("image",))
+        self.lost_every = lost_every  # every so-manieth frame is lost: answered far off, and with odd cues
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
         assert batch.measured is not None
@@ -49,13 +50,16 @@ class Solves(PoseModel):
         own = np.stack([covariance for _, _, covariance in answers])
         oddities = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
         poses = [answer for _, answer, _ in answers]
+        lost = np.array([self.lost_every > 0 and number % self.lost_every == 0 for number in numbers])
+        positions_m = np.stack([pose.position_m for pose in poses]) + 100.0 * lost[:, None]
         features = torch.stack([torch.from_numpy(np.random.default_rng([8, n]).normal(size=5)) for n in numbers])
         return Prediction(
-            np.stack([pose.position_m for pose in poses]),
+            positions_m,
             np.stack([pose.quaternion_wxyz for pose in poses]),
             covariances=own,
             features={"image": features.float()},
-            oddities=oddities,
+            oddities=oddities + 50.0 * lost[:, None],
+            lost=lost,
         )
 
 
@@ -106,6 +110,28 @@ def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
             inside[part] += error @ np.linalg.solve(block, error) < 7.815
     assert (np.abs(inside / 500 - 0.95) < 0.03).all(), inside / 500
     np.testing.assert_allclose(header.uncertainty.inflation, [3.0, 2.0], rtol=0.15)
+
+
+def test_lost_frames_have_no_part_in_covariance_and_confidence() -> None:
+    """A fifth of the frames, 170 m off: what is fitted is what the others alone give."""
+    header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
+    data, kept = numbered_data(0, 100), torch.tensor([row for row in range(100) if row % 5])
+    memories = remember(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
+    with_lost, without = (
+        (
+            calibrate(header, model, data, rows, CPU).uncertainty,
+            fit_confidence(header, model, data, rows, memories, CPU),
+        )
+        for model, rows in ((Solves(lost_every=5), torch.arange(100)), (Solves(), kept))
+    )
+    assert with_lost[0] == without[0]
+    assert with_lost[1] is not None
+    assert without[1] is not None
+    for one, other in zip(with_lost[1].tails["image",], without[1].tails["image",], strict=True):
+        np.testing.assert_array_equal(one.quantiles, other.quantiles)
+        assert one.decay == other.decay
+    # Fewer than 50 that are found are too few.
+    assert fit_confidence(header, Solves(lost_every=2), data, torch.arange(98), memories, CPU) is None
 
 
 def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(

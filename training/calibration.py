@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import gammainc, gammaincinv
+from scipy.special import gammainc, gammaincinv, gammaln
 
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import (
@@ -25,7 +25,7 @@ Array = NDArray[np.float64]
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
 
-_TAILS = 4.0  # degrees of freedom of Student's distribution where a floor is fitted
+_TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _TINY = 1e-9
 
 
@@ -81,9 +81,9 @@ def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances:
 def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> Array:
     """Standard deviations ``(6,)``, equal for the three axes of position and of rotation, to add to covariances.
 
-    A maximum of likelihood: errors are taken to be of covariance ``a^2 C + b^2 I`` with a at least 1, and the floor is
-    ``b / a``. Of a is left to :func:`fit_inflation` to say. Their distribution is Student's t: a Gaussian would lay
-    the floor so high that a few gross errors stand on it.
+    A maximum of likelihood: errors are taken to be drawn from Student's t distribution of scale ``a^2 C + b^2 I`` with
+    a at least 1, and the floor is ``b / a``; a itself is left to :func:`fit_inflation`. The degrees of freedom are
+    fitted, too: to a Gaussian, a few gross errors would say that the floor is high.
 
     Args:
         covariances: C, ``(N, 6, 6)``, which know only a part of what is wrong.
@@ -97,16 +97,17 @@ def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Arr
         typical = math.log(float(np.sqrt(np.mean(squares))) + _TINY)
 
         def loss(logs: Array, squares: Array = squares, variances: Array = variances) -> float:
-            a, b = np.exp(logs)
+            a, b, tails = np.exp(logs)
             total = a**2 * variances + b**2
-            distance = np.sum(squares / total, axis=1)
-            tails = (_TAILS + 3) * np.log1p(distance / _TAILS)
-            return float(np.mean(np.log(total).sum(axis=1) + tails))
+            falling = (tails + 3) / 2 * np.log1p(np.sum(squares / total, axis=1) / tails)
+            norm = gammaln(tails / 2) + 1.5 * math.log(tails) - gammaln((tails + 3) / 2)
+            return float(np.mean(np.log(total).sum(axis=1) / 2 + falling) + norm)
 
-        # Scale alone, floor alone and both may each be a valley.
-        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0)]
-        starts = [(scale, typical - depth) for scale in (0.1, 2.0) for depth in (0.5, 3.0)]
-        best = min((minimize(loss, start, bounds=bounds) for start in starts), key=lambda found: found.fun)
+        # Scale alone, floor alone and both may each be a valley; where errors do not tell the scale, it is the least.
+        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _TAILS]
+        starts = [(scale, typical - depth, 2.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
+        found = [minimize(loss, start, bounds=bounds) for start in starts]
+        best = min(found, key=lambda one: (round(one.fun, 4), one.x[0]))
         floors += [math.exp(best.x[1] - best.x[0])] * 3
     return np.array(floors)
 

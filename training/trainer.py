@@ -19,7 +19,7 @@ from training.answers import BySensors, ask, from_state, join, to_state
 from training.calibrate import calibrated, fit_confidence, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
-from training.dataset import PreparedDataset, split_blocks, split_folds
+from training.dataset import PreparedDataset
 from training.dense import FrozenFeatures
 from training.descent import arithmetic
 from training.distributed import Processes
@@ -28,16 +28,14 @@ from training.interruption import Interruption
 from training.loader import default_depth, prefetch
 from training.logbook import Logbook
 from training.memorise import memorise
-from training.metrics import pose_errors
-from training.predict import poses, predict
 from training.progress import postfix
 from training.run_files import RunFiles, damaged_state
 from training.sampler import Sampler
+from training.validation import Split, score, validate
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
-from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ClipModel, MemoryModel, PoseModel
+from vmloc_ros.core.models import MemoryModel, PoseModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -83,9 +81,9 @@ class Trainer:
         self._config, self._device, self._files = config, device, RunFiles(out)
         self._processes, self._tensorboard = processes or Processes(), tensorboard
         self._data, self._validation_data = data, validation or data
-        self._train_rows, self._held_out, self._folds = self._split(validation)
+        self._split = Split.of(config.validation, len(data), None if validation is None else len(validation))
         self._preprocessor = Preprocessor(config.preprocess)
-        codec = PoseCodec.fit([data.poses[i] for i in self._train_rows.tolist()])
+        codec = PoseCodec.fit([data.poses[i] for i in self._split.train.tolist()])
         self._header = CheckpointHeader(
             config.model,
             config.preprocess,
@@ -94,21 +92,19 @@ class Trainer:
             body_frame,
             training=self._record(record or {}, codec.scale_m),
         )
-        self.model = new_model(config, data, self._train_rows, self._validation_data, device)
+        self.model = new_model(config, data, self._split.train, self._validation_data, device)
         if not isinstance(self.model, MemoryModel):
             self._material: Material = data
             if config.model.frozen:
-                self._material = frozen_features(config, self.model, data, self._train_rows, device)
-            self._number, self._answers = (
-                0,
-                list[BySensors](),
-            )  # of the fold under way, from 1 on; what those before gave
-            self._fit = self._new_fit(self.model, codec, self._train_rows, config.optimizer.epochs)
-            for rows, _ in self._folds:  # too few are reported now, not after the model's own training
+                self._material = frozen_features(config, self.model, data, self._split.train, device)
+            self._number = 0  # of the fold under way; 0 while the model itself is trained
+            self._answers: list[BySensors] = []  # of the folds before it
+            self._fit = self._new_fit(self.model, codec, self._split.train, config.optimizer.epochs)
+            for rows, _ in self._split.folds:  # too few are reported now, not after the model's own training
                 Sampler(self._material, self._places(rows), self.model, config.optimizer.batch_size, config.seed)
         elif self._processes.count > 1:
             raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
-        elif self._folds:
+        elif self._split.folds:
             raise ConfigError(f"{config.model.name} is not trained by gradients: set validation.folds=0")
 
     def run(self, progress: bool = True) -> dict[str, float]:
@@ -123,7 +119,7 @@ class Trainer:
                 way has been finished and the state saved.
         """
         if isinstance(self.model, MemoryModel):
-            memorise(self.model, self._data, self._train_rows, self._preprocessor, self._device, progress)
+            memorise(self.model, self._data, self._split.train, self._preprocessor, self._device, progress)
             save_checkpoint(self._files.best, self._header, self.model.state_dict())
             return self._finish()
         # Several processes would stop at different steps and wait for each other: they go on from the last saved state.
@@ -152,29 +148,14 @@ class Trainer:
 
     # --- preparation -------------------------------------------------------------------------------------------------
 
-    def _split(self, validation: PreparedDataset | None) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Rows to train on, rows of the validation data, and both of each fold."""
-        config, count = self._config.validation, len(self._data)
-        if config.crosses and validation is not None:
-            raise ConfigError(
-                f"validation.folds is {config.folds}, and validation data are given: they take the place of folds; "
-                "set validation.folds=0 or give none"
-            )
-        if config.crosses:
-            rows = torch.arange(count)
-            return rows, rows[:0], split_folds(count, config.block, config.folds)
-        if validation is not None:
-            return torch.arange(count), torch.arange(len(validation)), []
-        return *split_blocks(count, config.block, config.every), []
-
     def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
-        train = [self._data.poses[i] for i in self._train_rows.tolist()]
-        held_out = [self._validation_data.poses[i] for i in self._held_out.tolist()]
+        train = [self._data.poses[i] for i in self._split.train.tolist()]
+        held_out = [self._validation_data.poses[i] for i in self._split.held_out.tolist()]
         return {
             **record,
             **pose_record(train, held_out, scale_m),
-            "frames": len(self._train_rows),
-            "validation_frames": len(self._held_out),
+            "frames": len(self._split.train),
+            "validation_frames": len(self._split.held_out),
             "config": to_mapping(self._config),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
@@ -194,7 +175,7 @@ class Trainer:
         """Where training rows stand in what steps draw from."""
         if not isinstance(self._material, FrozenFeatures):
             return rows
-        return self._material.views_of(torch.searchsorted(self._train_rows, rows))
+        return self._material.views_of(torch.searchsorted(self._split.train, rows))
 
     def _new_fit(self, model: PoseModel, codec: PoseCodec, rows: Tensor, epochs: int) -> Fit:
         material = self._material, self._places(rows)
@@ -202,7 +183,7 @@ class Trainer:
 
     def _begin_fold(self, number: int) -> None:
         """Put another training in the place of the one that was under way."""
-        rows, config = self._folds[number - 1][0], self._config
+        rows, config = self._split.folds[number - 1][0], self._config
         model = new_model(config, self._data, rows, self._data, self._device)
         codec = PoseCodec.fit([self._data.poses[i] for i in rows.tolist()])
         epochs = config.validation.fold_epochs or config.optimizer.epochs
@@ -222,14 +203,14 @@ class Trainer:
             events = self._files.events if self._tensorboard else None
             with closing(Logbook(self._files.log, events, self._fit.progress.epoch, self._fit.steps)) as logbook:
                 self._train_fit("training", logbook, interruption, progress)
-        for number in range(max(1, self._number), len(self._folds) + 1):
+        for number in range(max(1, self._number), len(self._split.folds) + 1):
             if number != self._number:
                 self._begin_fold(number)
                 self._fit.prepare()
-            self._train_fit(f"fold {number} of {len(self._folds)}", None, interruption, progress)
+            self._train_fit(f"fold {number} of {len(self._split.folds)}", None, interruption, progress)
             self._processes.level_buffers(self._fit.descent.best_model)
             if self._processes.first:
-                self._answers.append(self._ask_fold(self._folds[number - 1][1]))
+                self._answers.append(self._ask_fold(self._split.folds[number - 1][1]))
 
     def _train_fit(self, name: str, logbook: Logbook | None, interruption: Interruption, progress: bool) -> None:
         """Go on to the last epoch; without a logbook nothing is validated, and no weights are kept."""
@@ -289,39 +270,21 @@ class Trainer:
     # --- validation and files ----------------------------------------------------------------------------------------
 
     def _validate(self) -> dict[str, float] | None:
-        if not len(self._held_out):
-            return None
-        truth = [self._validation_data.poses[i] for i in self._held_out.tolist()]
-        return pose_errors(truth, self._predict(self._held_out)).summary()
-
-    def _predict(self, rows: Tensor) -> list[Pose]:
-        """Answers to validation rows, each process to its part of them."""
-        data, model, codec = self._validation_data, self._fit.descent.best_model, self._fit.codec
-        # Clips look back across the borders of parts.
-        shared = not isinstance(self.model, ClipModel) and len(rows) >= self._processes.count
-        mine = self._processes.share(rows) if shared else rows
-        self._processes.level_buffers(model)
-        try:
-            prediction = predict(model, data, mine, self._preprocessor, codec, self._device)
-        except ModelError as error:
-            raise DataError(f"epoch {self._fit.progress.epoch}: {error}; reduce optimizer.learning_rate") from error
-        answers = self._processes.gather(poses(prediction)) if shared else [poses(prediction)]
-        return [pose for part in answers for pose in part]
+        data, rows = self._validation_data, self._split.held_out
+        return validate(self._fit, data, rows, self._preprocessor, self._device, self._processes)
 
     def _score(self, metrics: dict[str, float] | None) -> float:
-        """Smaller is better: scale-free sum of median errors; without validation the newest weights win."""
+        """Smaller is better; without validation the newest weights win."""
         if metrics is None:
-            return -math.inf if not len(self._held_out) else math.inf
-        return metrics["median_position_m"] / self._header.pose_codec.scale_m + math.radians(
-            metrics["median_rotation_deg"]
-        )
+            return -math.inf if not len(self._split.held_out) else math.inf
+        return score(metrics, self._header.pose_codec.scale_m)
 
     def _save_weights(self, metrics: dict[str, float] | None) -> None:
         """After an epoch: the newest weights, and the best ones if these are."""
-        state, score = self._fit.progress, self._score(metrics)
-        better = score <= state.best
+        state, reached = self._fit.progress, self._score(metrics)
+        better = reached <= state.best
         if better:
-            state.best, state.stale = score, 0
+            state.best, state.stale = reached, 0
         elif metrics is not None:
             state.stale += 1
         if self._processes.first:
@@ -354,16 +317,16 @@ class Trainer:
     def _calibrate(self) -> dict[str, float]:
         torch.manual_seed(self._config.seed)
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
-        on_held_out = bool(len(self._held_out) or self._folds)
-        rows = self._held_out if len(self._held_out) else self._train_rows
+        on_held_out = bool(len(self._split.held_out) or self._split.folds)
+        rows = self._split.held_out if len(self._split.held_out) else self._split.train
         data = self._validation_data
         confidence = None
         try:
-            answers = join(self._answers) if self._folds else ask(self._header, model, data, rows, self._device)
+            answers = join(self._answers) if self._split.folds else ask(self._header, model, data, rows, self._device)
             header = calibrated(self._header, data, answers)
             # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
             if data is not self._data:
-                memories = remember(header, model, self._data, self._train_rows, self._device)
+                memories = remember(header, model, self._data, self._split.train, self._device)
                 confidence = fit_confidence(header, model, data, rows, memories, self._device)
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
