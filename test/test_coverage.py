@@ -23,13 +23,14 @@ def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() 
     rng = np.random.default_rng(0)
     train = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (300, 3))]
     asked = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (40, 3))]
-    tree = cKDTree([pose.position_m for pose in train])
-    distance, rows = tree.query([pose.position_m for pose in asked])
+    positions = np.stack([pose.position_m for pose in train]), np.stack([pose.position_m for pose in asked])
+    found = cKDTree(positions[0][:200]).query(positions[1][:15]), cKDTree(positions[0]).query(positions[1][15:])
+    distance, rows = (np.concatenate(x) for x in zip(*found, strict=True))
     angles = [
         np.degrees(np.arccos(np.clip((np.trace(a.rotation.T @ train[row].rotation) - 1) / 2, -1, 1)))
         for a, row in zip(asked, rows, strict=True)
     ]
-    found = nearest_training_poses(train, asked)
+    found = nearest_training_poses([(train[:200], asked[:15]), (train, asked[15:])])
     assert np.isclose(found["median_distance_m"], np.median(distance), atol=1e-6)
     assert np.isclose(found["p95_distance_m"], np.percentile(distance, 95), atol=1e-6)
     assert np.isclose(found["median_angle_deg"], np.median(angles), atol=1e-5)
@@ -79,8 +80,9 @@ def test_the_area_s_centres_are_within_half_a_cell_of_the_poses() -> None:
 
 
 def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: pytest.LogCaptureFixture) -> None:
+    train = [yaw_pose(x) for x in range(10)]
     with caplog.at_level("INFO"):
-        record = json.loads(json.dumps(pose_record([yaw_pose(x) for x in range(10)], [yaw_pose(2.5)], 1.66)))
+        record = json.loads(json.dumps(pose_record(train, [(train, [yaw_pose(2.5)])], 1.66)))
     assert "10 training poses over 9.0 x 0.0 x 0.0 m, mean 4.5, 0.0, 0.0 m, scale 1.66 m" in caplog.text
     assert "nearest training pose 0.50 m and 0.0 deg away" in caplog.text
     caplog.clear()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from training.metrics import pose_statistics
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
@@ -19,10 +20,15 @@ logger = logging.getLogger(__name__)
 _CHUNK = 1024
 
 
-def pose_record(train: Sequence[Pose], held_out: Sequence[Pose], scale_m: float) -> dict[str, Any]:
-    """What a checkpoint remembers of its training poses and of how the held-out ones lie to them; logs the gist.
+# Training poses, and poses that were held out of them.
+Held = tuple[Sequence[Pose], Sequence[Pose]]
+
+
+def pose_record(train: Sequence[Pose], held_out: Sequence[Held], scale_m: float) -> dict[str, Any]:
+    """What a checkpoint remembers of its training poses and of how held-out ones lie to others; logs the gist.
 
     Args:
+        held_out: of each training, that of the model itself or those of the folds; empty where nothing is held out.
         scale_m: the pose codec's, for the log.
     """
     record: dict[str, Any] = {"poses": pose_statistics(train), "area": TrainingArea.of(train).to_record()}
@@ -31,10 +37,10 @@ def pose_record(train: Sequence[Pose], held_out: Sequence[Pose], scale_m: float)
     mean = ", ".join(f"{x:.1f}" for x in bounds["mean_m"])
     logger.info("%d training poses over %s m, mean %s m, scale %.2f m", len(train), extent, mean, scale_m)
     if held_out:
-        record["held_out"] = nearest = nearest_training_poses(train, held_out)
+        record["held_out"] = nearest = nearest_training_poses(held_out)
         logger.info(
             "%d held-out poses: nearest training pose %.2f m and %.1f deg away in the median, 95 %% within %.2f m",
-            len(held_out),
+            sum(len(asked) for _, asked in held_out),
             nearest["median_distance_m"],
             nearest["median_angle_deg"],
             nearest["p95_distance_m"],
@@ -56,11 +62,22 @@ def warn_of_unknown_places(training: Mapping[str, Any], poses: Sequence[Pose]) -
     )
 
 
-def nearest_training_poses(train: Sequence[Pose], asked: Sequence[Pose]) -> dict[str, float]:
-    """Distance and angle from each asked pose to the training pose nearest in position: median and 95th percentile.
+def nearest_training_poses(held_out: Sequence[Held]) -> dict[str, float]:
+    """Distance and angle from each held-out pose to the training pose nearest in position: median, 95th percentile.
 
     What answering with the perfect training pose would give: a bound on what retrieval can reach.
     """
+    distance, angle = (np.concatenate(x) for x in zip(*(_nearest(*one) for one in held_out), strict=True))
+    return {
+        "median_distance_m": float(np.median(distance)),
+        "p95_distance_m": float(np.percentile(distance, 95)),
+        "median_angle_deg": float(np.median(angle)),
+        "p95_angle_deg": float(np.percentile(angle, 95)),
+    }
+
+
+def _nearest(train: Sequence[Pose], asked: Sequence[Pose]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Metres and degrees from each asked pose to its nearest training pose."""
     known = torch.from_numpy(np.stack([pose.position_m for pose in train]))
     positions = torch.from_numpy(np.stack([pose.position_m for pose in asked]))
     origin = known.mean(dim=0)  # cdist squares: UTM coordinates would leave millimetres in doubt
@@ -70,9 +87,4 @@ def nearest_training_poses(train: Sequence[Pose], asked: Sequence[Pose]) -> dict
     angle = rotation_angle_deg(
         np.stack([train[row].quaternion_wxyz for row in rows]), np.stack([pose.quaternion_wxyz for pose in asked])
     )
-    return {
-        "median_distance_m": float(np.median(distance)),
-        "p95_distance_m": float(np.percentile(distance, 95)),
-        "median_angle_deg": float(np.median(angle)),
-        "p95_angle_deg": float(np.percentile(angle, 95)),
-    }
+    return distance, angle

@@ -13,9 +13,10 @@ from torch import Tensor
 from training.cache import load_dataset
 from training.calibrate import calibrate, fit_confidence, remember
 from training.config import ValidationConfig
-from training.dataset import PreparedDataset, prepare_dataset, split_blocks
+from training.dataset import PreparedDataset, prepare_dataset
 from training.run import parse_source_options
 from training.sources import open_sources
+from training.validation import Split
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
@@ -100,7 +101,7 @@ def _training_split(header: CheckpointHeader, count: int) -> tuple[Tensor, Tenso
     """Rows that were trained on and that were held out, as the checkpoint has it recorded."""
     recorded = header.training.get("config", {}).get("validation", {})
     validation = from_mapping(ValidationConfig, recorded, "the checkpoint's record of its validation")
-    train_rows, held_out = split_blocks(count, validation.block, validation.every)
-    if not len(held_out):
+    split = Split.of(validation, count, None)
+    if not len(split.held_out):
         raise DataError("training held out none of its data: give others with --data")
-    return train_rows, held_out
+    return split.train, split.held_out

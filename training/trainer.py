@@ -149,13 +149,15 @@ class Trainer:
     # --- preparation -------------------------------------------------------------------------------------------------
 
     def _record(self, record: dict[str, Any], scale_m: float) -> dict[str, Any]:
-        train = [self._data.poses[i] for i in self._split.train.tolist()]
-        held_out = [self._validation_data.poses[i] for i in self._split.held_out.tolist()]
+        split, own, others = self._split, self._data.poses, self._validation_data.poses
+        train = [own[i] for i in split.train.tolist()]
+        held_out = [(train, [others[i] for i in split.held_out.tolist()])] if len(split.held_out) else []
+        held_out += [([own[i] for i in rows.tolist()], [own[i] for i in asked.tolist()]) for rows, asked in split.folds]
         return {
             **record,
             **pose_record(train, held_out, scale_m),
-            "frames": len(self._split.train),
-            "validation_frames": len(self._split.held_out),
+            "frames": len(train),
+            "validation_frames": len(split.held_out),
             "config": to_mapping(self._config),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
