@@ -28,7 +28,7 @@ from training.dataset import PreparedDataset, prepare_dataset
 from training.recalibrate import recalibrate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.errors import ConfigError, OutputError
+from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.frame import Estimate, Sample
 from vmloc_ros.core.geometry import Pose, quaternion_exp
 from vmloc_ros.core.localizer import Localizer
@@ -328,6 +328,16 @@ def test_the_confidence_is_fitted_anew_from_what_the_checkpoint_remembers(traine
     assert b is not None
     np.testing.assert_array_equal(a.memories["image"].remembered, b.memories["image"].remembered)
     assert a.tails[("image",)][-1].decay != b.tails[("image",)][-1].decay
+
+
+def test_frames_that_were_all_trained_on_are_not_taken_for_held_out_ones(trained: Path) -> None:
+    """As with folds: which frames these held out says nothing of the model's own training."""
+    old = trained / "old.safetensors"
+    header, model = load_checkpoint(old)
+    record = {"config": {"validation": {"every": 2, "block": 10, "folds": 3}}}
+    save_checkpoint(old, replace(header, training=record), model.state_dict())
+    with pytest.raises(DataError, match="training held out none of its data: give others with --data"):
+        recalibrate(old, [], trained / "new.safetensors", train_data=[Path("train")], device="cpu", progress=False)
 
 
 def test_a_calibration_that_cannot_be_made_says_why_and_writes_nothing(trained: Path) -> None:

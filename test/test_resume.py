@@ -105,3 +105,26 @@ def test_an_interrupted_training_saves_its_step_says_how_to_resume_and_goes_on_f
 
     assert main(command) == 0
     assert_same_outcome(whole, out)
+
+
+def test_a_training_interrupted_in_its_last_fold_goes_on_from_there(
+    setting: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Three steps for the model, one for each fold: by Ctrl-C in the fifth."""
+    config = write_config(
+        tmp_path / "config.yaml",
+        optimizer={"epochs": 1, "batch_size": 8},
+        validation={"folds": 2, "block": 12},
+    )
+    whole, out = tmp_path / "whole" / "m.safetensors", tmp_path / "cut" / "m.safetensors"
+    assert main(arguments(setting[0], config, whole, "--no-cache")) == 0
+    running = run_to_the_middle(arguments(setting[0], config, out, "--no-cache"), tmp_path)
+    running.signal(signal.SIGINT)
+    (tmp_path / "go").touch()
+    code, _, errors = running.end()
+    assert code == 130
+    assert last_lines(errors) == ["vmloc train: interrupted; go on with --resume"]
+    saved = torch.load(out.with_name("m.state.pt"), weights_only=True)
+    assert (saved["fold"], len(saved["answers"]), saved["progress"]["step"]) == (2, 1, 1)
+    assert main(arguments(setting[0], config, out, "--no-cache", "--resume")) == 0
+    assert_same_outcome(whole, out)
