@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from training.answers import BySensors
 from training.config import TrainConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset, split_folds
 from training.fit import Fit
+from training.folds import Folds
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
@@ -71,14 +71,13 @@ Seen = list[tuple[dict[str, torch.Tensor], BySensors]]
 def watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Weights and answers of each fold that ends."""
     seen: Seen = []
-    ask: Callable[..., BySensors] = Trainer._ask_fold
+    end = Folds.end
 
-    def watch(self: Trainer, rows: torch.Tensor) -> BySensors:
-        answers = ask(self, rows)
-        seen.append(({name: x.clone() for name, x in self._fit.model.state_dict().items()}, answers))
-        return answers
+    def watch(self: Folds, fit: Fit) -> None:
+        end(self, fit)
+        seen.append(({name: x.clone() for name, x in fit.model.state_dict().items()}, self.answers[-1]))
 
-    monkeypatch.setattr(Trainer, "_ask_fold", watch)
+    monkeypatch.setattr(Folds, "end", watch)
     return seen
 
 

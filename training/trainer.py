@@ -12,30 +12,28 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor
 from tqdm import tqdm
 
-from training.answers import BySensors, ask, from_state, join, to_state
+from training.answers import ask, join
 from training.calibrate import calibrated, fit_confidence, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset
-from training.dense import FrozenFeatures
 from training.descent import arithmetic
 from training.distributed import Processes
 from training.fit import Fit, Material, frozen_features, new_model
+from training.folds import Folds
 from training.interruption import Interruption
 from training.loader import default_depth, prefetch
 from training.logbook import Logbook
 from training.memorise import memorise
 from training.progress import postfix
 from training.run_files import RunFiles, damaged_state
-from training.sampler import Sampler
 from training.validation import Split, score, validate
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
-from vmloc_ros.core.models import MemoryModel, PoseModel
+from vmloc_ros.core.models import MemoryModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -94,14 +92,14 @@ class Trainer:
         )
         self.model = new_model(config, data, self._split.train, self._validation_data, device)
         if not isinstance(self.model, MemoryModel):
-            self._material: Material = data
+            material: Material = data
             if config.model.frozen:
-                self._material = frozen_features(config, self.model, data, self._split.train, device)
-            self._number = 0  # of the fold under way; 0 while the model itself is trained
-            self._answers: list[BySensors] = []  # of the folds before it
-            self._fit = self._new_fit(self.model, codec, self._split.train, config.optimizer.epochs)
-            for rows, _ in self._split.folds:  # too few are reported now, not after the model's own training
-                Sampler(self._material, self._places(rows), self.model, config.optimizer.batch_size, config.seed)
+                material = frozen_features(config, self.model, data, self._split.train, device)
+            rows = torch.arange(len(material)) if config.model.frozen else self._split.train
+            common = device, self._processes
+            epochs = config.optimizer.epochs
+            self._fit = Fit(config, self.model, codec, data, self._split.train, material, rows, epochs, *common)
+            self._folds = Folds(config, self._header, self.model, data, material, self._split.folds, *common)
         elif self._processes.count > 1:
             raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
         elif self._split.folds:
@@ -139,10 +137,10 @@ class Trainer:
             return
         state = self._files.load_state(self._identity())
         try:
-            if state["fold"]:
-                self._begin_fold(state["fold"])
+            self._folds.load_state_dict(state)
+            if self._folds.number:
+                self._fit = self._folds.begin(self._folds.number)
             self._fit.load_state_dict(state)
-            self._answers = [from_state(answers) for answers in state["answers"]]
         except Exception as error:  # whatever a damaged file leads to
             raise damaged_state(self._files.state, error) from error
 
@@ -173,24 +171,6 @@ class Trainer:
             "processes": self._processes.count,
         }
 
-    def _places(self, rows: Tensor) -> Tensor:
-        """Where training rows stand in what steps draw from."""
-        if not isinstance(self._material, FrozenFeatures):
-            return rows
-        return self._material.views_of(torch.searchsorted(self._split.train, rows))
-
-    def _new_fit(self, model: PoseModel, codec: PoseCodec, rows: Tensor, epochs: int) -> Fit:
-        material = self._material, self._places(rows)
-        return Fit(self._config, model, codec, self._data, rows, *material, epochs, self._device, self._processes)
-
-    def _begin_fold(self, number: int) -> None:
-        """Put another training in the place of the one that was under way."""
-        rows, config = self._split.folds[number - 1][0], self._config
-        model = new_model(config, self._data, rows, self._data, self._device)
-        codec = PoseCodec.fit([self._data.poses[i] for i in rows.tolist()])
-        epochs = config.validation.fold_epochs or config.optimizer.epochs
-        self._number, self._fit = number, self._new_fit(model, codec, rows, epochs)
-
     # --- training ----------------------------------------------------------------------------------------------------
 
     def _train(self, interruption: Interruption, progress: bool) -> None:
@@ -199,20 +179,18 @@ class Trainer:
         if self._processes.first:
             self._files.remove_leftovers()
             self._files.save_config(self._config)
-            if not (self._number or self._fit.steps):
+            if not (self._folds.number or self._fit.steps):
                 self._save_state()  # or an earlier run's would be resumed; and a full disk is noticed
-        if not self._number:
+        if not self._folds.number:
             events = self._files.events if self._tensorboard else None
             with closing(Logbook(self._files.log, events, self._fit.progress.epoch, self._fit.steps)) as logbook:
                 self._train_fit("training", logbook, interruption, progress)
-        for number in range(max(1, self._number), len(self._split.folds) + 1):
-            if number != self._number:
-                self._begin_fold(number)
+        for number in range(max(1, self._folds.number), len(self._folds) + 1):
+            if number != self._folds.number:
+                self._fit = self._folds.begin(number)
                 self._fit.prepare()
-            self._train_fit(f"fold {number} of {len(self._split.folds)}", None, interruption, progress)
-            self._processes.level_buffers(self._fit.descent.best_model)
-            if self._processes.first:
-                self._answers.append(self._ask_fold(self._split.folds[number - 1][1]))
+            self._train_fit(f"fold {number} of {len(self._folds)}", None, interruption, progress)
+            self._folds.end(self._fit)
 
     def _train_fit(self, name: str, logbook: Logbook | None, interruption: Interruption, progress: bool) -> None:
         """Go on to the last epoch; without a logbook nothing is validated, and no weights are kept."""
@@ -298,18 +276,8 @@ class Trainer:
     def _save_state(self) -> None:
         """Last of all files: what was killed before it is done again, with the same outcome."""
         if self._processes.first:
-            given = [to_state(answers) for answers in self._answers]
-            stage = {"identity": self._identity(), "fold": self._number, "answers": given}
-            self._files.save_state({**stage, **self._fit.state_dict()})
-
-    def _ask_fold(self, rows: Tensor) -> BySensors:
-        """What the training that has ended says to rows that it has not seen."""
-        torch.manual_seed(self._config.seed)
-        header = replace(self._header, pose_codec=self._fit.codec)
-        try:
-            return ask(header, self._fit.descent.best_model, self._data, rows, self._device)
-        except ModelError as error:
-            raise DataError(f"fold {self._number}: {error}; reduce optimizer.learning_rate") from error
+            identity = {"identity": self._identity()}
+            self._files.save_state({**identity, **self._folds.state_dict(), **self._fit.state_dict()})
 
     def _finish(self) -> dict[str, float]:
         """Give the best weights' checkpoint its metrics and covariance; the first process does it for all."""
@@ -324,7 +292,9 @@ class Trainer:
         data = self._validation_data
         confidence = None
         try:
-            answers = join(self._answers) if self._split.folds else ask(self._header, model, data, rows, self._device)
+            answers = (
+                join(self._folds.answers) if self._split.folds else ask(self._header, model, data, rows, self._device)
+            )
             header = calibrated(self._header, data, answers)
             # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
             if data is not self._data:
