@@ -301,3 +301,34 @@ def test_registered_frames_have_the_colour_cameras_intrinsics_and_other_cache_en
     assert second.camera.fx / first.camera.fx == pytest.approx(525 / 585)
     assert (second.depth_m == 0).sum() >= (first.depth_m == 0).sum()
     assert plain.fingerprint() != registered.fingerprint()
+
+
+def test_moved_depth_is_what_a_search_over_all_measurements_finds() -> None:
+    """Of the measurements that a pixel of the colour camera sees, the nearest."""
+    moved = Pose.from_xyz_rpy([-0.2, 0.1, 0.05], [0.05, -0.04, 0.1])
+    rng = np.random.default_rng(0)
+    depth_mm = rng.choice([0, 700, 1500, 4000], (30, 40)).astype(np.uint16)
+    expected = np.zeros_like(depth_mm)
+    for row, column in itertools.product(range(30), range(40)):
+        z = depth_mm[row, column] / 1000
+        focal = 585 / 16
+        x, y, depth = moved.transform([(column - 20) / focal * z, (row - 15) / focal * z, z])
+        if z == 0 or depth <= 0:
+            continue
+        u, v = round(525 / 16 * x / depth + 20), round(525 / 16 * y / depth + 15)
+        seen = round(1000 * depth)
+        if 0 <= u < 40 and 0 <= v < 30 and (expected[v, u] == 0 or seen < expected[v, u]):
+            expected[v, u] = seen
+    assert (expected > 0).sum() > 200
+    np.testing.assert_array_equal(register_depth(depth_mm, moved), expected)
+
+
+def test_a_colour_camera_beside_the_depth_camera_is_mounted_there(scene: Path) -> None:
+    options = SourceOptions(register_depth=True, depth_mount=(-0.03, 0.0, 0.01, 0.0, 0.0, np.pi / 2))
+    (source,) = open_sources(scene, "train", options, ("image", "depth"))
+    plain = SevenScenesSource(scene, "train", register_depth=True)
+    for name in ("image", "depth"):
+        np.testing.assert_allclose(source.mounts[name].transform([-0.03, 0.0, 0.01]), 0, atol=1e-12)
+        np.testing.assert_allclose(source.mounts[name].rotation @ [0, 1, 0], [1, 0, 0], atol=1e-12)
+    np.testing.assert_array_equal(source.poses()[0].matrix, plain.poses()[0].matrix)
+    assert source.fingerprint() != plain.fingerprint()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from training.commands.confidence import add_calibrate, add_confidence
 from training.commands.data import add_convert, add_show, add_simulate
 from training.commands.evaluate import add_evaluate
+from training.commands.extrinsics import add_extrinsics
 from training.commands.inspect import add_info, add_models
 from training.commands.reproduce import add_reproduce
 from training.commands.robot import add_demo, add_replay
@@ -24,6 +25,7 @@ _COMMANDS = (
     add_simulate,
     add_convert,
     add_show,
+    add_extrinsics,
     add_train,
     add_evaluate,
     add_calibrate,

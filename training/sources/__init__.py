@@ -79,6 +79,7 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
                 stride=options.stride,
                 skip_invalid=options.skip_invalid,
                 register_depth=options.register_depth,
+                colour_from_depth=options.colour_from_depth,
             )
         ]
     if is_tum(path):

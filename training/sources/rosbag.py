@@ -47,6 +47,9 @@ class RosbagSource:
         split: ``train``, ``test`` or ``all``; without a split in the options each of them is all. May leave no frame.
         index_folder: where to keep what the first reading finds out; see :func:`load_or_build`.
 
+    Attributes:
+        sensor_frames: by modality ``header.frame_id``.
+
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
             invalid, transforms do not lead from map to body, or no frame has a pose.
@@ -66,6 +69,7 @@ class RosbagSource:
         self._index = index = load_or_build(path, options, modalities, index_folder)
         self.modalities = tuple(index.streams)
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
+        self.sensor_frames = index.sensor_frames
         self._transforms = _static_tree(index)
         mounts = {name: self._transforms.find(self.body_frame, frame) for name, frame in index.sensor_frames.items()}
         self.mounts = {name: pose for name, pose in mounts.items() if pose is not None}

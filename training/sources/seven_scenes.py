@@ -5,7 +5,8 @@ Layout: ``<scene>/seq-XX/frame-NNNNNN.{color.png,depth.png,pose.txt}``, colour a
 ``TrainSplit.txt`` and ``TestSplit.txt`` list ``sequenceX``. Depth is 16-bit millimetres, invalid where 0 or
 65535. The pose is the 4x4 camera-to-world matrix. Colour and depth are not registered; as is usual, the depth
 camera's intrinsics stand for both. With ``register_depth`` depth is brought into the colour camera's view, whose focal
-length is about 525 pixels; the cameras' offset of some 2.5 cm is not published and left out.
+length is about 525 pixels. The cameras' offset of some 2.5 cm is not published: ``depth_mount`` gives it, and ``vmloc
+extrinsics`` estimates it; the poses are the depth camera's.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class SevenScenesSource:
         skip_invalid: leave out frames whose pose is missing, malformed or NaN and count them in ``report``.
         rate_hz: of the camera; 7-Scenes was recorded at 30 Hz.
         register_depth: give depth as the colour camera would see it.
+        colour_from_depth: where the depth camera is in the colour camera's frame, for ``register_depth``; None where
+            the colour camera is.
 
     Raises:
         DataError: a folder or file is missing or malformed, or nothing is left.
@@ -64,7 +67,6 @@ class SevenScenesSource:
     map_frame = "map"
     body_frame = "camera_optical_frame"
     modalities: tuple[str, ...] = (IMAGE, DEPTH)
-    mounts: Mapping[str, Pose] = dict.fromkeys((IMAGE, DEPTH), Pose.identity())
 
     def __init__(
         self,
@@ -75,11 +77,16 @@ class SevenScenesSource:
         skip_invalid: bool = False,
         rate_hz: float = 30.0,
         register_depth: bool = False,
+        colour_from_depth: Pose | None = None,
     ) -> None:
         if stride < 1 or not rate_hz > 0:
             raise DataError(f"stride must be at least 1 and rate_hz positive, got {stride} and {rate_hz}")
         self.name = f"{root.name}/{split}"
         self._focal_length = _COLOR_FOCAL_LENGTH if register_depth else _FOCAL_LENGTH
+        self._colour_from_depth = colour_from_depth
+        # The body is the depth camera. Registered depth is what the colour camera would measure, from its place.
+        mount = Pose.identity() if colour_from_depth is None else colour_from_depth.inverse()
+        self.mounts: Mapping[str, Pose] = dict.fromkeys(self.modalities, mount)
         self._entries: list[_Entry] = []
         self.report = {"frames": 0, "frames without a valid pose": 0}
         start_ns = _FIRST_STAMP_NS
@@ -112,7 +119,8 @@ class SevenScenesSource:
 
     def fingerprint(self) -> str:
         files = [path for entry in self._entries for path in (entry.color, entry.depth, entry.pose)]
-        return fingerprint(files, self.stamps_ns(), self._focal_length)
+        moved = () if self._colour_from_depth is None else (self._colour_from_depth.matrix.tolist(),)
+        return fingerprint(files, self.stamps_ns(), self._focal_length, *moved)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Colour ``(H, W, 3)`` uint8 RGB and depth ``(H, W)`` uint16 millimetres, 0 = none, of a frame.
@@ -127,7 +135,7 @@ class SevenScenesSource:
             raise DataError(f"{entry.color}: {error}") from error
         depth_mm = _read_depth_mm(entry.depth)
         registered = self._focal_length != _FOCAL_LENGTH
-        return image, register_depth(depth_mm) if registered else depth_mm
+        return image, register_depth(depth_mm, self._colour_from_depth) if registered else depth_mm
 
     def _add(self, files: dict[str, Path], stamp_ns: int, skip_invalid: bool) -> None:
         try:
@@ -148,17 +156,21 @@ def camera_of(image: NDArray[Any], focal_length: float = _FOCAL_LENGTH) -> Pinho
     return PinholeCamera(width, height, focal_length * sx, focal_length * sy, width / 2, height / 2)
 
 
-def register_depth(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Depth as a camera of the colour camera's focal length at the same place sees it.
+def register_depth(depth_mm: NDArray[np.uint16], colour_from_depth: Pose | None = None) -> NDArray[np.uint16]:
+    """Depth ``(H, W)`` as a camera of the colour camera's focal length sees it, 0 where the depth camera does not reach.
 
-    Both cameras share their centre and axis, so a ray's depth stays and the picture only shrinks: each pixel takes the
-    depth of the one that looks along its ray, 0 where the depth camera does not reach. Nearest, never averaged: a mean
-    across an edge lies on no surface.
+    Without an offset the cameras share their centre and axis, so a ray's depth stays and the picture only shrinks: each
+    pixel takes the depth of the one that looks along its ray. Nearest, never averaged: a mean across an edge lies on no
+    surface. With an offset each measurement goes to the pixel that sees it, and of several the nearest counts, as it
+    hides the others.
 
     Args:
         depth_mm: ``(H, W)``, 0 = none.
+        colour_from_depth: where the depth camera is in the colour camera's frame.
     """
     target, source = camera_of(depth_mm, _COLOR_FOCAL_LENGTH), camera_of(depth_mm)
+    if colour_from_depth is not None:
+        return _reproject(depth_mm, source, target, colour_from_depth)
     rows, columns = (np.arange(count, dtype=np.float64) for count in depth_mm.shape)
     u = (columns - target.cx) * (source.fx / target.fx) + source.cx
     v = (rows - target.cy) * (source.fy / target.fy) + source.cy
@@ -166,6 +178,27 @@ def register_depth(depth_mm: NDArray[np.uint16]) -> NDArray[np.uint16]:
     inside = (v >= 0)[:, None] & (v < len(rows))[:, None] & (u >= 0) & (u < len(columns))
     looked_up = depth_mm[np.ix_(v.clip(0, len(rows) - 1), u.clip(0, len(columns) - 1))]
     return np.where(inside, looked_up, np.uint16(0))
+
+
+def _reproject(
+    depth_mm: NDArray[np.uint16], source: PinholeCamera, target: PinholeCamera, target_from_source: Pose
+) -> NDArray[np.uint16]:
+    """Depth from another camera, by a z-buffer."""
+    v, u = np.nonzero(depth_mm)
+    z_m = depth_mm[v, u] / 1000.0
+    rays = np.stack([(u - source.cx) / source.fx, (v - source.cy) / source.fy, np.ones(len(u))], axis=1)
+    xyz = target_from_source.transform(rays * z_m[:, None])
+    xyz = xyz[xyz[:, 2] > 0]
+    x, y, z = xyz.T
+    u = np.floor(target.fx * x / z + target.cx + 0.5).astype(int)
+    v = np.floor(target.fy * y / z + target.cy + 0.5).astype(int)
+    inside = (v >= 0) & (v < depth_mm.shape[0]) & (u >= 0) & (u < depth_mm.shape[1])
+    pixel = (v * depth_mm.shape[1] + u)[inside]
+    moved_mm = np.rint(1000 * z[inside]).clip(0, _INVALID_DEPTH_MM - 1).astype(np.uint16)
+    far_first = np.argsort(moved_mm, kind="stable")[::-1]
+    registered = np.zeros(depth_mm.size, np.uint16)
+    registered[pixel[far_first]] = moved_mm[far_first]  # of several for one pixel the last, nearest one stays
+    return registered.reshape(depth_mm.shape)
 
 
 def _sequence_numbers(root: Path, split: str, wanted: list[int] | None) -> list[int]:

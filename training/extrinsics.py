@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a depth camera or lidar is, seen from the camera, estimated from a recording without a target.
+
+Edges of range are projected into the image; the transform that puts them on the image's edges is the estimate (Levinson
+and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge strength below the
+projected points, after each image's strengths were given zero mean and unit deviation: chance scores 0. It is maximised with
+ever less smoothing.
+
+How sure that is, is judged by leaving out one stretch of the recording after the other (delete-a-group jackknife): the
+spread of the estimates gives the deviation, and the stretch left out tells whether the gain holds elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.frame import PinholeCamera
+from vmloc_ros.core.geometry import Pose, matrix_from_quaternion, quaternion_exp
+
+Array = NDArray[np.float64]
+
+_BLURS = (0.025, 0.0125, 0.00625, 0.003125, 0.0015625)  # standard deviations, of the image's width
+_NEAREST_M = 0.1
+_STRETCHES = 8
+_POINTS = 400  # of a frame, at most
+_FEWEST_POINTS = 1000  # in all
+# Of the rotation in radians, and of the position in units of the points' median distance: what looks alike from there.
+_SEARCHED = 0.1
+_LARGEST_STD = 0.01
+_SIGNIFICANT = 3.0  # standard errors
+_AXES = ("x", "y", "z", "rotation about x", "rotation about y", "rotation about z")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeFrame:
+    """A frame's edges.
+
+    Attributes:
+        image: ``(H, W)`` strength of the image's edges.
+        points_m: ``(N, 3)`` edges of range in the camera's optical frame, by the present mounts.
+        camera: the image's intrinsics.
+    """
+
+    image: NDArray[np.float32]
+    points_m: Array
+    camera: PinholeCamera
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Correction:
+    """An estimate.
+
+    Attributes:
+        true_from_present: takes points from where the present mounts put them in the optical frame to where they are.
+        std: ``(6,)`` standard deviations of its position (metres) and rotation vector (radians).
+        score_before: of the present mounts.
+        score_after: of the estimate.
+        gain: of the score on frames that the estimate was not made from.
+        gain_std: the gain's standard error.
+    """
+
+    true_from_present: Pose
+    std: Array
+    score_before: float
+    score_after: float
+    gain: float
+    gain_std: float
+
+    @property
+    def better(self) -> bool:
+        """Whether frames that it was not made from prefer it to the present mounts."""
+        return self.gain > _SIGNIFICANT * self.gain_std
+
+
+def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
+    """The rigid transform that brings edges of range onto the images' edges.
+
+    Args:
+        frames: in the order of time, with images of one size.
+
+    Raises:
+        DataError: there are too few edges, or they leave a direction open.
+    """
+    score = _Score(frames)
+    stretch = np.arange(len(frames)) * _STRETCHES // len(frames)
+    kept = [np.ones(len(frames), bool), *(stretch != number for number in range(_STRETCHES))]
+    estimates = np.zeros((len(kept), 6))
+    for blur in _BLURS:
+        score.smooth(blur)
+        estimates = np.array([score.maximise(x, frames) for x, frames in zip(estimates, kept, strict=True)])
+    x, without = estimates[0], estimates[1:]
+    std = np.sqrt((_STRETCHES - 1) * without.var(axis=0))
+    scale = np.repeat([score.distance_m, 1.0], 3)
+    _check_determined(x, std, scale)
+    before, after = score.by_frame(np.zeros(6)), score.by_frame(x)
+    gains = np.array([(score.by_frame(y) - before)[stretch == number].mean() for number, y in enumerate(without)])
+    return Correction(
+        _pose(x * scale),
+        std * scale,
+        float(before.mean()),
+        float(after.mean()),
+        float(gains.mean()),
+        float(gains.std(ddof=1) / np.sqrt(_STRETCHES)),
+    )
+
+
+def _check_determined(x: Array, std: Array, scale: Array) -> None:
+    open_, (worst, units) = np.abs(x) > 0.99 * _SEARCHED, (int(std.argmax()), [*["m"] * 3, *["rad"] * 3])
+    if open_.any() or std[worst] > _LARGEST_STD:
+        axis = int(open_.argmax()) if open_.any() else worst
+        found = (
+            "leaves the range searched"
+            if open_.any()
+            else f"is uncertain by {std[axis] * scale[axis]:.2g} {units[axis]}"
+        )
+        raise DataError(
+            f"the edges do not determine the mount: its {_AXES[axis]} in the camera's optical frame {found}; give more "
+            "frames, of places where near things stand before far ones, or a nearer first guess of the mount"
+        )
+
+
+def _pose(x: Array) -> Pose:
+    return Pose(x[:3], quaternion_exp(x[3:] / 2))
+
+
+class _Score:
+    """The edge strength below the projected points, as a function of the correction.
+
+    A correction is ``(6,)``: position in units of ``distance_m`` and rotation vector, so that all have like effects.
+    """
+
+    def __init__(self, frames: Sequence[EdgeFrame]) -> None:
+        if len(frames) < _STRETCHES:
+            raise DataError(
+                f"{len(frames)} frames are too few to tell how certain a mount is; give {_STRETCHES} or more"
+            )
+        self._camera, self._images = frames[0].camera, [frame.image for frame in frames]
+        if blank := sum(float(np.ptp(image)) == 0 for image in self._images):
+            raise DataError(f"{blank} of {len(frames)} images are blank: they have no edges to align with")
+        self._maps = np.empty(0, np.float32)
+        rng = np.random.default_rng(0)
+        seen = [frame.points_m[self._project(frame.points_m)[2]] for frame in frames]
+        seen = [points[rng.permutation(len(points))[:_POINTS]] for points in seen]
+        self._points = np.concatenate(seen)
+        self._owners = np.repeat(np.arange(len(frames)), [len(points) for points in seen])
+        if len(self._points) < _FEWEST_POINTS:
+            raise DataError(
+                f"only {len(self._points)} edges of range are seen in {len(frames)} images, {_FEWEST_POINTS} are needed; "
+                "check the mounts (vmloc show draws them), or give more frames"
+            )
+        self.distance_m = float(np.median(self._points[:, 2]))
+
+    def smooth(self, blur: float) -> None:
+        """Take images blurred by a share of their width from now on."""
+        maps = [cv2.GaussianBlur(image, (0, 0), blur * self._camera.width) for image in self._images]
+        self._maps = np.concatenate([((x - x.mean()) / x.std()).ravel() for x in maps])
+
+    def maximise(self, start: Array, frames: NDArray[np.bool_]) -> Array:
+        """The best correction near ``start`` for some of the frames."""
+        chosen = frames[self._owners]
+        points, owners = self._points[chosen], self._owners[chosen]
+
+        def loss(x: Array) -> tuple[float, Array]:
+            values, _, gradient = self._sample(x, points, owners)
+            return -float(values.sum()) / len(points), -gradient / len(points)
+
+        bounds = [(-_SEARCHED, _SEARCHED)] * 6
+        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x, np.float64)
+
+    def by_frame(self, x: Array) -> Array:
+        """Mean over each frame's points ``(F,)``; those out of the picture count 0."""
+        values, owners, _ = self._sample(x, self._points, self._owners)
+        counts = np.bincount(self._owners, minlength=len(self._images))
+        return np.bincount(owners, values, len(counts)) / np.maximum(counts, 1)
+
+    def _project(self, points: Array) -> tuple[Array, Array, NDArray[np.bool_]]:
+        """Column and row ``(N,)``, and whether the picture has them."""
+        camera = self._camera
+        x, y, z = points.T
+        ahead = np.where(z > _NEAREST_M, z, np.inf)
+        u, v = camera.fx * x / ahead + camera.cx, camera.fy * y / ahead + camera.cy
+        inside = (u >= 0) & (v >= 0) & (u < camera.width - 1) & (v < camera.height - 1)
+        return u, v, inside & (z > _NEAREST_M)
+
+    def _sample(self, x: Array, points: Array, owners: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64], Array]:
+        """Values below the points that are seen, their frames, and the gradient ``(6,)`` of the values' sum."""
+        camera = self._camera
+        turned = points @ matrix_from_quaternion(quaternion_exp(x[3:] / 2)).T
+        moved = turned + x[:3] * self.distance_m
+        u, v, seen = self._project(moved)
+        u, v, z, turned, owners = u[seen], v[seen], moved[seen, 2], turned[seen], owners[seen]
+        column, row = u.astype(np.int64), v.astype(np.int64)
+        right, down = u - column, v - row
+        corner = (owners * camera.height + row) * camera.width + column
+        above, above_right = self._maps[corner], self._maps[corner + 1]
+        below, below_right = self._maps[corner + camera.width], self._maps[corner + camera.width + 1]
+        along_u = (above_right - above) * (1 - down) + (below_right - below) * down
+        along_v = (below - above) * (1 - right) + (below_right - above_right) * right
+        values = above + (above_right - above) * right + along_v * down
+        by_u, by_v = along_u * camera.fx / z, along_v * camera.fy / z
+        depth = -(along_u * (u - camera.cx) + along_v * (v - camera.cy)) / z
+        by_point = np.stack([by_u, by_v, depth], axis=1)
+        torque = np.cross(turned, by_point).sum(axis=0)
+        # The left Jacobian of SO(3), transposed, to second order: turns are small.
+        by_rotation = torque - np.cross(x[3:], torque) / 2
+        return values, owners, np.concatenate([by_point.sum(axis=0) * self.distance_m, by_rotation])
