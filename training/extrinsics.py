@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a depth camera or lidar is, seen from the camera, estimated from a recording without a target.
 
-Edges of range are projected into the image; the transform that puts them on the image's edges is the estimate (Levinson
-and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge strength below the
-projected points, after each image's strengths were given zero mean and unit deviation: chance scores 0. It is maximised with
-ever less smoothing.
+Edges of range are projected into the image; the transform that puts them on the image's edges is the estimate
+(Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge strength
+below the projected points, after each image's strengths were given zero mean and unit deviation: chance scores 0. It is
+maximised with ever less smoothing.
 
 How sure that is, is judged by leaving out one stretch of the recording after the other (delete-a-group jackknife): the
 spread of the estimates gives the deviation, and the stretch left out tells whether the gain holds elsewhere.
@@ -34,6 +34,7 @@ _FEWEST_POINTS = 1000  # in all
 # Of the rotation in radians, and of the position in units of the points' median distance: what looks alike from there.
 _SEARCHED = 0.1
 _LARGEST_STD = 0.01
+_APART = 0.015
 _SIGNIFICANT = 3.0  # standard errors
 _AXES = ("x", "y", "z", "rotation about x", "rotation about y", "rotation about z")
 
@@ -91,7 +92,9 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
     score = _Score(frames)
     stretch = np.arange(len(frames)) * _STRETCHES // len(frames)
     kept = [np.ones(len(frames), bool), *(stretch != number for number in range(_STRETCHES))]
-    estimates = np.zeros((len(kept), 6))
+    # From starts apart: where the score is flat, the estimates stay apart.
+    estimates = np.random.default_rng(0).uniform(-_APART, _APART, (len(kept), 6))
+    estimates[0] = 0
     for blur in _BLURS:
         score.smooth(blur)
         estimates = np.array([score.maximise(x, frames) for x, frames in zip(estimates, kept, strict=True)])
@@ -112,18 +115,18 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
 
 
 def _check_determined(x: Array, std: Array, scale: Array) -> None:
-    open_, (worst, units) = np.abs(x) > 0.99 * _SEARCHED, (int(std.argmax()), [*["m"] * 3, *["rad"] * 3])
-    if open_.any() or std[worst] > _LARGEST_STD:
-        axis = int(open_.argmax()) if open_.any() else worst
-        found = (
-            "leaves the range searched"
-            if open_.any()
-            else f"is uncertain by {std[axis] * scale[axis]:.2g} {units[axis]}"
-        )
-        raise DataError(
-            f"the edges do not determine the mount: its {_AXES[axis]} in the camera's optical frame {found}; give more "
-            "frames, of places where near things stand before far ones, or a nearer first guess of the mount"
-        )
+    beyond, axis = np.abs(x) > 0.99 * _SEARCHED, int(std.argmax())
+    if beyond.any():
+        axis = int(beyond.argmax())
+        found = "leaves the range searched"
+    elif std[axis] > _LARGEST_STD:
+        found = f"has a standard deviation of {std[axis] * scale[axis]:.2g} {'m' if axis < 3 else 'rad'}"
+    else:
+        return
+    raise DataError(
+        f"the edges do not determine the mount: its {_AXES[axis]} in the camera's optical frame {found}; give more frames, "
+        "of places where near things stand before far ones, or a nearer first guess of the mount"
+    )
 
 
 def _pose(x: Array) -> Pose:
@@ -138,9 +141,7 @@ class _Score:
 
     def __init__(self, frames: Sequence[EdgeFrame]) -> None:
         if len(frames) < _STRETCHES:
-            raise DataError(
-                f"{len(frames)} frames are too few to tell how certain a mount is; give {_STRETCHES} or more"
-            )
+            raise DataError(f"{len(frames)} frames are too few to tell how certain a mount is; {_STRETCHES} are needed")
         self._camera, self._images = frames[0].camera, [frame.image for frame in frames]
         if blank := sum(float(np.ptp(image)) == 0 for image in self._images):
             raise DataError(f"{blank} of {len(frames)} images are blank: they have no edges to align with")

@@ -24,6 +24,8 @@ from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
 
 Array = NDArray[np.float64]
 
+_LONGEST_GAP_NS = 1_000_000_000  # frames farther apart say nothing of the velocity
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MountEstimate:
@@ -94,7 +96,8 @@ def _twists_by_stamp(sources: Sequence[Source]) -> dict[int, Array]:
     twists: dict[int, Array] = {}
     for source in sources:
         stamps = source.stamps_ns()
-        rows = body_twists(source.poses(), stamps, torch.zeros(len(stamps), dtype=torch.int64)).double()
+        sequences = torch.tensor(np.cumsum(np.diff(stamps, prepend=stamps[0]) > _LONGEST_GAP_NS))
+        rows = body_twists(source.poses(), stamps, sequences).double()
         twists.update(zip(stamps, rows.nan_to_num().numpy(), strict=True))
     return twists
 

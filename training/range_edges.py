@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Edges of what a camera and a ranging sensor see: where the picture changes, and where range jumps.
 
-After Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers" (RSS 2013): a surface that ends in front of
-another is seen by both sensors, as a step of range and, mostly, as a step of brightness.
+After Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers" (RSS 2013): where a surface ends in front
+of another, both sensors see it, as a step of range and, mostly, as a step of brightness.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def camera_of(image: NDArray[Any], focal_length: float = _FOCAL_LENGTH) -> Pinho
 
 
 def register_depth(depth_mm: NDArray[np.uint16], colour_from_depth: Pose | None = None) -> NDArray[np.uint16]:
-    """Depth ``(H, W)`` as a camera of the colour camera's focal length sees it, 0 where the depth camera does not reach.
+    """Depth ``(H, W)`` as a camera of the colour camera's focal length sees it; 0 where the depth camera is blind.
 
     Without an offset the cameras share their centre and axis, so a ray's depth stays and the picture only shrinks: each
     pixel takes the depth of the one that looks along its ray. Nearest, never averaged: a mean across an edge lies on no
