@@ -2,9 +2,9 @@
 """Where a depth camera or lidar is, seen from the camera, estimated from a recording without a target.
 
 Edges of range are projected into the image; the transform that puts them on the image's edges is the estimate
-(Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge strength
-below the projected points, after each image's strengths were given zero mean and unit deviation: chance scores 0. It is
-maximised with ever less smoothing.
+(Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge
+strength below the projected points, after each image's strengths were given zero mean and unit deviation: chance
+scores 0. It is maximised with ever less smoothing.
 
 How sure that is, is judged by leaving out one stretch of the recording after the other (delete-a-group jackknife): the
 spread of the estimates gives the deviation, and the stretch left out tells whether the gain holds elsewhere.
@@ -124,8 +124,8 @@ def _check_determined(x: Array, std: Array, scale: Array) -> None:
     else:
         return
     raise DataError(
-        f"the edges do not determine the mount: its {_AXES[axis]} in the camera's optical frame {found}; give more frames, "
-        "of places where near things stand before far ones, or a nearer first guess of the mount"
+        f"the edges do not determine the mount: its {_AXES[axis]} in the camera's optical frame {found}; give more "
+        "frames, of places where near things stand before far ones, or a nearer first guess of the mount"
     )
 
 
@@ -153,8 +153,8 @@ class _Score:
         self._owners = np.repeat(np.arange(len(frames)), [len(points) for points in seen])
         if len(self._points) < _FEWEST_POINTS:
             raise DataError(
-                f"only {len(self._points)} edges of range are seen in {len(frames)} images, {_FEWEST_POINTS} are needed; "
-                "check the mounts (vmloc show draws them), or give more frames"
+                f"only {len(self._points)} edges of range are seen in {len(frames)} images, {_FEWEST_POINTS} are "
+                "needed; check the mounts (vmloc show draws them), or give more frames"
             )
         self.distance_m = float(np.median(self._points[:, 2]))
 
@@ -173,7 +173,8 @@ class _Score:
             return -float(values.sum()) / len(points), -gradient / len(points)
 
         bounds = [(-_SEARCHED, _SEARCHED)] * 6
-        return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x, np.float64)
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 50})
+        return np.asarray(found.x, np.float64)
 
     def by_frame(self, x: Array) -> Array:
         """Mean over each frame's points ``(F,)``; those out of the picture count 0."""
