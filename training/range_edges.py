@@ -58,7 +58,7 @@ def scan_edges(xyz_m: NDArray[np.float32]) -> tuple[Array, NDArray[np.int64]]:
     (kept,) = np.nonzero(np.isfinite(distance) & (distance > 0))
     distance = distance[kept]
     direction = xyz[kept] / distance[:, None]
-    ring = np.floor(np.arcsin(direction[:, 2]) / _RING_RAD)
+    ring = np.rint(np.arcsin(direction[:, 2]) / _RING_RAD)  # rings are mostly at round elevations: not a border
     azimuth = np.arctan2(direction[:, 1], direction[:, 0])
     first = np.lexsort((azimuth, ring))
     second = np.roll(first, -1)
