@@ -211,12 +211,12 @@ def test_training_pays_each_classifiers_cross_entropy_beside_the_cells_likelihoo
         probabilities = torch.softmax(model.regions.classifiers[name](looks[name].context), dim=1)
         west = int(model.regions.places_m[:, 0].argmin())
         right = [west if number % 2 == 0 else 1 - west for number in range(4)]
-        entropy = float(-torch.log(probabilities[torch.arange(4), right]).mean())
+        entropy = float(-torch.log(probabilities[torch.arange(4), right]).mean().detach())
         with torch.no_grad():
             model.regions.classifiers[name][-1].bias += torch.tensor([0.7, -0.2])
         changed = torch.softmax(model.regions.classifiers[name](looks[name].context), dim=1)
         after = float(objective.terms(model, batch, target)["loss"].detach())
-        expected = float(-torch.log(changed[torch.arange(4), right]).mean()) - entropy
+        expected = float(-torch.log(changed[torch.arange(4), right]).mean().detach()) - entropy
         np.testing.assert_allclose(after - before, expected, atol=1e-4)
         before = after
 
