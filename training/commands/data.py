@@ -32,9 +32,9 @@ def add_simulate(commands: Any) -> None:
         help="loops of 150 m that every traversal drives, side by side in one map; each has its own world seed",
     )
     parser.add_argument(
-        "--image-size", type=image_size, default=(320, 240), metavar="WxH", help="pixels (default: 320x240)"
+        "--image-size", type=image_size, default="320x240", metavar="WxH", help="of the camera, in pixels"
     )
-    parser.add_argument("--camera-rate", type=float, default=10.0, metavar="HZ", help="images a second (default: 10)")
+    parser.add_argument("--camera-rate", type=float, default=10.0, metavar="HZ", help="images a second")
     parser.add_argument("--beams", type=int, default=32, help="of the lidar, evenly spread from -20 to 12 degrees")
     parser.add_argument(
         "--light", default="day", help="day, dusk or night: what the camera sees by; the lidar brings its own light"
