@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from training.dataset import PreparedDataset
@@ -75,16 +76,9 @@ def _moments(sums: Tensor) -> tuple[Tensor, Tensor]:
     return means[:, :3], torch.where(sums[:, 0] > 1, variance.clamp(min=0).sqrt(), torch.nan)
 
 
-def _nearest(
-    positions: NDArray[np.float64], places: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    distances = np.linalg.norm(positions[:, None] - places[None], axis=2)
-    return distances.argmin(axis=1), distances.min(axis=1)
-
-
 def _spreads(positions: NDArray[np.float64], places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Root mean square distance ``(K,)`` of the positions that belong to each place from it."""
-    owner, distance = _nearest(positions, places)
+    distance, owner = cKDTree(places).query(positions)
     counts = np.bincount(owner, minlength=len(places)).clip(min=1)
     return np.sqrt(np.bincount(owner, distance**2, len(places)) / counts)
 
