@@ -13,11 +13,13 @@ from scipy.stats import chi2
 
 from helpers import ListSource, random_frame, yaw_pose
 from training import recalibrate as recalibrate_module
+from training.answers import ask
 from training.calibrate import calibrate
 from training.calibration import (
     calibration_summary,
     chi_square_cdf,
     confidence_levels,
+    fit_coupling,
     fit_floor,
     fit_inflation,
     map_errors,
@@ -170,6 +172,28 @@ def test_covariances_are_never_made_smaller() -> None:
     assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("real", [1.0, 0.4])
+def test_correlations_that_errors_do_not_show_are_taken_back(real: float) -> None:
+    """Position and rotation are said to go together; their errors do so less."""
+    rng = np.random.default_rng(3)
+    said, truly = (np.kron([[1.0, 0.98 * c], [0.98 * c, 1.0]], np.eye(3)) for c in (1.0, real))
+    scale = np.repeat([0.1, 0.01], 3)
+    errors = rng.multivariate_normal(np.zeros(6), truly, 20_000) * scale
+    truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
+    estimates, covariances = (
+        [Pose.identity()] * len(errors),
+        np.tile(said * np.outer(scale, scale), (len(errors), 1, 1)),
+    )
+    coupling = fit_coupling(truth, estimates, covariances)
+    assert coupling == pytest.approx(real if real < 1 else 1.0, abs=0.15)
+    before, after = (
+        np.mean(chi_square_cdf(nees(map_errors(truth, estimates), matrices), 6) <= 0.95)
+        for matrices in (covariances, inflated_covariance(covariances, (1.0, 1.0), coupling))
+    )
+    assert after >= 0.945  # three standard errors below
+    assert (before < 0.5) == (real < 1)
+
+
 def floored(
     scale: tuple[float, float], floor: tuple[float, float], count: int, seed: int, tails: float = np.inf
 ) -> tuple[list[Pose], list[Pose], np.ndarray]:
@@ -238,6 +262,11 @@ def reader_header() -> CheckpointHeader:
     return CheckpointHeader(ModelConfig(), PREPROCESS, codec, "map", "camera")
 
 
+def calibrated(data: PreparedDataset, rows: torch.Tensor) -> CheckpointHeader:
+    header = reader_header()
+    return calibrate(header, data, ask(header, Reader(("image", "depth")), data, rows, CPU))
+
+
 def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarray:
     """Root mean square of what the toy reads, metres; through the preprocessing, but not through the prediction."""
     tensors = Preprocessor(PREPROCESS).normalise(data.batch(rows, CPU)[0])
@@ -247,7 +276,9 @@ def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarra
 
 def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
     data, rows = still_data(100), torch.arange(100)
-    uncertainty = calibrate(reader_header(), Reader(("image", "depth")), data, rows, CPU).uncertainty
+    uncertainty = calibrate(
+        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, rows, CPU)
+    ).uncertainty
     assert {fitted.modalities for fitted in uncertainty.missing} == {("image",), ("depth",)}
     for names, shown in ((("image", "depth"), "image"), (("image",), "image"), (("depth",), "depth")):
         # The rotation read from the same frame turns the error into the body: of no effect on its length.
@@ -257,7 +288,11 @@ def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
 
 def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
     """Errors are uniform in a box: a variance that is right gives a NEES of 3, with a standard error of 0.2."""
-    header = calibrate(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU)
+    header = calibrate(
+        reader_header(),
+        still_data(150),
+        ask(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU),
+    )
     localizer = Localizer(header, Reader(("image", "depth")))
     for names in (("image", "depth"), ("depth",)):
         estimates = [localizer.localize(random_frame(1000 + i, (32, 40), names)) for i in range(60)]
@@ -268,7 +303,9 @@ def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
 
 def test_rows_that_lack_a_sensor_take_part_where_they_can() -> None:
     data, rows = still_data(90, without="depth"), torch.arange(90)
-    uncertainty = calibrate(reader_header(), Reader(("image", "depth")), data, rows, CPU).uncertainty
+    uncertainty = calibrate(
+        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, rows, CPU)
+    ).uncertainty
     std = shown_std(data, "depth", rows[::3].clone())
     fitted = uncertainty.residuals(("depth",)).residual_std[:3]
     assert np.linalg.norm(fitted) == pytest.approx(np.linalg.norm(std), rel=1e-3)
@@ -278,7 +315,9 @@ def test_sets_of_sensors_that_do_not_occur_are_not_fitted() -> None:
     frames = [Sample(random_frame(i, (32, 40), ("image",)), Pose.identity()) for i in range(30)]
     frames.append(Sample(random_frame(30, (32, 40), ("image", "depth")), Pose.identity()))
     data = prepare_dataset([ListSource(frames)], Preprocessor(PREPROCESS), progress=False)
-    header = calibrate(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU)
+    header = calibrate(
+        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU)
+    )
     assert [fitted.modalities for fitted in header.uncertainty.missing] == [("image",)]
     assert header.uncertainty.residuals(("depth",)).residual_std == header.uncertainty.residual_std
 

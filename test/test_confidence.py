@@ -13,6 +13,7 @@ from scipy.stats import kstest, mannwhitneyu
 
 from helpers import ListSource, random_frame, yaw_pose
 from training import confidence as study_module
+from training.answers import ask
 from training.bad_input import bad_frames
 from training.calibrate import fit_confidence, remember
 from training.confidence import area_under_roc, detected, risk_coverage, study
@@ -217,7 +218,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)
     memories = remember(header, model, data, rows[::2].clone(), CPU)
-    confidence = fit_confidence(header, model, data, rows[1::2].clone(), memories, CPU)
+    confidence = fit_confidence(memories, ask(header, model, data, rows[1::2].clone(), CPU, memories))
     save_checkpoint(path, header, model.state_dict(), confidence)
     return path
 
@@ -284,12 +285,12 @@ def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path
     header, model = load_checkpoint(tmp_path / "atloc.safetensors")
     data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
     assert remember(header, model, data, torch.arange(60), CPU) == {}
-    assert fit_confidence(header, model, data, torch.arange(60), {}, CPU) is None
+    assert fit_confidence({}, ask(header, model, data, torch.arange(60), CPU, {})) is None
     write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
     memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
     assert set(memories) == {"image", "lidar"}
-    assert fit_confidence(header, model, prepared(samples), torch.arange(20), memories, CPU) is None
+    assert fit_confidence(memories, ask(header, model, prepared(samples), torch.arange(20), CPU, memories)) is None
 
 
 @pytest.mark.parametrize("damage", ["confidence.memory.lidar.basis", "confidence.tails.image", "memory"])

@@ -15,6 +15,7 @@ from rooms import (
     TINY,
     prepared,
 )
+from training.answers import ask
 from training.calibrate import calibrate, fit_confidence, remember
 from training.dataset import PreparedDataset
 from training.predict import predict
@@ -42,22 +43,28 @@ class Solves(PoseModel):
         super().__init__(("image",))
         self.lost_every = lost_every  # every so-manieth frame is lost: answered far off, and with odd cues
 
-    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+    def modality_features(self, batch: ModelInput) -> dict[str, torch.Tensor]:
+        drawn = [np.random.default_rng([8, number]).normal(size=5) for number in self.numbers(batch)]
+        return {"image": torch.from_numpy(np.stack(drawn)).float()}
+
+    def numbers(self, batch: ModelInput) -> list[int]:
         assert batch.measured is not None
         digits = batch.measured["image"][:, :2, 0, 0].long()
-        numbers = (digits[:, 0] + 200 * digits[:, 1]).tolist()
+        return (digits[:, 0] + 200 * digits[:, 1]).tolist()
+
+    def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
+        numbers = self.numbers(batch)
         answers = [numbered(number) for number in numbers]
         own = np.stack([covariance for _, _, covariance in answers])
         oddities = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
         poses = [answer for _, answer, _ in answers]
         lost = np.array([self.lost_every > 0 and number % self.lost_every == 0 for number in numbers])
         positions_m = np.stack([pose.position_m for pose in poses]) + 100.0 * lost[:, None]
-        features = torch.stack([torch.from_numpy(np.random.default_rng([8, n]).normal(size=5)) for n in numbers])
         return Prediction(
             positions_m,
             np.stack([pose.quaternion_wxyz for pose in poses]),
             covariances=own,
-            features={"image": features.float()},
+            features=self.modality_features(batch),
             oddities=oddities + 50.0 * lost[:, None],
             lost=lost,
         )
@@ -89,7 +96,7 @@ def numbered_data(first: int, count: int) -> PreparedDataset:
 def calibrated() -> tuple[CheckpointHeader, PreparedDataset]:
     held_out = numbered_data(0, 500)
     header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
-    return calibrate(header, Solves(), held_out, torch.arange(500), CPU), held_out
+    return calibrate(header, held_out, ask(header, Solves(), held_out, torch.arange(500), CPU)), held_out
 
 
 def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
@@ -119,8 +126,8 @@ def test_lost_frames_have_no_part_in_covariance_and_confidence() -> None:
     memories = remember(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
     with_lost, without = (
         (
-            calibrate(header, model, data, rows, CPU).uncertainty,
-            fit_confidence(header, model, data, rows, memories, CPU),
+            calibrate(header, data, ask(header, model, data, rows, CPU)).uncertainty,
+            fit_confidence(memories, ask(header, model, data, rows, CPU, memories)),
         )
         for model, rows in ((Solves(lost_every=5), torch.arange(100)), (Solves(), kept))
     )
@@ -131,7 +138,7 @@ def test_lost_frames_have_no_part_in_covariance_and_confidence() -> None:
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
         assert one.decay == other.decay
     # Fewer than 50 that are found are too few.
-    assert fit_confidence(header, Solves(lost_every=2), data, torch.arange(98), memories, CPU) is None
+    assert fit_confidence(memories, ask(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)) is None
 
 
 def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
@@ -140,7 +147,7 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     header, held_out = calibrated
     model = Solves()
     memories = remember(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
-    confidence = fit_confidence(header, model, held_out, torch.arange(500), memories, CPU)
+    confidence = fit_confidence(memories, ask(header, model, held_out, torch.arange(500), CPU, memories))
     assert confidence is not None
     assert len(confidence.tails["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
     path = tmp_path / "m.safetensors"

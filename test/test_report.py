@@ -137,6 +137,7 @@ def test_the_report_says_what_the_header_holds() -> None:
         "position residual 0.100, 0.250, 0.300 m along the body's x, y, z",
         "rotation residual 1.50, 2.00, 0.25 deg about them",
         "inflation position 1.00, rotation 1.00",
+        "coupling 1.00 of the correlations between position and rotation",
         "samples 16",
     ]
     assert section(text, "confidence, and the training frames it remembers") == [
@@ -153,10 +154,11 @@ def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -
     tails = tuple(Tail.fit(np.arange(100.0)) for _ in range(3))
     judge = Confidence({"lidar": memory}, {("image", "lidar"): tails, ("lidar",): tails})
     text = report_text(header, build_model(header.model, Preprocessor(header.preprocess).channels), METADATA, 1, judge)
-    assert section(text, "covariance")[3:6] == [
+    assert section(text, "covariance")[4:8] == [
         "position residual, lidar alone 1.000, 2.000, 3.000 m along the body's x, y, z",
         "rotation residual, lidar alone 4.00, 5.00, 6.00 deg about them",
         "inflation, lidar alone position 1.50, rotation 1.00",
+        "coupling, lidar alone 1.00 of the correlations between position and rotation",
     ]
     assert section(text, "confidence, and the training frames it remembers") == [
         "lidar 40 frames, 5 directions of 16 features",

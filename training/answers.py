@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's answers to frames whose true poses are known, for every set of sensors: what a covariance is fitted to."""
+"""A model's answers to frames whose true poses are known, for every set of sensors: what it is calibrated with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.dataset import PreparedDataset
 from training.predict import predict, sensor_sets
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
+from vmloc_ros.core.confidence import FeatureMemory, stack_cues
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
@@ -30,6 +32,8 @@ class Answers:
         quaternions_wxyz: ``(N, 4)``.
         covariances: ``(N, 6, 6)`` the system's own, as :func:`vmloc_ros.core.localizer.prediction_covariance` has it.
         lost: ``(N,)`` bool: the system says itself that these are no answers.
+        cues: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_cues`; NaN where a frame lacks a sensor of the set,
+            and C is 0 where nothing is remembered to compare frames with.
         solved: whether the covariances are those of a solver, not of samples.
     """
 
@@ -38,13 +42,14 @@ class Answers:
     quaternions_wxyz: Tensor
     covariances: Tensor
     lost: Tensor
+    cues: Tensor
     solved: bool
 
     @staticmethod
-    def of(rows: Tensor, prediction: Prediction) -> Answers:
+    def of(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> Answers:
         own = np.stack([prediction_covariance(prediction, i) for i in range(len(rows))])
         lost = np.zeros(len(rows), bool) if prediction.lost is None else prediction.lost
-        arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost
+        arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost, cues
         return Answers(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
 
     def __len__(self) -> int:
@@ -63,25 +68,54 @@ BySensors = dict[tuple[str, ...], Answers]
 
 
 def ask(
-    header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
+    header: CheckpointHeader,
+    model: PoseModel,
+    data: PreparedDataset,
+    rows: Tensor,
+    device: torch.device,
+    memories: Mapping[str, FeatureMemory] | None = None,
 ) -> BySensors:
     """Answers to the rows, and for every smaller set of sensors to those that have it, the others being withheld.
+
+    Args:
+        memories: what cues of the confidence compare the frames with, by modality.
 
     Raises:
         ModelError: an answer is not finite.
     """
-    preprocessor, samples, modalities = (
-        Preprocessor(header.preprocess),
-        Uncertainty().samples,
-        header.preprocess.modalities,
+    preprocessor, samples = Preprocessor(header.preprocess), Uncertainty().samples
+    modalities, known = header.preprocess.modalities, memories or {}
+    complete = sensor_sets(data, rows, modalities)
+
+    def answers(asked: Tensor, names: tuple[str, ...]) -> Answers:
+        prediction = predict(model, data, asked, preprocessor, header.pose_codec, device, samples, names)
+        having = torch.isin(asked, complete.get(names, asked[:0])).numpy()
+        return Answers.of(asked, prediction, _cues(known, names, prediction, having))
+
+    fewer = {names: having for names, having in complete.items() if names != modalities}
+    return {modalities: answers(rows, modalities), **{names: answers(having, names) for names, having in fewer.items()}}
+
+
+def _cues(
+    memories: Mapping[str, FeatureMemory],
+    names: tuple[str, ...],
+    prediction: Prediction,
+    having: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """``(N, C)``; of rows that have all of the sensors, NaN for the others."""
+    if not (having.any() and set(names) <= set(memories)):
+        return np.empty((len(having), 0))
+    found = stack_cues(
+        memories,
+        names,
+        {name: prediction.features[name].cpu().numpy()[having] for name in names},
+        prediction.positions_m[having],
+        prediction.quaternions_wxyz[having],
+        None if prediction.oddities is None else prediction.oddities[having],
     )
-
-    def answers(asked: Tensor, kept: tuple[str, ...] | None = None) -> Answers:
-        prediction = predict(model, data, asked, preprocessor, header.pose_codec, device, samples, kept)
-        return Answers.of(asked, prediction)
-
-    fewer = {names: having for names, having in sensor_sets(data, rows, modalities).items() if names != modalities}
-    return {modalities: answers(rows), **{names: answers(having, names) for names, having in fewer.items()}}
+    cues = np.full((len(having), found.shape[1]), np.nan)
+    cues[having] = found
+    return cues
 
 
 def join(parts: Sequence[BySensors]) -> BySensors:

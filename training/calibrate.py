@@ -12,17 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.answers import Answers, BySensors, ask
-from training.calibration import fit_floor, fit_inflation
+from training.answers import Answers, BySensors
+from training.calibration import fit_coupling, fit_floor, fit_inflation
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
-from training.predict import predict, sensor_sets
+from training.predict import modality_features, sensor_sets
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
-from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
+from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import body_errors, body_variances, fit_residual_std, residual_covariance
+from vmloc_ros.core.uncertainty import (
+    body_errors,
+    body_variances,
+    fit_residual_std,
+    inflated_covariance,
+    residual_covariance,
+)
 
 # A covariance never gets smaller than 1 cm and 0.1 deg: no ground truth used here is better.
 _RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
@@ -32,25 +38,17 @@ _REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 _FEWEST = 50  # frames that a distribution is fitted to
 
 
-def calibrate(
-    header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
-) -> CheckpointHeader:
-    """The header with metrics and covariance fitted on rows of the data, best such as training has not seen.
+def calibrate(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
+    """The header with metrics and covariance fitted to answers to rows of the data, best such as training has not seen.
 
-    The covariance is fitted for every set of sensors that the rows have, the others being withheld.
-
-    Raises:
-        ModelError: an answer is not finite.
+    The covariance is fitted for every set of sensors that there are answers of.
     """
-    return calibrated(header, data, ask(header, model, data, rows, device))
-
-
-def calibrated(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
-    """As :func:`calibrate`, from answers that are there already."""
     everything = header.preprocess.modalities
     fitted = {names: _fit(data, of_set, names) for names, of_set in answers.items()}
     whole = fitted.pop(everything)
-    uncertainty = Uncertainty(whole.residual_std, Uncertainty().samples, whole.inflation, tuple(fitted.values()))
+    uncertainty = Uncertainty(
+        whole.residual_std, inflation=whole.inflation, missing=tuple(fitted.values()), coupling=whole.coupling
+    )
     truth = [data.poses[i] for i in answers[everything].rows.tolist()]
     return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, answers[everything].poses()).summary())
 
@@ -70,8 +68,7 @@ def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -
         [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
         _RESIDUAL_FLOOR,
     )
-    covariances = [c + residual_covariance(e, std) for c, e in zip(own, estimates, strict=True)]
-    return Residuals(tuple(std.tolist()), fit_inflation(truth, estimates, covariances), modalities)
+    return _scaled(truth, estimates, own, std, modalities)
 
 
 def _fit_solver(
@@ -84,35 +81,41 @@ def _fit_solver(
     where they are said to be: hence the floor.
     """
     floor = fit_floor(truth, estimates, own)
+    inflation = _scaled(truth, estimates, own, floor, modalities).inflation
+    floor = np.maximum(floor, _RESIDUAL_FLOOR / np.repeat(inflation, 3))  # inflated again with the rest
+    return _scaled(truth, estimates, own, floor, modalities)
 
-    def inflation() -> tuple[float, float]:
-        return fit_inflation(
-            truth, estimates, [c + residual_covariance(e, floor) for c, e in zip(own, estimates, strict=True)]
-        )
 
-    floor = np.maximum(floor, _RESIDUAL_FLOOR / np.repeat(inflation(), 3))  # inflated again with the rest
-    return Residuals(tuple(floor.tolist()), inflation(), modalities)
+def _scaled(
+    truth: list[Pose],
+    estimates: list[Pose],
+    own: NDArray[np.float64],
+    std: NDArray[np.float64],
+    modalities: tuple[str, ...],
+) -> Residuals:
+    """These residuals ``(6,)`` with inflation and coupling."""
+    covariances = own + np.stack([residual_covariance(estimate, std) for estimate in estimates])
+    inflation = fit_inflation(truth, estimates, covariances)
+    coupling = fit_coupling(truth, estimates, inflated_covariance(covariances, inflation))
+    return Residuals(tuple(std.tolist()), inflation, modalities, coupling)
 
 
 def remember(
     header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
 ) -> dict[str, FeatureMemory]:
-    """What training rows look like to the model, by modality: the first half of :func:`fit_confidence`.
+    """What training rows look like to the model, by modality, for the cues of :func:`training.answers.ask`.
 
     Empty for systems that offer no features.
-
-    Raises:
-        ModelError: an answer is not finite.
     """
     preprocessor, memories = Preprocessor(header.preprocess), {}
     for name in header.preprocess.modalities:
         having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
         if len(having) < _FEWEST:
             continue
-        prediction = predict(model, data, having, preprocessor, header.pose_codec, device, kept=(name,))
-        if name not in prediction.features:
+        seen = modality_features(model, data, having, preprocessor, name, device)
+        if seen is None:
             return {}
-        features = prediction.features[name].cpu().numpy()
+        features = seen.cpu().numpy()
         kept = _evenly(torch.arange(len(having)), _REMEMBERED)
         frames = [data.poses[i] for i in having[kept].tolist()]
         memories[name] = FeatureMemory.fit(
@@ -125,33 +128,16 @@ def remember(
     return memories
 
 
-def fit_confidence(
-    header: CheckpointHeader,
-    model: PoseModel,
-    data: PreparedDataset,
-    rows: Tensor,
-    memories: Mapping[str, FeatureMemory],
-    device: torch.device,
-) -> Confidence | None:
-    """What estimates are judged by, fitted on good rows that training has not seen, for every set of sensors.
+def fit_confidence(memories: Mapping[str, FeatureMemory], answers: BySensors) -> Confidence | None:
+    """What estimates are judged by, fitted to answers to good frames that training has not seen.
 
-    None where nothing is remembered (see :func:`remember`) or the rows are too few.
-
-    Raises:
-        ModelError: an answer is not finite.
+    None where nothing was remembered (see :func:`remember`) or the frames are too few.
     """
-    preprocessor, fitted = Preprocessor(header.preprocess), {}
-    for names, having in sensor_sets(data, rows, tuple(memories)).items() if memories else ():
-        if len(having) < _FEWEST:
-            continue
-        prediction = predict(model, data, having, preprocessor, header.pose_codec, device, kept=names)
-        features = {name: x.cpu().numpy() for name, x in prediction.features.items()}
-        cues = stack_cues(
-            memories, names, features, prediction.positions_m, prediction.quaternions_wxyz, prediction.oddities
-        )
-        if prediction.lost is not None:  # their confidence is zero whatever the cues say
-            cues = cues[~prediction.lost]
-        if len(cues) < _FEWEST:
+    fitted = {}
+    for names, of_set in answers.items():
+        # The confidence of lost frames is zero whatever the cues say.
+        cues = of_set.cues[~of_set.lost & ~of_set.cues.isnan().any(dim=1)].numpy()
+        if len(cues) < _FEWEST or not cues.shape[1]:
             continue
         tails = tuple(Tail.fit(cue) for cue in cues.T)
         fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))

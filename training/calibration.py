@@ -18,6 +18,7 @@ from vmloc_ros.core.geometry import (
     quaternion_multiply,
     rotation_vector_from_quaternion,
 )
+from vmloc_ros.core.uncertainty import inflated_covariance
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,27 @@ def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances:
         promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
         factors.append(max(1.0, float(np.sqrt(reached / promised))))
     return factors[0], factors[1]
+
+
+def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> float:
+    """Factor in [0, 1] on the correlations between position and rotation, from held-out errors.
+
+    The greatest of which the ellipsoid of all six dimensions holds 95 % of these errors; where there is none, the one
+    of which it holds the most. What the ellipsoids of position and of rotation hold does not change.
+
+    Args:
+        covariances: ``(N, 6, 6)`` after :func:`fit_inflation`.
+    """
+    errors = map_errors(truth, estimates)
+
+    def held(coupling: float) -> float:
+        values = nees(errors, inflated_covariance(covariances, (1.0, 1.0), coupling))
+        return float(np.mean(chi_square_cdf(values, 6) <= 0.95))
+
+    factors = np.linspace(1.0, 0.0, 21).tolist()
+    shares = [held(factor) for factor in factors]
+    enough = [factor for factor, share in zip(factors, shares, strict=True) if share >= 0.95]
+    return enough[0] if enough else factors[int(np.argmax(shares))]
 
 
 def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> Array:

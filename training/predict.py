@@ -84,6 +84,25 @@ def predict(
     return _joined([model.locate(batch, codec, samples) for batch in inputs])
 
 
+@torch.no_grad()
+def modality_features(
+    model: PoseModel, data: PreparedDataset, rows: Tensor, preprocessor: Preprocessor, name: str, device: torch.device
+) -> Tensor | None:
+    """What the system saw of one modality ``(N, F)`` in evaluation mode; None for systems that do not tell.
+
+    Raises:
+        ModelError: a row lacks the modality.
+    """
+    model.eval()
+    parts = []
+    for batch in batches(data, rows, preprocessor, device, model.needs_geometry):
+        features = model.modality_features(_keep(batch, (name,)))
+        if name not in features:
+            return None
+        parts.append(features[name])
+    return torch.cat(parts)
+
+
 def poses(prediction: Prediction) -> list[Pose]:
     """One for each row of a prediction."""
     return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]

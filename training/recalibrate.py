@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.answers import ask
 from training.cache import load_dataset
 from training.calibrate import calibrate, fit_confidence, remember
 from training.config import ValidationConfig
@@ -85,15 +86,15 @@ def recalibrate(
     else:
         assert known is not None
         held_out, (train_rows, rows) = known, _training_split(header, len(known))
-    fitted = calibrate(header, model, held_out, rows, torch_device)
-    fitted = replace(fitted, metrics={**fitted.metrics, "held_out": 1.0})
     if known is not None:
         memories = remember(header, model, known, train_rows, torch_device)
     else:
         before = load_confidence(checkpoint)
         memories = {} if before is None else dict(before.memories)
-    confidence = fit_confidence(header, model, held_out, rows, memories, torch_device)
-    save_checkpoint(out, fitted, model.state_dict(), confidence)
+    answers = ask(header, model, held_out, rows, torch_device, memories)
+    fitted = calibrate(header, held_out, answers)
+    fitted = replace(fitted, metrics={**fitted.metrics, "held_out": 1.0})
+    save_checkpoint(out, fitted, model.state_dict(), fit_confidence(memories, answers))
     return fitted
 
 

@@ -205,6 +205,7 @@ def _residual_rows(residuals: Residuals) -> Rows:
         ("position residual", ", ".join(f"{x:.3f}" for x in std[:3]) + " m along the body's x, y, z"),
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
         ("inflation", "position {:.2f}, rotation {:.2f}".format(*residuals.inflation)),
+        ("coupling", f"{residuals.coupling:.2f} of the correlations between position and rotation"),
     ]
 
 

@@ -15,7 +15,7 @@ import torchvision
 from tqdm import tqdm
 
 from training.answers import ask, join
-from training.calibrate import calibrated, fit_confidence, remember
+from training.calibrate import calibrate, fit_confidence, remember
 from training.config import TrainConfig
 from training.coverage import pose_record
 from training.dataset import PreparedDataset
@@ -289,20 +289,21 @@ class Trainer:
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
         on_held_out = bool(len(self._split.held_out) or self._split.folds)
         rows = self._split.held_out if len(self._split.held_out) else self._split.train
-        data = self._validation_data
-        confidence = None
+        data, memories = self._validation_data, {}
+        # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
+        if data is not self._data:
+            memories = remember(self._header, model, self._data, self._split.train, self._device)
         try:
             answers = (
-                join(self._folds.answers) if self._split.folds else ask(self._header, model, data, rows, self._device)
+                join(self._folds.answers)
+                if self._split.folds
+                else ask(self._header, model, data, rows, self._device, memories)
             )
-            header = calibrated(self._header, data, answers)
-            # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
-            if data is not self._data:
-                memories = remember(header, model, self._data, self._split.train, self._device)
-                confidence = fit_confidence(header, model, data, rows, memories, self._device)
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
+        header = calibrate(self._header, data, answers)
         metrics = {**header.metrics, "held_out": float(on_held_out)}
+        confidence = fit_confidence(memories, answers)
         save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict(), confidence)
         return metrics
 

@@ -40,15 +40,19 @@ class Residuals:
         inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
             held-out errors: these have heavier tails than a normal distribution of their variance.
         modalities: the sensors that those answers rested on.
+        coupling: factor on the correlations between position and rotation, so that the ellipsoid of all six
+            dimensions holds 95 %, too: where a solver took dependent measurements for independent, it is too sure of
+            how an error of the one goes with an error of the other.
     """
 
     residual_std: tuple[float, float, float, float, float, float]
     inflation: tuple[float, float]
     modalities: tuple[str, ...]
+    coupling: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.residual_std) <= 0 or min(self.inflation) < 1:
-            raise ValueError(f"residuals must be positive and inflation at least 1, got {self}")
+        if min(self.residual_std) <= 0 or min(self.inflation) < 1 or not 0 <= self.coupling <= 1:
+            raise ValueError(f"residuals must be positive, inflation at least 1 and coupling in [0, 1], got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +64,26 @@ class Uncertainty:
         samples: posterior samples drawn for each estimate.
         inflation: see :class:`Residuals`; of answers from all sensors.
         missing: likewise with sensors missing, an entry for each set of sensors that remains.
+        coupling: see :class:`Residuals`; of answers from all sensors.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
     samples: int = 32
     inflation: tuple[float, float] = (1.0, 1.0)
     missing: tuple[Residuals, ...] = ()
+    coupling: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.residual_std) <= 0 or self.samples < 2 or min(self.inflation) < 1:
-            raise ValueError(f"residuals must be positive, samples at least 2 and inflation at least 1, got {self}")
+        if self.samples < 2:
+            raise ValueError(f"samples must be at least 2, got {self}")
+        self.residuals(())
 
     def residuals(self, modalities: tuple[str, ...]) -> Residuals:
         """Those of answers that rest on these sensors; those of all sensors where none were fitted for them."""
         for fitted in self.missing:
             if set(fitted.modalities) == set(modalities):
                 return fitted
-        return Residuals(self.residual_std, self.inflation, modalities)
+        return Residuals(self.residual_std, self.inflation, modalities, self.coupling)
 
 
 @dataclass(frozen=True, slots=True)

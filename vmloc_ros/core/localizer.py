@@ -241,7 +241,7 @@ def total_covariance(
     pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
     residuals = uncertainty.residuals(modalities)
     covariance = prediction_covariance(prediction, row) + residual_covariance(pose, residuals.residual_std)
-    return inflated_covariance(covariance, residuals.inflation)
+    return inflated_covariance(covariance, residuals.inflation, residuals.coupling)
 
 
 def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:

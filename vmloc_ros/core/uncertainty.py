@@ -36,10 +36,15 @@ def residual_covariance(mean: Pose, residual_std: ArrayLike) -> Array:
     return np.asarray(rotation @ np.diag(np.square(np.asarray(residual_std, np.float64))) @ rotation.T)
 
 
-def inflated_covariance(covariance: ArrayLike, inflation: tuple[float, float]) -> Array:
-    """A covariance ``(..., 6, 6)`` whose position's and rotation's standard deviations are larger by these factors."""
+def inflated_covariance(covariance: ArrayLike, inflation: tuple[float, float], coupling: float = 1.0) -> Array:
+    """A covariance ``(..., 6, 6)`` whose position's and rotation's standard deviations are larger by these factors.
+
+    Args:
+        coupling: factor in [0, 1] on the correlations between position and rotation.
+    """
     factors = np.repeat(np.asarray(inflation, np.float64), 3)
-    return np.asarray(covariance) * np.outer(factors, factors)
+    kept = np.kron(np.array([[1.0, coupling], [coupling, 1.0]]), np.ones((3, 3)))
+    return np.asarray(covariance) * np.outer(factors, factors) * kept
 
 
 def body_errors(truth: Pose, estimate: Pose) -> Array:

@@ -209,6 +209,14 @@ class PoseModel(nn.Module, ABC):
             ModelError: a sample has no modality, or the answer is not finite.
         """
 
+    def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
+        """:attr:`Prediction.features` alone, without the answer; empty for systems that give none.
+
+        Raises:
+            ModelError: a sample has no modality.
+        """
+        return {}
+
 
 class RegressionModel(PoseModel):
     """A system whose network ends in the codec's pose vectors."""
@@ -250,7 +258,14 @@ class VariationalModel(RegressionModel):
         noise = torch.randn((samples, self.latent_dim), generator=torch.Generator().manual_seed(0))
         drawn = joint.mean + torch.exp(0.5 * joint.log_variance) * noise.to(joint.mean).unsqueeze(1)
         prediction = decode_vectors(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
-        return replace(prediction, features={name: expert.mean for name, expert in posterior.experts.items()})
+        return replace(prediction, features=_means(posterior))
+
+    def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
+        return _means(self.encode(batch))
+
+
+def _means(posterior: Posterior) -> dict[str, Tensor]:
+    return {name: expert.mean for name, expert in posterior.experts.items()}
 
 
 class ClipModel(RegressionModel):

@@ -202,6 +202,9 @@ class DenseModel(CellGeometry):
             lost=(~answer.solved).cpu().numpy(),
         )
 
+    def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
+        return self._contexts(self.look(batch), len(batch))
+
     def _best_region(self, looks: Mapping[str, Look], count: int) -> Answer:
         """Of the likeliest regions' answers the one with the most evidence.
 
