@@ -330,5 +330,5 @@ def test_weights_that_do_not_fit_are_refused(good: Path, tmp_path: Path, fault: 
 
 @pytest.mark.parametrize("change", [{"residual_std": (0.0,) * 6}, {"residual_std": (-1.0,) * 6}, {"samples": 1}])
 def test_an_uncertainty_that_gives_no_covariance_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="residuals must be positive|samples must be at least 2"):
+    with pytest.raises(ValueError, match=r"residuals must be positive|samples must be at least 2"):
         Uncertainty(**change)

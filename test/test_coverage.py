@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.coverage import nearest_training_poses, pose_record, warn_of_unknown_places
+from training.coverage import known_views, nearest_training_poses, pose_record, warn_of_unknown_places
 from training.run import training_record
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.training_area import TrainingArea
 from vmloc_ros.ros_extrinsics import trained_extrinsics
 
@@ -35,6 +37,22 @@ def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() 
     assert np.isclose(found["p95_distance_m"], np.percentile(distance, 95), atol=1e-6)
     assert np.isclose(found["median_angle_deg"], np.median(angles), atol=1e-5)
     assert np.isclose(found["p95_angle_deg"], np.percentile(angles, 95), atol=1e-5)
+
+
+def test_a_view_is_known_where_a_training_pose_is_near_and_turned_alike() -> None:
+    rng = np.random.default_rng(1)
+    train, asked = (
+        [Pose.from_xyz_rpy([620_000 + x, y, z], [0.0, 0.0, a]) for x, y, z, a in rng.uniform(0, [5, 1, 1, 6.3], (n, 4))]
+        for n in (300, 200)
+    )
+    assert TrainingArea.of(train).cell_m == 0.25
+    expected = []
+    for one in asked:
+        apart = [np.linalg.norm(one.position_m - other.position_m) for other in train]
+        turned = [Rotation.from_matrix(one.rotation.T @ other.rotation).magnitude() for other in train]
+        expected.append(bool(np.any((np.array(apart) <= 0.25) & (np.degrees(turned) <= 20))))
+    assert 20 < sum(expected) < 180
+    assert known_views(train, asked).tolist() == expected
 
 
 @settings(max_examples=30, deadline=None)

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import ListSource
+from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
 from training.answers import BySensors
-from training.config import TrainConfig, parse_config
+from training.config import TrainConfig, ValidationConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset, split_folds
 from training.fit import Fit
 from training.folds import Folds
 from training.trainer import Trainer
+from training.validation import Split
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
@@ -89,6 +90,25 @@ def test_each_frame_is_held_out_once_with_its_block() -> None:
         assert {row // 5 % 3 for row in held_out.tolist()} == {number}
     with pytest.raises(DataError, match=r"10 frames are only 2 blocks of 5, too few for 3 folds; reduce validation"):
         split_folds(10, 5, 3)
+
+
+def test_only_views_that_the_other_blocks_show_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    """A line driven twice, then a second one driven once, then the first one looking sideways."""
+    twice = [yaw_pose(0.1 * i) for i in range(30)] * 2
+    once, sideways = [yaw_pose(0.1 * i, 5.0) for i in range(30)], [yaw_pose(0.1 * i, 0.0, 90.0) for i in range(30)]
+    caplog.set_level("INFO")
+    split = Split.of(ValidationConfig(folds=4, block=30), [*twice, *once, *sideways], None)
+    assert [asked.tolist() for _, asked in split.folds] == [[*range(30)], [*range(30, 60)]]
+    assert [len(train) for train, _ in split.folds] == [90, 90]
+    assert split.train.tolist() == list(range(120))
+    assert "60 of 120 frames show views that the other blocks show, too; only they are judged" in caplog.text
+
+
+def test_where_every_place_was_seen_once_all_frames_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    split = Split.of(ValidationConfig(folds=2, block=30), [yaw_pose(0.1 * i) for i in range(120)], None)
+    assert sum(len(asked) for _, asked in split.folds) == 120
+    assert "only 12 of 120 frames" in caplog.text  # two on either side of each border
+    assert "reduce validation.block" in caplog.text
 
 
 @pytest.mark.parametrize("model", [DENSE, VMLOC], ids=lambda model: model["name"])

@@ -108,7 +108,7 @@ class ValidationConfig:
         patience: stop after so many validations in a row without a better one; 0: train all epochs.
         folds: from 2 on, cross-validation in place of ``every``: the model is trained on all frames, and then so many
             others for the covariance and the metrics alone. Each of these is asked for the blocks that it was not
-            trained on: every ``folds``-th one.
+            trained on, every ``folds``-th one, as far as the other blocks show these views, too.
         fold_epochs: of these trainings; 0: as many as of the model's own.
     """
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 from training.metrics import pose_statistics
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
@@ -18,6 +20,7 @@ from vmloc_ros.core.training_area import TrainingArea
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1024
+_SAME_VIEW_DEG = 20.0  # a third of a usual camera's field of view
 
 
 # Training poses, and poses that were held out of them.
@@ -59,6 +62,20 @@ def warn_of_unknown_places(training: Mapping[str, Any], poses: Sequence[Pose]) -
         count,
         len(poses),
         area.cell_m,
+    )
+
+
+def known_views(train: Sequence[Pose], asked: Sequence[Pose]) -> NDArray[np.bool_]:
+    """Whether each asked pose has a training pose near it: within a cell of :class:`TrainingArea` and 20 degrees."""
+    reach_m, cosine = TrainingArea.of(train).cell_m, math.cos(math.radians(_SAME_VIEW_DEG) / 2)
+    tree = cKDTree(np.stack([pose.position_m for pose in train]))
+    near = tree.query_ball_point(np.stack([pose.position_m for pose in asked]), reach_m)
+    turns = np.stack([pose.quaternion_wxyz for pose in train])
+    return np.array(
+        [
+            bool(np.any(np.abs(turns[rows] @ pose.quaternion_wxyz) >= cosine))
+            for pose, rows in zip(asked, near, strict=True)
+        ]
     )
 
 

@@ -21,6 +21,7 @@ from training.validation import Split
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import select_device
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -85,7 +86,7 @@ def recalibrate(
         train_rows = torch.arange(len(known)) if known is not None else rows[:0]
     else:
         assert known is not None
-        held_out, (train_rows, rows) = known, _training_split(header, len(known))
+        held_out, (train_rows, rows) = known, _training_split(header, known.poses)
     if known is not None:
         memories = remember(header, model, known, train_rows, torch_device)
     else:
@@ -98,11 +99,11 @@ def recalibrate(
     return fitted
 
 
-def _training_split(header: CheckpointHeader, count: int) -> tuple[Tensor, Tensor]:
+def _training_split(header: CheckpointHeader, poses: Sequence[Pose]) -> tuple[Tensor, Tensor]:
     """Rows that were trained on and that were held out, as the checkpoint has it recorded."""
     recorded = header.training.get("config", {}).get("validation", {})
     validation = from_mapping(ValidationConfig, recorded, "the checkpoint's record of its validation")
-    split = Split.of(validation, count, None)
+    split = Split.of(validation, poses, None)
     if not len(split.held_out):
         raise DataError("training held out none of its data: give others with --data")
     return split.train, split.held_out

@@ -79,7 +79,7 @@ class Trainer:
         self._config, self._device, self._files = config, device, RunFiles(out)
         self._processes, self._tensorboard = processes or Processes(), tensorboard
         self._data, self._validation_data = data, validation or data
-        self._split = Split.of(config.validation, len(data), None if validation is None else len(validation))
+        self._split = Split.of(config.validation, data.poses, None if validation is None else len(validation))
         self._preprocessor = Preprocessor(config.preprocess)
         codec = PoseCodec.fit([data.poses[i] for i in self._split.train.tolist()])
         self._header = CheckpointHeader(
