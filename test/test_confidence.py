@@ -268,6 +268,7 @@ def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint:
 
 def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
+    localizer.leaves_out = False
     good = random_frame(500, (32, 40))
     assert good.image is not None
     black = dataclasses.replace(good, image=np.zeros_like(good.image))
@@ -275,6 +276,59 @@ def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(c
         confidence = localizer.localize(bad).confidence
         assert confidence is not None
         assert confidence < 0.02
+
+
+def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(checkpoint: Path) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
+    found, alone = localizer.localize(grey), localizer.localize(dataclasses.replace(good, image=None))
+    assert (found.modalities, found.left_out) == (("lidar",), ("image",))
+    assert (alone.modalities, alone.left_out) == (("lidar",), ())
+    np.testing.assert_array_equal(found.map_from_body.matrix, alone.map_from_body.matrix)
+    np.testing.assert_array_equal(found.covariance, alone.covariance)
+    assert found.confidence == alone.confidence
+    assert alone.confidence is not None
+    assert alone.confidence > 0.02
+
+
+def test_nothing_is_left_out_of_good_frames_or_where_nothing_would_be_left(checkpoint: Path) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    for seed in range(600, 640):
+        assert localizer.localize(random_frame(seed, (32, 40))).left_out == ()
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    grey = dataclasses.replace(good, image=np.full_like(good.image, 128), cloud=None)
+    found = localizer.localize(grey)
+    assert (found.modalities, found.left_out) == (("image",), ())
+    assert found.confidence is not None
+    assert found.confidence < 0.02
+
+
+def test_nothing_is_left_out_where_the_rest_could_not_be_judged(checkpoint: Path) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    assert localizer.confidence is not None
+    tails = {names: tails for names, tails in localizer.confidence.tails.items() if names != ("lidar",)}
+    localizer.confidence = Confidence(localizer.confidence.memories, tails)
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    found = localizer.localize(dataclasses.replace(good, image=np.full_like(good.image, 128)))
+    assert (found.modalities, found.left_out) == (("image", "lidar"), ())
+
+
+@pytest.mark.parametrize("system", ["vmloc", "vmloc_dense"])
+def test_features_alone_are_those_of_the_answer(system: str, tmp_path: Path) -> None:
+    write_random_checkpoint(tmp_path / "m.safetensors", system=system, backbone="shufflenet_v2_x0_5", preprocess=SMALL)
+    localizer = Localizer.load(tmp_path / "m.safetensors", "cpu")
+    for names in (("image", "lidar"), ("image",), ("lidar",)):
+        batch = localizer.preprocess(random_frame(1, (32, 40), names))
+        with torch.no_grad():
+            alone = localizer.model.modality_features(batch)
+            answered = localizer.model.locate(batch, localizer.header.pose_codec).features
+        assert set(names) <= set(alone)
+        for name in names:
+            torch.testing.assert_close(alone[name], answered[name])
 
 
 def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:

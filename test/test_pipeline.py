@@ -6,9 +6,12 @@ from __future__ import annotations
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from ros_graph import wait_until
+from vmloc_ros.core.frame import Estimate
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.health import Arrivals, Health
 from vmloc_ros.pipeline import Pipeline
 from vmloc_ros.synchronizer import Synchronizer
@@ -218,11 +221,15 @@ def test_reset_comes_after_the_answer_at_work_and_before_every_later_frame(slow)
     assert events == (["localization", 0] if slow == "preparation" else [10, "localization", 0])
 
 
+def estimate(confidence: float | None) -> Estimate:
+    return Estimate(0, Pose.identity(), np.eye(6), ("image",), confidence=confidence)
+
+
 def test_health_separates_the_total_from_the_recent():
     health = Health()
     assert health.report().latency_ms is None
     for latency_ms in range(1, 101):
-        health.published(float(latency_ms), ("image",))
+        health.published(float(latency_ms), estimate(None))
     health.refused("undecodable", "short data")
     first, second = health.report(), health.report()
     assert (first.published, first.recent_published, first.recent_errors) == (100, 100, 1)
@@ -234,14 +241,14 @@ def test_health_separates_the_total_from_the_recent():
 
 def test_health_tells_why_the_latest_pose_was_withheld_until_one_is_published():
     health = Health()
-    health.published(1.0, ("image",), confidence=0.7)
+    health.published(1.0, estimate(0.7))
     health.withheld("confidence 0.1 below 0.2 for 0.0 s", 0.1)
     first = health.report()
     assert (first.withheld, first.recent_withheld, first.confidence) == (1, 1, 0.1)
     assert first.lost == "confidence 0.1 below 0.2 for 0.0 s"
     second = health.report()
     assert (second.withheld, second.recent_withheld, second.lost) == (1, 0, first.lost)
-    health.published(1.0, ("image",), confidence=0.8)
+    health.published(1.0, estimate(0.8))
     third = health.report()
     assert (third.lost, third.confidence, third.withheld) == ("", 0.8, 1)
 

@@ -77,7 +77,9 @@ def predict(
         ModelError: an answer is not finite, or a row has none of the modalities.
     """
     model.eval()
-    inputs = (_keep(batch, kept) for batch in batches(data, rows, preprocessor, device, model.needs_geometry))
+    inputs = batches(data, rows, preprocessor, device, model.needs_geometry)
+    if kept is not None:
+        inputs = (batch.only(kept) for batch in inputs)
     if isinstance(model, ClipModel):
         features = torch.cat([model.frame_features(batch) for batch in inputs])
         return decode_vectors(_decode_in_order(model, features, segments(data.sequences, rows)).unsqueeze(0), codec)
@@ -96,7 +98,7 @@ def modality_features(
     model.eval()
     parts = []
     for batch in batches(data, rows, preprocessor, device, model.needs_geometry):
-        features = model.modality_features(_keep(batch, (name,)))
+        features = model.modality_features(batch.only((name,)))
         if name not in features:
             return None
         parts.append(features[name])
@@ -136,12 +138,6 @@ def batches(
     for chunk in rows.split(_BATCH):
         intrinsics = data.intrinsics(chunk, device) if geometry else None
         yield prepared_input(*data.batch(chunk, device), preprocessor, intrinsics=intrinsics)
-
-
-def _keep(batch: ModelInput, kept: Collection[str] | None) -> ModelInput:
-    if kept is None:
-        return batch
-    return replace(batch, present={name: x & (name in kept) for name, x in batch.present.items()})
 
 
 def _joined(parts: list[Prediction]) -> Prediction:

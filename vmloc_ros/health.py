@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vmloc_ros.core.frame import Estimate
+
 _WINDOW = 200  # latencies kept for the percentiles
 _ARRIVALS_S = 5.0  # over which an input's rate and delay are taken
 _MOST_ARRIVALS = 5000
@@ -21,6 +23,8 @@ class HealthReport:
         errors: refused frames by kind.
         latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
         modalities: what the latest pose rests on.
+        left_out: sensors that it was made without although they were there; see
+            :class:`vmloc_ros.core.frame.Estimate`.
         posterior_std: the latest pose's; see :class:`vmloc_ros.core.frame.Estimate`.
         withheld: poses that were not to be trusted.
         lost: why the latest pose was withheld, empty if it was not.
@@ -34,6 +38,7 @@ class HealthReport:
     errors: dict[str, int]
     latency_ms: tuple[float, float] | None
     modalities: tuple[str, ...]
+    left_out: tuple[str, ...]
     posterior_std: Mapping[str, float]
     latest_error: str
     withheld: int
@@ -51,6 +56,7 @@ class Health:
         self._errors: Counter[str] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
         self._modalities: tuple[str, ...] = ()
+        self._left_out: tuple[str, ...] = ()
         self._posterior_std: Mapping[str, float] = {}
         self._latest_error = ""
         self._withheld = 0
@@ -58,18 +64,13 @@ class Health:
         self._confidence: float | None = None
         self._reported = (0, 0, 0)
 
-    def published(
-        self,
-        latency_ms: float,
-        modalities: tuple[str, ...],
-        posterior_std: Mapping[str, float] = {},
-        confidence: float | None = None,
-    ) -> None:
+    def published(self, latency_ms: float, estimate: Estimate) -> None:
         with self._lock:
             self._published += 1
             self._latencies_ms.append(latency_ms)
-            self._modalities, self._posterior_std = modalities, posterior_std
-            self._lost, self._confidence = "", confidence
+            self._modalities, self._left_out = estimate.modalities, estimate.left_out
+            self._posterior_std = estimate.posterior_std
+            self._lost, self._confidence = "", estimate.confidence
 
     def withheld(self, reason: str, confidence: float | None) -> None:
         with self._lock:
@@ -98,6 +99,7 @@ class Health:
                 dict(self._errors),
                 _percentiles(sorted(self._latencies_ms)),
                 self._modalities,
+                self._left_out,
                 self._posterior_std,
                 self._latest_error,
                 self._withheld,

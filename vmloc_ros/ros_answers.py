@@ -168,16 +168,21 @@ class Answers:
             self._leave_the_past()  # the pairing lets stamps go back only after a jump in time
         self._latest_ns = estimate.stamp_ns
         was_lost = self._lost.is_lost
-        if reason := self._lost.check(estimate):
+        if reason := self._degraded(estimate) or self._lost.check(estimate):
             self._withhold(reason, estimate.confidence)
             return
         arrival_ns = dict(self._arrivals)[estimate.stamp_ns]
         text = self._publish(estimate, body_frame, arrival_ns)
         latency_ms = (time.monotonic_ns() - arrival_ns) * 1e-6
-        self._health.published(latency_ms, estimate.modalities, estimate.posterior_std, estimate.confidence)
+        self._health.published(latency_ms, estimate)
         if was_lost:
             self._node.get_logger().info("no longer lost")
         self.tell(True, text)
+
+    def _degraded(self, estimate: Estimate) -> str:
+        if self._resources.config.allow_degraded or not estimate.left_out:
+            return ""
+        return f"{' and '.join(estimate.left_out)} unlike any in training, and allow_degraded is false"
 
     def _publish(self, estimate: Estimate, body_frame: str, arrival_ns: int) -> str:
         resources = self._resources

@@ -57,7 +57,10 @@ class NodeConfig:
         "Inputs to use, of image, depth and lidar: others are not subscribed. Not set: all that the model takes.",
         unset=Parameter.Type.STRING_ARRAY,
     )
-    allow_degraded: bool = _parameter(True, "Localize frames that lack one of the inputs; else they are refused.")
+    allow_degraded: bool = _parameter(
+        True,
+        "Localize frames that lack an input, or whose input looks like none in training; else they are refused.",
+    )
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")

@@ -16,6 +16,7 @@ decides, and is itself turned into such a share: the confidence. That is a p-val
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -31,6 +32,7 @@ Array = NDArray[np.float64]
 SHARES = np.linspace(1.0, 0.1, 19)
 _AROUND = 0.01  # of the remembered frames are "around the estimated pose"
 _SEPARATOR = "+"
+_STRANGE = math.log(1e-3)  # log of the share of good frames; the sensors of fewer are as good as broken
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +92,18 @@ class FeatureMemory:
 
     def cues(self, features: ArrayLike, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
         """Strangeness and contradiction ``(B, 2)`` of features ``(B, D)`` and the poses estimated from them."""
+        coordinates = (np.asarray(features, np.float64) - self.mean) @ self._basis
+        contradiction = self._contradiction(coordinates, np.asarray(positions_m), np.asarray(quaternions_wxyz))
+        return np.stack([self.strangeness(features), contradiction], axis=1)
+
+    def strangeness(self, features: ArrayLike) -> Array:
+        """``(B,)`` of features ``(B, D)``."""
         centred = np.asarray(features, np.float64) - self.mean
         coordinates = centred @ self._basis
         along = np.square(coordinates) / self.variance
         # Not a difference of squared lengths: the basis is rounded to float16, and the rest may be small beside them.
         across = np.square(centred - coordinates @ self._basis.T).sum(axis=1) / self.rest
-        strangeness = np.log(along.sum(axis=1) + across + 1)
-        contradiction = self._contradiction(coordinates, np.asarray(positions_m), np.asarray(quaternions_wxyz))
-        return np.stack([strangeness, contradiction], axis=1)
+        return np.asarray(np.log(along.sum(axis=1) + across + 1))
 
     @cached_property
     def _basis(self) -> Array:
@@ -191,6 +197,23 @@ class Confidence:
             return None
         cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz, oddities)
         return np.exp(tails[-1].log_share(oddness(cues, tails[:-1])))
+
+    def sane(self, modalities: tuple[str, ...], features: Mapping[str, ArrayLike]) -> tuple[str, ...]:
+        """Those of a single frame's sensors that are not strange by themselves, whatever the pose.
+
+        All of them where none is left, or estimates that rest on what is left could not be judged.
+
+        Args:
+            features: ``(1, D)`` of each modality.
+        """
+        tails = self.tails.get(modalities, ())
+        strange = {
+            name
+            for name, tail in zip(modalities, tails[::2], strict=False)  # two cues of each sensor come first
+            if tail.log_share(self.memories[name].strangeness(features[name]))[0] < _STRANGE
+        }
+        kept = tuple(name for name in modalities if name not in strange)
+        return kept if kept in self.tails else modalities
 
     def to_tensors(self) -> dict[str, NDArray[np.generic]]:
         """Named arrays for a file."""

@@ -36,7 +36,11 @@ class Localizer:
         map_frame: frame of the poses.
         body_frame: the frame whose pose is estimated.
         confidence: what estimates are judged by; None leaves them without a confidence.
+        leaves_out: whether a frame is answered without a sensor that is strange by itself (see
+            :meth:`Confidence.sane`), as if it were missing.
     """
+
+    leaves_out = True
 
     def __init__(
         self,
@@ -74,11 +78,24 @@ class Localizer:
             ModelError: the frame has none of the model's modalities, or the answer is not finite.
         """
         batch = self.preprocess(frame) if batch is None else batch
+        names = self.present(batch)
         try:
-            prediction = self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
+            prediction = self._locate(batch)
+            kept = self._sane(names, prediction)
+            if kept != names:
+                prediction = self._locate(batch.only(kept))
         except ModelError as error:
             raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
-        return self.estimate(frame.stamp_ns, self.present(batch), prediction)
+        estimate = self.estimate(frame.stamp_ns, kept, prediction)
+        return replace(estimate, left_out=tuple(name for name in names if name not in kept))
+
+    def _locate(self, batch: ModelInput) -> Prediction:
+        return self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
+
+    def _sane(self, modalities: tuple[str, ...], prediction: Prediction) -> tuple[str, ...]:
+        if not (self.leaves_out and self.confidence and prediction.features):
+            return modalities
+        return self.confidence.sane(modalities, _first(prediction, modalities))
 
     def stream(self, lookahead: int = 0) -> Stream:
         """For frames that come one after another: systems that read clips then have those before at hand.
@@ -133,9 +150,12 @@ class Localizer:
             return 0.0
         if self.confidence is None or not prediction.features:
             return None
-        features = {name: prediction.features[name][:1].cpu().numpy() for name in modalities}
         judged = self.confidence.judge(
-            modalities, features, prediction.positions_m[:1], prediction.quaternions_wxyz[:1], prediction.oddities
+            modalities,
+            _first(prediction, modalities),
+            prediction.positions_m[:1],
+            prediction.quaternions_wxyz[:1],
+            prediction.oddities,
         )
         return None if judged is None else float(judged[0])
 
@@ -228,6 +248,11 @@ class Stream:
             prediction = decode_vectors(row.view(1, 1, 6), self._localizer.header.pose_codec)
             estimates.append(self._localizer.estimate(stamp_ns, modalities, prediction))
         return estimates
+
+
+def _first(prediction: Prediction, modalities: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
+    """Features ``(1, F)`` of the first frame."""
+    return {name: prediction.features[name][:1].cpu().numpy() for name in modalities}
 
 
 def total_covariance(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -106,6 +106,10 @@ class ModelInput:
 
     def __len__(self) -> int:
         return len(next(iter(self.present.values())))
+
+    def only(self, names: Collection[str]) -> ModelInput:
+        """The same as if the sensors of all other modalities were missing."""
+        return replace(self, present={name: x & (name in names) for name, x in self.present.items()})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
