@@ -495,6 +495,27 @@ def test_no_covariance_that_is_not_finite_or_certain_leaves_the_node(row, value,
     assert (values["poses published"], values["refused: not localized"], values["transforms published"]) == (0, 1, 0)
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_sensor_left_out_as_strange_is_told_and_withheld_where_all_are_wanted(
+    allowed, idle_node, checkpoint, monkeypatch
+):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    set_parameter(idle_node, "allow_degraded", allowed)
+    set_parameter(idle_node, "modalities", ["image"])  # or frames without a scan would be refused before
+    assert idle_node.start()
+    (frame,) = frames_from(next(STARTS_NS), 1)
+    answer = Estimate(frame.stamp_ns, Pose.identity(), np.eye(6), ("image",), confidence=0.5, left_out=("lidar",))
+    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
+    process(idle_node, frame, 0)
+    _, text, values = idle_node._session.diagnose()
+    if allowed:
+        assert (values["poses published"], values["left out as strange"]) == (1, "lidar")
+        assert "lidar unlike any in training" in text
+    else:
+        assert (values["poses published"], values["poses withheld"]) == (0, 1)
+        assert "lidar unlike any in training, and allow_degraded is false" in text
+
+
 def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):
     start_with_clips(idle_node, clip_checkpoint)
     before, after = frames_from(next(STARTS_NS), 4)[:2], frames_from(next(STARTS_NS), 3)
