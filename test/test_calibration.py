@@ -22,6 +22,7 @@ from training.calibration import (
     fit_coupling,
     fit_floor,
     fit_inflation,
+    gross_errors,
     map_errors,
     nees,
     pose_nees,
@@ -170,6 +171,14 @@ def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind()
 def test_covariances_are_never_made_smaller() -> None:
     truth, estimates, covariances = heavy_tailed(100, 0)
     assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)
+
+
+def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:
+    truth, estimates, covariances = heavy_tailed(2000, 5)
+    assert np.mean(gross_errors(truth, estimates, 1e-4 * covariances)) < 0.01  # however small the covariances are
+    for row, step, turn in ((3, 100.0, 0.0), (7, 0.0, 1.5)):
+        truth[row] = yaw_pose(step, 0.0, np.degrees(turn))
+        assert gross_errors(truth, estimates, 1e-4 * covariances)[row]
 
 
 @pytest.mark.parametrize("real", [1.0, 0.4])

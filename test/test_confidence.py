@@ -218,7 +218,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)
     memories = remember(header, model, data, rows[::2].clone(), CPU)
-    confidence = fit_confidence(memories, ask(header, model, data, rows[1::2].clone(), CPU, memories))
+    confidence = fit_confidence(memories, data, ask(header, model, data, rows[1::2].clone(), CPU, memories))
     save_checkpoint(path, header, model.state_dict(), confidence)
     return path
 
@@ -339,12 +339,17 @@ def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path
     header, model = load_checkpoint(tmp_path / "atloc.safetensors")
     data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
     assert remember(header, model, data, torch.arange(60), CPU) == {}
-    assert fit_confidence({}, ask(header, model, data, torch.arange(60), CPU, {})) is None
+    assert fit_confidence({}, data, ask(header, model, data, torch.arange(60), CPU, {})) is None
     write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
     memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
     assert set(memories) == {"image", "lidar"}
-    assert fit_confidence(memories, ask(header, model, prepared(samples), torch.arange(20), CPU, memories)) is None
+    assert (
+        fit_confidence(
+            memories, prepared(samples), ask(header, model, prepared(samples), torch.arange(20), CPU, memories)
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize("damage", ["confidence.memory.lidar.basis", "confidence.tails.image", "memory"])

@@ -39,9 +39,10 @@ class Solves(PoseModel):
 
     needs_geometry = True
 
-    def __init__(self, lost_every: int = 0) -> None:
+    def __init__(self, lost_every: int = 0, tells: bool = True) -> None:
         super().__init__(("image",))
         self.lost_every = lost_every  # every so-manieth frame is lost: answered far off, and with odd cues
+        self.tells = tells
 
     def modality_features(self, batch: ModelInput) -> dict[str, torch.Tensor]:
         drawn = [np.random.default_rng([8, number]).normal(size=5) for number in self.numbers(batch)]
@@ -66,7 +67,7 @@ class Solves(PoseModel):
             covariances=own,
             features=self.modality_features(batch),
             oddities=oddities + 50.0 * lost[:, None],
-            lost=lost,
+            lost=lost & self.tells,
         )
 
 
@@ -119,17 +120,18 @@ def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
     np.testing.assert_allclose(header.uncertainty.inflation, [3.0, 2.0], rtol=0.15)
 
 
-def test_lost_frames_have_no_part_in_covariance_and_confidence() -> None:
-    """A fifth of the frames, 170 m off: what is fitted is what the others alone give."""
+@pytest.mark.parametrize("tells", [True, False])
+def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence(tells: bool) -> None:
+    """A fifth of the frames, 170 m off, whether the system knows it or not: what is fitted is what the others give."""
     header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
     data, kept = numbered_data(0, 100), torch.tensor([row for row in range(100) if row % 5])
     memories = remember(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
     with_lost, without = (
         (
             calibrate(header, data, ask(header, model, data, rows, CPU)).uncertainty,
-            fit_confidence(memories, ask(header, model, data, rows, CPU, memories)),
+            fit_confidence(memories, data, ask(header, model, data, rows, CPU, memories)),
         )
-        for model, rows in ((Solves(lost_every=5), torch.arange(100)), (Solves(), kept))
+        for model, rows in ((Solves(lost_every=5, tells=tells), torch.arange(100)), (Solves(), kept))
     )
     assert with_lost[0] == without[0]
     assert with_lost[1] is not None
@@ -138,7 +140,9 @@ def test_lost_frames_have_no_part_in_covariance_and_confidence() -> None:
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
         assert one.decay == other.decay
     # Fewer than 50 that are found are too few.
-    assert fit_confidence(memories, ask(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)) is None
+    assert (
+        fit_confidence(memories, data, ask(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)) is None
+    )
 
 
 def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
@@ -147,7 +151,7 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     header, held_out = calibrated
     model = Solves()
     memories = remember(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
-    confidence = fit_confidence(memories, ask(header, model, held_out, torch.arange(500), CPU, memories))
+    confidence = fit_confidence(memories, held_out, ask(header, model, held_out, torch.arange(500), CPU, memories))
     assert confidence is not None
     assert len(confidence.tails["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
     path = tmp_path / "m.safetensors"

@@ -58,9 +58,8 @@ class Answers:
     def poses(self) -> list[Pose]:
         return [Pose(p, q) for p, q in zip(self.positions_m.numpy(), self.quaternions_wxyz.numpy(), strict=True)]
 
-    def found(self) -> Answers:
-        """Those that are not lost; all where nothing else is left."""
-        kept = ~self.lost if not bool(self.lost.all()) else torch.ones_like(self.lost)
+    def some(self, kept: Tensor) -> Answers:
+        """Those of the frames ``(N,)`` bool."""
         return Answers(*(getattr(self, field.name)[kept] for field in fields(self)[:-1]), self.solved)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.answers import Answers, BySensors
-from training.calibration import fit_coupling, fit_floor, fit_inflation
+from training.calibration import fit_coupling, fit_floor, fit_inflation, gross_errors
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
 from training.predict import modality_features, sensor_sets
@@ -56,9 +56,9 @@ def calibrate(header: CheckpointHeader, data: PreparedDataset, answers: BySensor
 def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -> Residuals:
     """What the system's own covariances leave unexplained of the answers' errors, and their heavier tails.
 
-    Lost frames have no part in it: that they are wrong is said by their confidence.
+    Frames that are lost or grossly wrong have no part in it: that they are is said by their confidence.
     """
-    answers = answers.found()
+    answers = _good(data, answers)
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:
@@ -69,6 +69,15 @@ def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -
         _RESIDUAL_FLOOR,
     )
     return _scaled(truth, estimates, own, std, modalities)
+
+
+def _good(data: PreparedDataset, answers: Answers) -> Answers:
+    """Those that are neither lost nor grossly wrong; all where nothing else is left."""
+    found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
+    if not found.solved:
+        return found
+    truth = [data.poses[i] for i in found.rows.tolist()]
+    return found.some(~torch.from_numpy(gross_errors(truth, found.poses(), found.covariances.numpy())))
 
 
 def _fit_solver(
@@ -128,16 +137,20 @@ def remember(
     return memories
 
 
-def fit_confidence(memories: Mapping[str, FeatureMemory], answers: BySensors) -> Confidence | None:
-    """What estimates are judged by, fitted to answers to good frames that training has not seen.
+def fit_confidence(
+    memories: Mapping[str, FeatureMemory], data: PreparedDataset, answers: BySensors
+) -> Confidence | None:
+    """What estimates are judged by, fitted to answers to good frames of the data that training has not seen.
 
     None where nothing was remembered (see :func:`remember`) or the frames are too few.
     """
     fitted = {}
     for names, of_set in answers.items():
-        # The confidence of lost frames is zero whatever the cues say.
-        cues = of_set.cues[~of_set.lost & ~of_set.cues.isnan().any(dim=1)].numpy()
-        if len(cues) < _FEWEST or not cues.shape[1]:
+        complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
+        if len(complete) < _FEWEST or not complete.cues.shape[1]:
+            continue
+        cues = _good(data, complete).cues.numpy()
+        if len(cues) < _FEWEST:
             continue
         tails = tuple(Tail.fit(cue) for cue in cues.T)
         fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))

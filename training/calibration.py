@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
 
+_GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _TINY = 1e-9
 
@@ -59,6 +60,24 @@ def pose_nees(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str,
     errors = map_errors(truth, [estimate.map_from_body for estimate in estimates])
     covariances = np.stack([estimate.covariance for estimate in estimates])
     return {part: nees(errors[:, rows], covariances[:, rows, rows]) for part, rows in PARTS.items()}
+
+
+def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> NDArray[np.bool_]:
+    """Which errors ``(N,)`` of a solver are of another kind than the rest: five times the median, or more.
+
+    A solver that finds the wrong one of several places is off by metres, whatever its covariance: no covariance could
+    hold these and still say anything of the others. To tell them is the confidence's task.
+
+    Args:
+        covariances: ``(N, 6, 6)``, by which errors are measured, position and rotation each for itself.
+    """
+    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+    gross = np.zeros(len(errors), bool)
+    for part in ("position", "rotation"):
+        rows = PARTS[part]
+        distances = np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]))
+        gross |= distances > _GROSS * np.median(distances)
+    return gross
 
 
 def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:

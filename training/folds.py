@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from training.answers import BySensors, ask, from_state, to_state
+from training.calibrate import remember
 from training.config import TrainConfig
 from training.dataset import PreparedDataset
 from training.dense import FrozenFeatures
@@ -77,9 +78,11 @@ class Folds:
         if not self._processes.first:
             return
         torch.manual_seed(self._config.seed)
-        header, rows = replace(self._header, pose_codec=fit.codec), self._parts[self.number - 1][1]
+        header, (rows, asked) = replace(self._header, pose_codec=fit.codec), self._parts[self.number - 1]
+        model = fit.descent.best_model
+        memories = remember(header, model, self._data, rows, self._device)
         try:
-            self.answers.append(ask(header, fit.descent.best_model, self._data, rows, self._device))
+            self.answers.append(ask(header, model, self._data, asked, self._device, memories))
         except ModelError as error:
             raise DataError(f"fold {self.number}: {error}; reduce optimizer.learning_rate") from error
 

@@ -95,7 +95,7 @@ def recalibrate(
     answers = ask(header, model, held_out, rows, torch_device, memories)
     fitted = calibrate(header, held_out, answers)
     fitted = replace(fitted, metrics={**fitted.metrics, "held_out": 1.0})
-    save_checkpoint(out, fitted, model.state_dict(), fit_confidence(memories, answers))
+    save_checkpoint(out, fitted, model.state_dict(), fit_confidence(memories, held_out, answers))
     return fitted
 
 

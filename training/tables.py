@@ -92,10 +92,15 @@ _CONFIDENCE = Table(
         Column("far off", "far_off", 1, True),
         Column("far off and out", "far_off_and_out", 1, True),
         Column("area under ROC", "far_off_auc"),
+        Column("out: median (m)", "out_median_position_m"),
+        Column("95 % (m)", "out_p95_position_m"),
+        Column("median (deg)", "out_median_rotation_deg", 2),
+        Column("95 % (deg)", "out_p95_rotation_deg", 2),
+        *(Column(f"inside 95 %, {part}", f"out_coverage95_{part}", 1, True) for part in PARTS),
     ),
     f"Shares of frames whose confidence is less than {LIMIT:g}, that are off by more than {FAR_OFF[0]:g} m or "
     f"{FAR_OFF[1]:g} deg, and that are so without being withheld. The area says how well the confidence tells which "
-    "frames are far off.",
+    "frames are far off. The last columns are of those that go out, not withheld: what a robot gets.",
 )
 
 
@@ -104,11 +109,17 @@ def summarise(tracks: Sequence[Track]) -> Summary:
     truth = [pose for track in tracks for pose in track.truth]
     estimates = [estimate for track in tracks for estimate in track.estimates]
     errors = pose_errors(truth, [estimate.map_from_body for estimate in estimates])
+    judged = confidence_summary(errors, estimates)
+    out = [row for row, one in enumerate(estimates) if one.confidence is None or one.confidence >= LIMIT]
+    if judged and out:
+        true, given = [truth[row] for row in out], [estimates[row] for row in out]
+        figures = pose_errors(true, [one.map_from_body for one in given]).summary() | calibration_summary(true, given)
+        judged |= {f"out_{name}": value for name, value in figures.items()}
     return {
         **errors.summary(),
         **trajectory_summary([(track.truth, track.poses) for track in tracks]),
         **calibration_summary(truth, estimates),
-        **confidence_summary(errors, estimates),
+        **judged,
     }
 
 

@@ -290,8 +290,8 @@ class Trainer:
         on_held_out = bool(len(self._split.held_out) or self._split.folds)
         rows = self._split.held_out if len(self._split.held_out) else self._split.train
         data, memories = self._validation_data, {}
-        # Blocks of the training drives are too like them: a robot judged by them would be silent on its next drive.
-        if data is not self._data:
+        # A few blocks of the training drives say too little of other places.
+        if self._split.folds or data is not self._data:
             memories = remember(self._header, model, self._data, self._split.train, self._device)
         try:
             answers = (
@@ -303,7 +303,7 @@ class Trainer:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
         header = calibrate(self._header, data, answers)
         metrics = {**header.metrics, "held_out": float(on_held_out)}
-        confidence = fit_confidence(memories, answers)
+        confidence = fit_confidence(memories, data, answers)
         save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict(), confidence)
         return metrics
 
