@@ -26,7 +26,8 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import DenseModel, ModelConfig, Prediction
-from vmloc_ros.core.models.dense import Look
+from vmloc_ros.core.models.base import ModelInput
+from vmloc_ros.core.models.dense import Answer, Look
 from vmloc_ros.core.models.regions import Regions
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -82,10 +83,17 @@ class Town(DenseModel):
     opinions: dict[str, list[list[float]]]
     shifts_m: Sequence[float | None] = (0.0, None, None)
 
+    def look(self, batch: ModelInput) -> dict[str, Look]:
+        self.whole = super().look(batch)
+        return self.whole
+
     def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert regions is not None
+        known = list(self.whole[name].cells.points_m.nan_to_num())
         points = []
-        for number, row in enumerate(look.rows.tolist()):
+        for number, measured in enumerate(look.cells.points_m.nan_to_num()):
+            # A part of the batch has rows of its own: the frame is known by what was measured.
+            row = int(self.whole[name].rows[[torch.equal(measured, other) for other in known].index(True)])
             pose, shift = self.truth[row], self.shifts_m[int(regions[number])]
             local = torch.from_numpy(pose.position_m - np.asarray(ORIGIN_M))
             exact = look.cells.points_m[number].double() @ torch.from_numpy(pose.rotation).T + local
@@ -125,6 +133,38 @@ def test_of_the_two_likeliest_regions_the_one_whose_cells_agree_answers() -> Non
     prediction = model.locate(batch, CODEC)
     np.testing.assert_allclose(off_m(prediction, model.truth), 0.0, atol=0.02)
     np.testing.assert_array_equal(ambiguity(prediction), 0.0)
+
+
+def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as_if_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sure and right; in doubt, and right in the second place; sure and wrong; in doubt, and right at once."""
+    rows = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, 0.4]])
+    data = room_data([("depth", "lidar")] * 4, RANGED)
+    model, _ = town(4, {name: [[0.4, 0.3, 0.3]] for name in ("depth", "lidar")}, (0.0, None, None))
+    asked: list[int] = []
+    answer = DenseModel._answer
+
+    def count(self: DenseModel, looks: Any, number: int, regions: Tensor) -> Answer:
+        asked.append(number)
+        return answer(self, looks, number, regions)
+
+    def located(chosen: list[int]) -> Prediction:
+        opinion = torch.log(rows[chosen] + 1e-9)
+        monkeypatch.setattr(Regions, "log_probabilities", lambda self, name, context: opinion)
+        model.truth = [data.poses[row] for row in chosen]
+        return model.locate(input_of(data, RANGED, chosen), CODEC)
+
+    monkeypatch.setattr(DenseModel, "_answer", count)
+    whole = located([0, 1, 2, 3])
+    assert asked == [4, 2]
+    np.testing.assert_allclose(off_m(whole, data.poses)[[0, 1, 3]], 0.0, atol=0.02)
+    assert whole.lost is not None
+    assert whole.lost.tolist() == [False, False, True, False]
+    for row in range(4):
+        alone = located([row])
+        np.testing.assert_allclose(whole.positions_m[row], alone.positions_m[0], atol=1e-4)
+        np.testing.assert_allclose(ambiguity(whole)[row], ambiguity(alone)[0], atol=1e-4)
 
 
 def test_a_region_that_is_next_to_impossible_is_not_looked_into() -> None:

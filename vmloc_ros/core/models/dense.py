@@ -49,6 +49,12 @@ class Look:
     context: Tensor
     cells: Cells
 
+    def of(self, asked: Tensor) -> Look:
+        """That of the batch's samples ``(B,)`` bool alone, which are numbered anew."""
+        kept = asked[self.rows]
+        cells = Cells(*(getattr(self.cells, field.name)[kept] for field in fields(Cells)))
+        return Look((asked.cumsum(0) - 1)[self.rows[kept]], self.features[kept], self.context[kept], cells)
+
     def some(self, chosen: Tensor) -> Look:
         """The cells ``(n,)`` alone, as a picture of one column."""
         cells = Cells(*(getattr(self.cells, field.name)[:, chosen] for field in fields(Cells)))
@@ -81,10 +87,21 @@ class Answer:
         def pick(x: Tensor, y: Tensor) -> Tensor:
             return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x, y)
 
+        return self._map(pick, other)
+
+    def at(self, rows: Tensor) -> Answer:
+        """Of the frames ``(n,)`` alone."""
+        return self._map(lambda x, _: x[rows], self)
+
+    def put(self, rows: Tensor, other: Answer) -> Answer:
+        """With the other one of the frames ``(n,)``."""
+        return self._map(lambda x, y: x.index_copy(0, rows, y), other)
+
+    def _map(self, function: Callable[[Tensor, Tensor], Tensor], other: Answer) -> Answer:
         names = ("rotations", "translations", "covariances", "solved", "evidence")
         return Answer(
-            **{name: pick(getattr(self, name), getattr(other, name)) for name in names},
-            oddities=tuple(pick(x, y) for x, y in zip(self.oddities, other.oddities, strict=True)),
+            **{name: function(getattr(self, name), getattr(other, name)) for name in names},
+            oddities=tuple(function(x, y) for x, y in zip(self.oddities, other.oddities, strict=True)),
         )
 
 
@@ -222,19 +239,22 @@ class DenseModel(CellGeometry):
         rivals = []
         for place in range(1, likely.shape[1]):
             asked = likely[:, place] > _NO_DOUBT
-            if not bool(asked.any()):
+            rows = torch.nonzero(asked).flatten()
+            if not len(rows):
                 break
-            other = self._answer(looks, count, regions[:, place])
-            better = asked & other.solved & (~best.solved | (other.evidence > best.evidence))
-            rivals.append((asked, other.where(~better, best)))
-            best = other.where(better, best)
+            others = {name: look.of(asked) for name, look in looks.items() if bool(asked[look.rows].any())}
+            other, before = self._answer(others, len(rows), regions[rows, place]), best.at(rows)
+            better = other.solved & (~before.solved | (other.evidence > before.evidence))
+            rivals.append((rows, other.where(~better, before)))
+            best = best.put(rows, other.where(better, before))
         ambiguity = torch.zeros_like(best.evidence)
-        for asked, other in rivals:
-            apart = (best.translations - other.translations).norm(dim=1)
+        for rows, other in rivals:
+            chosen = best.at(rows)
+            apart = (chosen.translations - other.translations).norm(dim=1)
             elsewhere = apart > _ELSEWHERE * float(self.regions.extents_m.max())
-            rival = asked & best.solved & other.solved & elsewhere
-            ratio = (other.evidence / best.evidence.clamp(min=1e-9)).clamp(max=1)
-            ambiguity = torch.where(rival, torch.maximum(ambiguity, ratio), ambiguity)
+            ratio = (other.evidence / chosen.evidence.clamp(min=1e-9)).clamp(max=1)
+            rival = torch.where(chosen.solved & other.solved & elsewhere, ratio, 0.0)
+            ambiguity[rows] = torch.maximum(ambiguity[rows], rival)
         return replace(best, oddities=(*best.oddities, ambiguity))
 
     def _answer(self, looks: Mapping[str, Look], count: int, regions: Tensor | None = None) -> Answer:
