@@ -12,7 +12,7 @@ import torch
 
 from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
-from training.answers import BySensors
+from training.answers import Answers, BySensors, join
 from training.config import TrainConfig, ValidationConfig, parse_config
 from training.dataset import PreparedDataset, prepare_dataset, split_folds
 from training.fit import Fit
@@ -149,6 +149,16 @@ def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
     assert {fitted.modalities for fitted in header.uncertainty.missing} == {("image",), ("depth",)}
     asked = [torch.cat([answers[(name,)].rows for _, answers in watched]) for name in ("image", "depth")]
     assert [len(rows) for rows in asked] == [BLOCK * BLOCKS, BLOCK * BLOCKS // 2]
+
+
+def test_answers_of_folds_are_joined_though_one_had_nothing_to_compare_frames_with() -> None:
+    def answers(count: int, cues: int) -> BySensors:
+        poses = torch.zeros(count, 3), torch.zeros(count, 4)
+        rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, cues)
+        return {("image",): Answers(torch.arange(count), *poses, *rest, True)}
+
+    assert join([answers(3, 4), answers(2, 4)])["image",].cues.shape == (5, 4)
+    assert join([answers(3, 4), answers(2, 0)])["image",].cues.shape == (5, 0)
 
 
 class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -118,10 +118,13 @@ def _cues(
 
 
 def join(parts: Sequence[BySensors]) -> BySensors:
-    """All answers together; a set of sensors may be lacking in some parts."""
+    """All answers together; a set of sensors may be lacking in some parts, and its cues, which are then lost, too."""
     joined = {}
     for names in dict.fromkeys(names for part in parts for names in part):
         having = [part[names] for part in parts if names in part]
+        width = min(one.cues.shape[1] for one in having)
+        if any(one.cues.shape[1] != width for one in having):
+            having = [replace(one, cues=one.cues[:, :0]) for one in having]
         columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(Answers)[:-1])
         joined[names] = Answers(*columns, having[0].solved)
     return joined
