@@ -98,7 +98,8 @@ def test_a_confidence_is_listed_and_has_a_table(tmp_path: Path) -> None:
     text = write_results(Evaluation([replace(drive, estimates=judged)], "vmloc"), tmp_path)
     assert [float(row["confidence"]) for row in read_csv(tmp_path / "errors.csv")] == [0.5, 0.03, 0.01]
     assert text.splitlines()[text.splitlines().index("## Confidence") + 4] == (
-        "| vmloc | 66.7 % | 33.3 % | 0.0 % | 1.000 | 0.000 | 0.000 | 0.00 | 0.00 | 100.0 % | 100.0 % | 100.0 % |"
+        "| vmloc | 0.0 % | 66.7 % | 33.3 % | 0.0 % | 1.000 "
+        "| 0.000 | 0.000 | 0.00 | 0.00 | 100.0 % | 100.0 % | 100.0 % |"
     )
     assert read_json(tmp_path / "metrics.json")["withheld"] == pytest.approx(2 / 3)
 

@@ -66,17 +66,19 @@ def pose_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> PoseErrors:
 def confidence_summary(errors: PoseErrors, estimates: Sequence[Estimate]) -> dict[str, float]:
     """What the confidence makes of these errors; of estimates that have one, empty if none has.
 
-    Shares of frames that are ``withheld`` (less than :data:`LIMIT`), ``far_off`` (worse than :data:`FAR_OFF`) and
-    ``far_off_and_out``, and the area under the ROC curve of telling far-off frames, where there are some and others.
+    Shares of frames of which a strange sensor was ``left_out``, that are ``withheld`` (less than :data:`LIMIT`),
+    ``far_off`` (worse than :data:`FAR_OFF`) and ``far_off_and_out``, and the area under the ROC curve of telling
+    far-off frames, where there are some and others.
     """
     known = np.array([estimate.confidence is not None for estimate in estimates])
     if not known.any():
         return {}
     confidence = np.array([estimate.confidence for estimate in estimates if estimate.confidence is not None])
+    left_out = np.array([bool(estimate.left_out) for estimate in estimates])[known]
     metres, degrees = FAR_OFF
     far = (errors.position_m[known] > metres) | (errors.rotation_deg[known] > degrees)
     withheld = confidence < LIMIT
-    shares = {"withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
+    shares = {"left_out": left_out, "withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
     summary = {name: float(np.mean(share)) for name, share in shares.items()}
     if far.any() and not far.all():
         summary["far_off_auc"] = area_under_roc(confidence[~far], confidence[far])

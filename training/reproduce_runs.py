@@ -238,6 +238,7 @@ def measure(run: Run, corruption: Corruption, data: SceneData, settings: Setting
         out=folder,
         device=settings.device,
         corruption=corruption,
+        all_sensors=True,
         progress=settings.progress,
     )
     with write_aside(folder / _DATA_FILE) as path:  # last: without it the results do not count

@@ -137,12 +137,16 @@ def evaluate_checkpoints(
     nearest_weights: bool | str = True,
     lookahead: int = 0,
     corruption: Corruption = NO_CORRUPTION,
+    all_sensors: bool = False,
     progress: bool = True,
 ) -> Report:
     """Evaluate a checkpoint, or several of one system that were trained with different seeds, and write the results.
 
     Several get a folder each, beside mean and standard deviation over them. Where ``nearest`` names the training
     data, the retrieval baseline is added; its images are never corrupted.
+
+    Args:
+        all_sensors: answer by every sensor, even by one that is strange by itself (``Localizer.leaves_out``).
 
     Raises:
         VmlocError: checkpoints, data or output are at fault.
@@ -161,6 +165,7 @@ def evaluate_checkpoints(
     text = ""
     for number, checkpoint in enumerate(checkpoints, start=1):
         localizer = Localizer.load(checkpoint, device)
+        localizer.leaves_out = not all_sensors
         warn_of_unknown_places(localizer.header.training, [pose for source in sources for pose in source.poses()])
         evaluation = evaluate(localizer, sources, progress, lookahead, corruption)
         evaluations.append(replace(evaluation, checkpoint=str(checkpoint)))

@@ -88,6 +88,7 @@ _COVARIANCE = Table(
 _CONFIDENCE = Table(
     "Confidence",
     (
+        Column("a sensor left out", "left_out", 1, True),
         Column("withheld", "withheld", 1, True),
         Column("far off", "far_off", 1, True),
         Column("far off and out", "far_off_and_out", 1, True),
@@ -98,9 +99,10 @@ _CONFIDENCE = Table(
         Column("95 % (deg)", "out_p95_rotation_deg", 2),
         *(Column(f"inside 95 %, {part}", f"out_coverage95_{part}", 1, True) for part in PARTS),
     ),
-    f"Shares of frames whose confidence is less than {LIMIT:g}, that are off by more than {FAR_OFF[0]:g} m or "
-    f"{FAR_OFF[1]:g} deg, and that are so without being withheld. The area says how well the confidence tells which "
-    "frames are far off. The last columns are of those that go out, not withheld: what a robot gets.",
+    f"Shares of frames that were answered without a strange sensor, whose confidence is less than {LIMIT:g}, that are "
+    f"off by more than {FAR_OFF[0]:g} m or {FAR_OFF[1]:g} deg, and that are so without being withheld. The area says "
+    "how well the confidence tells which frames are far off. The last columns are of those that go out, not "
+    "withheld: what a robot gets.",
 )
 
 

@@ -50,6 +50,12 @@ def add_evaluate(commands: Any) -> None:
         help="damage the input as in the paper's Table 4: 1 masks a square of it, 2 takes it away (3 leaves it there "
         "but black or empty, as published code does); can be repeated",
     )
+    parser.add_argument(
+        "--all-sensors",
+        action="store_true",
+        help="answer by every sensor whatever it sees, as the paper's systems do; else checkpoints with a confidence "
+        "leave out one that is strange by itself, as on the robot",
+    )
     parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' places")
 
 
@@ -69,6 +75,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         nearest_weights=options.nearest_weights or True,
         lookahead=options.lookahead,
         corruption=parse_corruption(options.corrupt, options.corruption_seed),
+        all_sensors=options.all_sensors,
     )
     print(report.text)
     print(f"wrote {report.folder}")
