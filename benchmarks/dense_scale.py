@@ -44,8 +44,9 @@ def main() -> None:
         "| road (m) | regions | training frames | CPU min | checkpoint (MB) | sensors | median | 95th percentile | ",
         end="",
     )
-    print("within 0.5 m, 5 deg | truth inside the 95 % ellipsoid (position / rotation) |")
-    print("|---:|---:|---:|---:|---:|---:|---|---|---|---:|---|")
+    print("within 0.5 m, 5 deg | withheld | far off and out | of what goes out: 95th percentile | ", end="")
+    print("truth inside the 95 % ellipsoid (position / rotation) |")
+    print("|---:|---:|---:|---:|---:|---|---|---|---:|---:|---:|---|---|")
     epochs = options.epochs or [load_config([CONFIG]).optimizer.epochs] * len(options.streets)
     for streets, visits in zip(options.streets, epochs, strict=True):
         regions = max(1, streets * options.regions)
@@ -70,7 +71,9 @@ def main() -> None:
                 f"| {float(took.read_text()) / 60:.0f} | {size:.1f} "
                 f"| {sensors} | {m['median_position_m']:.3f} m, {m['median_rotation_deg']:.2f} deg "
                 f"| {m['p95_position_m']:.3f} m, {m['p95_rotation_deg']:.2f} deg | {m['within_0.5m_5deg']:.1%} "
-                f"| {m['coverage95_position']:.0%} / {m['coverage95_rotation']:.0%} |",
+                f"| {m['withheld']:.1%} | {m['far_off_and_out']:.1%} "
+                f"| {m['out_p95_position_m']:.3f} m, {m['out_p95_rotation_deg']:.2f} deg "
+                f"| {m['out_coverage95_position']:.0%} / {m['out_coverage95_rotation']:.0%} |",
                 flush=True,
             )
 
