@@ -66,14 +66,18 @@ def main() -> None:
             folder = options.out / f"{checkpoint.stem}_{sensors.replace(' ', '_')}"
             run("evaluate", checkpoint, *test, "--out", folder, *(["--corrupt", corruption] if corruption else []))
             m = json.loads((folder / "metrics.json").read_text())
+            out = "– | –"  # where everything is withheld
+            if "out_frames" in m:
+                out = (
+                    f"{m['out_p95_position_m']:.3f} m, {m['out_p95_rotation_deg']:.2f} deg "
+                    f"| {m['out_coverage95_position']:.0%} / {m['out_coverage95_rotation']:.0%}"
+                )
             print(
                 f"| {streets * LENGTH_M:.0f} | {regions} | {frames} | {visits} "
                 f"| {float(took.read_text()) / 60:.0f} | {size:.1f} "
                 f"| {sensors} | {m['median_position_m']:.3f} m, {m['median_rotation_deg']:.2f} deg "
                 f"| {m['p95_position_m']:.3f} m, {m['p95_rotation_deg']:.2f} deg | {m['within_0.5m_5deg']:.1%} "
-                f"| {m['withheld']:.1%} | {m['far_off_and_out']:.1%} "
-                f"| {m['out_p95_position_m']:.3f} m, {m['out_p95_rotation_deg']:.2f} deg "
-                f"| {m['out_coverage95_position']:.0%} / {m['out_coverage95_rotation']:.0%} |",
+                f"| {m['withheld']:.1%} | {m['far_off_and_out']:.1%} | {out} |",
                 flush=True,
             )
 
