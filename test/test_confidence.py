@@ -21,7 +21,7 @@ from training.dataset import PreparedDataset, prepare_dataset
 from training.metrics import PoseErrors
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
+from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness, stack_cues
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
@@ -295,8 +295,8 @@ def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(chec
 
 def test_nothing_is_left_out_of_good_frames_or_where_nothing_would_be_left(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
-    for seed in range(600, 640):
-        assert localizer.localize(random_frame(seed, (32, 40))).left_out == ()
+    left_out = [bool(localizer.localize(random_frame(seed, (32, 40))).left_out) for seed in range(600, 640)]
+    assert sum(left_out) <= 3  # one of two sensors, of one in a hundred each
     good = random_frame(500, (32, 40))
     assert good.image is not None
     grey = dataclasses.replace(good, image=np.full_like(good.image, 128), cloud=None)
@@ -315,6 +315,24 @@ def test_nothing_is_left_out_where_the_rest_could_not_be_judged(checkpoint: Path
     assert good.image is not None
     found = localizer.localize(dataclasses.replace(good, image=np.full_like(good.image, 128)))
     assert (found.modalities, found.left_out) == (("image", "lidar"), ())
+
+
+def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoint: Path) -> None:
+    """A scan of nothing beside a grey picture that the scan's answer agrees with no better."""
+    localizer = Localizer.load(checkpoint, "cpu")
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
+    localizer.leaves_out = False
+    whole = localizer.localize(grey)
+    assert localizer.confidence is not None
+    tails = dict(localizer.confidence.tails)
+    never = Tail(np.full(len(SHARES), -1e9), 1e-9)  # nothing is as odd as this takes a scan to be
+    tails["lidar",] = (never,) * len(tails["lidar",])
+    localizer.confidence, localizer.leaves_out = Confidence(localizer.confidence.memories, tails), True
+    found = localizer.localize(grey)
+    assert (found.modalities, found.left_out) == (("image", "lidar"), ())
+    assert found.confidence == whole.confidence
 
 
 @pytest.mark.parametrize("system", ["vmloc", "vmloc_dense"])

@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 SHARES = np.linspace(1.0, 0.1, 19)
 _AROUND = 0.01  # of the remembered frames are "around the estimated pose"
 _SEPARATOR = "+"
-_STRANGE = math.log(1e-3)  # log of the share of good frames; the sensors of fewer are as good as broken
+_STRANGE = math.log(0.01)  # log of the share of good frames: sensors that see what fewer do may be broken
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ class Localizer:
         body_frame: the frame whose pose is estimated.
         confidence: what estimates are judged by; None leaves them without a confidence.
         leaves_out: whether a frame is answered without a sensor that is strange by itself (see
-            :meth:`Confidence.sane`), as if it were missing.
+            :meth:`Confidence.sane`), as if it were missing, where that answer is the more confident one.
     """
 
     leaves_out = True
@@ -81,13 +81,18 @@ class Localizer:
         names = self.present(batch)
         try:
             prediction = self._locate(batch)
+            estimate = self.estimate(frame.stamp_ns, names, prediction)
             kept = self._sane(names, prediction)
-            if kept != names:
-                prediction = self._locate(batch.only(kept))
+            if kept == names:
+                return estimate
+            other = self.estimate(frame.stamp_ns, kept, self._locate(batch.only(kept)))
         except ModelError as error:
             raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
-        estimate = self.estimate(frame.stamp_ns, kept, prediction)
-        return replace(estimate, left_out=tuple(name for name in names if name not in kept))
+        assert estimate.confidence is not None
+        assert other.confidence is not None
+        if other.confidence <= estimate.confidence:
+            return estimate
+        return replace(other, left_out=tuple(name for name in names if name not in kept))
 
     def _locate(self, batch: ModelInput) -> Prediction:
         return self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
