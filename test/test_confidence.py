@@ -20,7 +20,7 @@ from training.confidence import area_under_roc, detected, risk_coverage, study
 from training.dataset import PreparedDataset, prepare_dataset
 from training.metrics import PoseErrors
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.checkpoint import load_checkpoint, load_confidence, save_checkpoint
+from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness, stack_cues
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
 from vmloc_ros.core.frame import Frame, Sample
@@ -333,6 +333,18 @@ def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoin
     found = localizer.localize(grey)
     assert (found.modalities, found.left_out) == (("image", "lidar"), ())
     assert found.confidence == whole.confidence
+
+
+def test_a_strange_sensor_stays_where_the_others_alone_are_far_less_precise(checkpoint: Path) -> None:
+    localizer = Localizer.load(checkpoint, "cpu")
+    good = random_frame(500, (32, 40))
+    assert good.image is not None
+    grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
+    assert localizer.localize(grey).left_out == ("image",)
+    coarse = Residuals((100.0,) * 6, (1.0, 1.0), ("lidar",))
+    uncertainty = dataclasses.replace(localizer.header.uncertainty, missing=(coarse,))
+    localizer.header = dataclasses.replace(localizer.header, uncertainty=uncertainty)
+    assert localizer.localize(grey).left_out == ()
 
 
 @pytest.mark.parametrize("system", ["vmloc", "vmloc_dense"])

@@ -11,7 +11,8 @@ from scipy.spatial.transform import Rotation
 
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.lost import LostDetector, position_std_m
+from vmloc_ros.core.uncertainty import position_std_m
+from vmloc_ros.lost import LostDetector
 
 S = 1_000_000_000
 

@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
-from numpy.typing import NDArray
-
 from vmloc_ros.core.frame import Estimate
+from vmloc_ros.core.uncertainty import position_std_m
 
 
 class LostDetector:
@@ -55,12 +51,3 @@ class LostDetector:
             if not std_m <= self._max_position_std_m:
                 return f"position std {std_m:.2g} m above {self._max_position_std_m:g} m"
         return None
-
-
-def position_std_m(covariance: NDArray[np.float64]) -> float:
-    """Standard deviation along the position's worst direction, metres, of a covariance as Estimate's.
-
-    NaN where that is not finite.
-    """
-    block = covariance[:3, :3]
-    return math.sqrt(np.linalg.eigvalsh(block)[-1]) if np.isfinite(block).all() else math.nan

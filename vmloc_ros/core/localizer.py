@@ -22,9 +22,11 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import inflated_covariance, residual_covariance, sample_covariance
+from vmloc_ros.core.uncertainty import inflated_covariance, position_std_m, residual_covariance, sample_covariance
 
 logger = logging.getLogger(__name__)
+
+_NEARLY_AS_PRECISE = 2.0  # times the standard deviation
 
 
 class Localizer:
@@ -37,7 +39,8 @@ class Localizer:
         body_frame: the frame whose pose is estimated.
         confidence: what estimates are judged by; None leaves them without a confidence.
         leaves_out: whether a frame is answered without a sensor that is strange by itself (see
-            :meth:`Confidence.sane`), as if it were missing, where that answer is the more confident one.
+            :meth:`Confidence.sane`), as if it were missing, where that answer is the more confident one and nearly as
+            precise.
     """
 
     leaves_out = True
@@ -90,7 +93,9 @@ class Localizer:
             raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
         assert estimate.confidence is not None
         assert other.confidence is not None
-        if other.confidence <= estimate.confidence:
+        # Silence is better than metres in place of centimetres.
+        coarse = position_std_m(other.covariance) > _NEARLY_AS_PRECISE * position_std_m(estimate.covariance)
+        if coarse or other.confidence <= estimate.confidence:
             return estimate
         return replace(other, left_out=tuple(name for name in names if name not in kept))
 

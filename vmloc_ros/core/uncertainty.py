@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -70,3 +72,12 @@ def body_variances(mean: Pose, covariance: ArrayLike) -> Array:
     """Diagonal ``(6,)`` along the body axes of a map-axes covariance ``(6, 6)``."""
     rotation = np.kron(np.eye(2), matrix_from_quaternion(mean.quaternion_wxyz))
     return np.asarray(np.diag(rotation.T @ np.asarray(covariance) @ rotation))
+
+
+def position_std_m(covariance: Array) -> float:
+    """Standard deviation along the position's worst direction, metres, of a covariance as Estimate's.
+
+    NaN where that is not finite.
+    """
+    block = covariance[:3, :3]
+    return math.sqrt(np.linalg.eigvalsh(block)[-1]) if np.isfinite(block).all() else math.nan
