@@ -45,6 +45,7 @@ def test_a_view_is_known_where_a_training_pose_is_near_and_turned_alike() -> Non
         [Pose.from_xyz_rpy([620_000 + x, y, z], [0.0, 0.0, a]) for x, y, z, a in rng.uniform(0, [5, 1, 1, 6.3], (n, 4))]
         for n in (300, 200)
     )
+    train = [pose for pose in train for _ in range(2)]  # a robot that stands half of the time: the usual step is none
     assert TrainingArea.of(train).cell_m == 0.25
     expected = []
     for one in asked:
@@ -53,6 +54,15 @@ def test_a_view_is_known_where_a_training_pose_is_near_and_turned_alike() -> Non
         expected.append(bool(np.any((np.array(apart) <= 0.25) & (np.degrees(turned) <= 20))))
     assert 20 < sum(expected) < 180
     assert known_views(train, asked).tolist() == expected
+
+
+def test_a_fast_robots_views_may_be_two_steps_apart() -> None:
+    train = [yaw_pose(0.8 * i) for i in range(20)]
+    assert known_views(train, [yaw_pose(4.0, 1.5), yaw_pose(4.0, 1.7), yaw_pose(4.0, 0.0, 25.0)]).tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 @settings(max_examples=30, deadline=None)

@@ -66,9 +66,15 @@ def warn_of_unknown_places(training: Mapping[str, Any], poses: Sequence[Pose]) -
 
 
 def known_views(train: Sequence[Pose], asked: Sequence[Pose]) -> NDArray[np.bool_]:
-    """Whether each asked pose has a training pose near it: within a cell of :class:`TrainingArea` and 20 degrees."""
-    reach_m, cosine = TrainingArea.of(train).cell_m, math.cos(math.radians(_SAME_VIEW_DEG) / 2)
-    tree = cKDTree(np.stack([pose.position_m for pose in train]))
+    """Whether each asked pose has a training pose near it.
+
+    Turned by 20 degrees at most, and no farther away than a cell of :class:`TrainingArea` or, where the robot is fast,
+    twice the usual step from one frame to the next.
+    """
+    known = np.stack([pose.position_m for pose in train])
+    step_m = float(np.median(np.linalg.norm(np.diff(known, axis=0), axis=1))) if len(train) > 1 else 0.0
+    reach_m, cosine = max(TrainingArea.of(train).cell_m, 2 * step_m), math.cos(math.radians(_SAME_VIEW_DEG) / 2)
+    tree = cKDTree(known)
     near = tree.query_ball_point(np.stack([pose.position_m for pose in asked]), reach_m)
     turns = np.stack([pose.quaternion_wxyz for pose in train])
     return np.array(
