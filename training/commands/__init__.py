@@ -13,10 +13,18 @@ from typing import Any
 Run = Callable[[argparse.Namespace], None]
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that say something, and none where the text tells its own."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        if default is None or default is False or default == [] or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def add_command(commands: Any, name: str, run: Run, text: str) -> argparse.ArgumentParser:
     """A subparser whose options are given to ``run``."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text, formatter_class=_Formatter)
     parser.set_defaults(run=run)
     return parser
