@@ -93,9 +93,9 @@ class Localizer:
             raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
         assert estimate.confidence is not None
         assert other.confidence is not None
-        # Silence is better than metres in place of centimetres.
-        coarse = position_std_m(other.covariance) > _NEARLY_AS_PRECISE * position_std_m(estimate.covariance)
-        if coarse or other.confidence <= estimate.confidence:
+        # Silence is better than metres in place of centimetres; and a deviation may be NaN.
+        limit_m = _NEARLY_AS_PRECISE * position_std_m(estimate.covariance)
+        if not position_std_m(other.covariance) <= limit_m or other.confidence <= estimate.confidence:
             return estimate
         return replace(other, left_out=tuple(name for name in names if name not in kept))
 
