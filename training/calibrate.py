@@ -37,7 +37,7 @@ _SOLVER_FLOOR = np.array([0.002] * 3 + [math.radians(0.02)] * 3)
 
 _LOOKED_AT = 4000  # training frames whose features are described
 _REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
-_FEWEST = 50  # frames that a distribution is fitted to
+FEWEST = 50  # frames that a distribution is fitted to
 
 
 def calibrate(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
@@ -92,7 +92,7 @@ def _fit_solver(
     where they are said to be: hence the floor.
     """
     floor = fit_floor(truth, estimates, own)
-    inflation = _scaled(truth, estimates, own, floor, modalities).inflation
+    inflation = fit_inflation(truth, estimates, _with_residuals(estimates, own, floor))
     floor = np.maximum(floor, _SOLVER_FLOOR / np.repeat(inflation, 3))  # inflated again with the rest
     return _scaled(truth, estimates, own, floor, modalities)
 
@@ -105,10 +105,14 @@ def _scaled(
     modalities: tuple[str, ...],
 ) -> Residuals:
     """These residuals ``(6,)`` with inflation and coupling."""
-    covariances = own + np.stack([residual_covariance(estimate, std) for estimate in estimates])
+    covariances = _with_residuals(estimates, own, std)
     inflation = fit_inflation(truth, estimates, covariances)
     coupling = fit_coupling(truth, estimates, inflated_covariance(covariances, inflation))
     return Residuals(tuple(std.tolist()), inflation, modalities, coupling)
+
+
+def _with_residuals(estimates: list[Pose], own: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
+    return own + np.stack([residual_covariance(estimate, std) for estimate in estimates])
 
 
 def remember(
@@ -121,7 +125,7 @@ def remember(
     preprocessor, memories = Preprocessor(header.preprocess), {}
     for name in header.preprocess.modalities:
         having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
-        if len(having) < _FEWEST:
+        if len(having) < FEWEST:
             continue
         seen = modality_features(model, data, having, preprocessor, name, device)
         if seen is None:
@@ -149,10 +153,10 @@ def fit_confidence(
     fitted = {}
     for names, of_set in answers.items():
         complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
-        if len(complete) < _FEWEST or not complete.cues.shape[1]:
+        if len(complete) < FEWEST or not complete.cues.shape[1]:
             continue
         cues = _good(data, complete).cues.numpy()
-        if len(cues) < _FEWEST:
+        if len(cues) < FEWEST:
             continue
         tails = tuple(Tail.fit(cue) for cue in cues.T)
         fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))

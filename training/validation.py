@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.calibrate import FEWEST
 from training.config import ValidationConfig
 from training.coverage import known_views
 from training.dataset import PreparedDataset, split_blocks, split_folds
@@ -24,8 +25,6 @@ from vmloc_ros.core.models import ClipModel
 from vmloc_ros.core.preprocessing import Preprocessor
 
 logger = logging.getLogger(__name__)
-
-_FEWEST_KNOWN = 50  # frames that a covariance is fitted to
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +74,7 @@ def _known(folds: list[tuple[Tensor, Tensor]], poses: Sequence[Pose]) -> list[tu
         near = known_views([poses[i] for i in train.tolist()], [poses[i] for i in asked.tolist()])
         kept.append((train, asked[torch.from_numpy(near)]))
     count, known = len(poses), sum(len(asked) for _, asked in kept)
-    if known >= _FEWEST_KNOWN:
+    if known >= FEWEST:
         logger.info(
             "folds: %d of %d frames show views that the other blocks show, too; only they are judged", known, count
         )

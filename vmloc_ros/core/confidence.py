@@ -92,14 +92,20 @@ class FeatureMemory:
 
     def cues(self, features: ArrayLike, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
         """Strangeness and contradiction ``(B, 2)`` of features ``(B, D)`` and the poses estimated from them."""
-        coordinates = (np.asarray(features, np.float64) - self.mean) @ self._basis
+        centred, coordinates = self._project(features)
         contradiction = self._contradiction(coordinates, np.asarray(positions_m), np.asarray(quaternions_wxyz))
-        return np.stack([self.strangeness(features), contradiction], axis=1)
+        return np.stack([self._strangeness(centred, coordinates), contradiction], axis=1)
 
     def strangeness(self, features: ArrayLike) -> Array:
-        """``(B,)`` of features ``(B, D)``."""
+        """``(B,)`` of features ``(B, D)``, the first of their :meth:`cues`."""
+        return self._strangeness(*self._project(features))
+
+    def _project(self, features: ArrayLike) -> tuple[Array, Array]:
+        """Features about the mean ``(B, D)``, and along the principal directions ``(B, R)``."""
         centred = np.asarray(features, np.float64) - self.mean
-        coordinates = centred @ self._basis
+        return centred, centred @ self._basis
+
+    def _strangeness(self, centred: Array, coordinates: Array) -> Array:
         along = np.square(coordinates) / self.variance
         # Not a difference of squared lengths: the basis is rounded to float16, and the rest may be small beside them.
         across = np.square(centred - coordinates @ self._basis.T).sum(axis=1) / self.rest
