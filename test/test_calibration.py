@@ -22,6 +22,7 @@ from training.calibration import (
     fit_coupling,
     fit_floor,
     fit_inflation,
+    fit_margin,
     gross_errors,
     map_errors,
     nees,
@@ -171,6 +172,37 @@ def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind()
 def test_covariances_are_never_made_smaller() -> None:
     truth, estimates, covariances = heavy_tailed(100, 0)
     assert fit_inflation(truth, estimates, 100 * covariances) == (1.0, 1.0)
+
+
+def drives(count: int, spread: float, rng: np.random.Generator) -> tuple[list[Pose], list[Pose], np.ndarray]:
+    """Drives of 40 frames with unit covariances; errors of each are normal, of a scale of its own."""
+    scales = np.repeat(np.exp(rng.normal(0, spread, (count, 2))), 40, axis=0)
+    errors = rng.normal(size=(40 * count, 6)) * np.repeat(scales, 3, axis=1) * np.repeat([1.0, 0.05], 3)
+    truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
+    return truth, [Pose.identity()] * len(truth), np.tile(np.diag(np.repeat([1.0, 0.05**2], 3)), (len(truth), 1, 1))
+
+
+def test_with_the_margin_new_drives_are_held_as_often_as_said_though_errors_of_one_are_alike() -> None:
+    rng = np.random.default_rng(0)
+    truth, estimates, covariances = drives(200, 0.5, rng)
+    errors = map_errors(truth, estimates)
+    held: dict[str, list[float]] = {"without": [], "with": []}
+    for _ in range(60):
+        seen = drives(8, 0.5, rng)
+        inflation, margin = fit_inflation(*seen), fit_margin(*seen)
+        for name, factors in {"without": (1.0, 1.0), "with": margin}.items():
+            matrices = inflated_covariance(covariances, (inflation[0] * factors[0], inflation[1] * factors[1]))
+            for rows in (slice(0, 3), slice(3, 6)):
+                levels = chi_square_cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
+                held[name].append(float(np.mean(levels <= 0.95)))
+    assert np.mean(held["without"]) < 0.935
+    assert np.mean(held["with"]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_frames_whose_errors_are_not_alike_need_next_to_no_margin() -> None:
+    assert max(fit_margin(*drives(200, 0.0, np.random.default_rng(1)))) < 1.02
+    truth, estimates, covariances = drives(1, 0.0, np.random.default_rng(2))
+    assert np.isfinite(fit_margin(truth[:2], estimates[:2], covariances[:2])).all()
 
 
 def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:

@@ -20,6 +20,7 @@ from training.calibrate import calibrate, fit_confidence, remember
 from training.dataset import PreparedDataset
 from training.predict import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_confidence, save_checkpoint
+from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import total_covariance
@@ -168,3 +169,5 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
         odd = other.oddities.copy()
         odd[:, cue] = 12 * typical
         assert float(np.median(loaded.judge(("image",), seen, *poses, odd))) < 0.01
+    with pytest.raises(ModelError, match=r"rests on 4 cues, this version .* gives 3: fit it again with `vmloc calib"):
+        loaded.judge(("image",), seen, *poses, other.oddities[:, :1])

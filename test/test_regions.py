@@ -127,12 +127,18 @@ def ambiguity(prediction: Prediction) -> np.ndarray:
     return prediction.oddities[:, 2]
 
 
+def doubt(prediction: Prediction) -> np.ndarray:
+    assert prediction.oddities is not None
+    return prediction.oddities[:, 3]
+
+
 def test_of_the_two_likeliest_regions_the_one_whose_cells_agree_answers() -> None:
     opinions = {name: [[0.2, 0.7, 0.1]] for name in ("depth", "lidar")}
     model, batch = town(2, opinions, (0.0, None, None))
     prediction = model.locate(batch, CODEC)
     np.testing.assert_allclose(off_m(prediction, model.truth), 0.0, atol=0.02)
     np.testing.assert_array_equal(ambiguity(prediction), 0.0)
+    np.testing.assert_array_equal(doubt(prediction), 0.0)
 
 
 def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as_if_alone(
@@ -194,6 +200,15 @@ def test_two_places_that_look_the_same_are_told_to_be_ambiguous_and_one_place_in
     np.testing.assert_allclose(ambiguity(model.locate(batch, CODEC)), 1.0, atol=0.05)
     model.shifts_m = (0.0, 0.2, None)
     np.testing.assert_array_equal(ambiguity(model.locate(batch, CODEC)), 0.0)
+    np.testing.assert_array_equal(doubt(model.locate(batch, CODEC)), 0.0)
+
+
+def test_how_likely_a_rivals_region_is_tells_where_cells_agree_in_any() -> None:
+    opinions = {name: [[0.6, 0.3, 0.0001]] for name in ("depth", "lidar")}
+    model, batch = town(1, opinions, (0.0, 30.0, None))
+    prediction = model.locate(batch, CODEC)
+    first = abs(float(off_m(prediction, model.truth)[0, 0])) < 1
+    np.testing.assert_allclose(doubt(prediction), 0.3**2 / 0.6**2 if first else 1.0, rtol=1e-4)
 
 
 # --- training ------------------------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.answers import Answers, BySensors
-from training.calibration import fit_coupling, fit_floor, fit_inflation, gross_errors
+from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
 from training.predict import modality_features, sensor_sets
+from training.tails import FEWEST, fit_tails
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
-from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness
+from vmloc_ros.core.confidence import Confidence, FeatureMemory
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -37,7 +38,6 @@ _SOLVER_FLOOR = np.array([0.002] * 3 + [math.radians(0.02)] * 3)
 
 _LOOKED_AT = 4000  # training frames whose features are described
 _REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
-FEWEST = 50  # frames that a distribution is fitted to
 
 
 def calibrate(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
@@ -76,10 +76,15 @@ def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -
 def _good(data: PreparedDataset, answers: Answers) -> Answers:
     """Those that are neither lost nor grossly wrong; all where nothing else is left."""
     found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
-    if not found.solved:
-        return found
-    truth = [data.poses[i] for i in found.rows.tolist()]
-    return found.some(~torch.from_numpy(gross_errors(truth, found.poses(), found.covariances.numpy())))
+    return found.some(~torch.from_numpy(_wrong(data, found)))
+
+
+def _wrong(data: PreparedDataset, answers: Answers) -> NDArray[np.bool_]:
+    """``(N,)``: those that are grossly wrong, which is said of a solver alone."""
+    if not answers.solved:
+        return np.zeros(len(answers), bool)
+    truth = [data.poses[i] for i in answers.rows.tolist()]
+    return gross_errors(truth, answers.poses(), answers.covariances.numpy())
 
 
 def _fit_solver(
@@ -106,9 +111,10 @@ def _scaled(
 ) -> Residuals:
     """These residuals ``(6,)`` with inflation and coupling."""
     covariances = _with_residuals(estimates, own, std)
-    inflation = fit_inflation(truth, estimates, covariances)
+    inflation, margin = (fit(truth, estimates, covariances) for fit in (fit_inflation, fit_margin))
     coupling = fit_coupling(truth, estimates, inflated_covariance(covariances, inflation))
-    return Residuals(tuple(std.tolist()), inflation, modalities, coupling)
+    factors = inflation[0] * margin[0], inflation[1] * margin[1]
+    return Residuals(tuple(std.tolist()), factors, modalities, coupling)
 
 
 def _with_residuals(estimates: list[Pose], own: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -155,11 +161,9 @@ def fit_confidence(
         complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
         if len(complete) < FEWEST or not complete.cues.shape[1]:
             continue
-        cues = _good(data, complete).cues.numpy()
-        if len(cues) < FEWEST:
-            continue
-        tails = tuple(Tail.fit(cue) for cue in cues.T)
-        fitted[names] = (*tails, Tail.fit(oddness(cues, tails)))
+        wrong = _wrong(data, complete)
+        if np.sum(~wrong) >= FEWEST:
+            fitted[names] = fit_tails(complete.cues.numpy(), wrong, " and ".join(names))
     return Confidence(memories, fitted) if fitted else None
 
 

@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
 
+_PIECES = 8  # of a recording, each judged by the others
 _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _TINY = 1e-9
@@ -88,14 +89,41 @@ def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances:
     Args:
         covariances: ``(N, 6, 6)`` as they would be without.
     """
-    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+    position, rotation = (
+        max(1.0, float(np.quantile(reached, 0.95))) for reached in _reached(truth, estimates, covariances)
+    )
+    return position, rotation
+
+
+def fit_margin(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:
+    """Factors at least 1 on the standard deviations of position and rotation, for recordings yet to come.
+
+    Errors of neighbouring frames are alike: those of another drive differ more from these than these do among each
+    other. Each eighth of the frames is therefore judged by a covariance that holds 95 % of the other seven; with the
+    factors, such covariances hold 95 % of what was left out.
+
+    Args:
+        truth, estimates: in the order of recording.
+        covariances: ``(N, 6, 6)`` up to a scale.
+    """
     factors = []
-    for part in ("position", "rotation"):
-        rows = PARTS[part]
-        reached = np.quantile(nees(errors[:, rows], matrices[:, rows, rows]), 0.95)
-        promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
-        factors.append(max(1.0, float(np.sqrt(reached / promised))))
+    for reached in _reached(truth, estimates, covariances):
+        pieces = np.array_split(np.arange(len(reached)), min(_PIECES, len(reached)))
+        left_out = [reached[piece] / np.quantile(np.delete(reached, piece), 0.95) for piece in pieces]
+        factors.append(max(1.0, float(np.quantile(np.concatenate(left_out), 0.95))))
     return factors[0], factors[1]
+
+
+def _reached(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[Array, Array]:
+    """How much larger ``(N,)`` the 95 % ellipsoid had to be to reach the truth: of position, and of rotation."""
+    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+
+    def of(part: str) -> Array:
+        rows = PARTS[part]
+        promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
+        return np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]) / promised)
+
+    return of("position"), of("rotation")
 
 
 def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> float:

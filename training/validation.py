@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.calibrate import FEWEST
 from training.config import ValidationConfig
 from training.coverage import known_views
 from training.dataset import PreparedDataset, split_blocks, split_folds
@@ -19,6 +18,7 @@ from training.distributed import Processes
 from training.fit import Fit
 from training.metrics import pose_errors
 from training.predict import poses, predict
+from training.tails import FEWEST
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ClipModel

@@ -24,7 +24,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vmloc_ros.core.errors import CheckpointError
+from vmloc_ros.core.errors import CheckpointError, ModelError
 
 Array = NDArray[np.float64]
 
@@ -197,11 +197,19 @@ class Confidence:
             positions_m: ``(B, 3)`` estimated.
             quaternions_wxyz: ``(B, 4)`` estimated.
             oddities: ``(B, C)`` cues of the system itself, where it was fitted with such.
+
+        Raises:
+            ModelError: it was fitted with others, by another version.
         """
         tails = self.tails.get(modalities)
         if tails is None:
             return None
         cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz, oddities)
+        if cues.shape[1] != len(tails) - 1:
+            raise ModelError(
+                f"the checkpoint's confidence rests on {len(tails) - 1} cues, this version of the system gives "
+                f"{cues.shape[1]}: fit it again with `vmloc calibrate`"
+            )
         return np.exp(tails[-1].log_share(oddness(cues, tails[:-1])))
 
     def sane(self, modalities: tuple[str, ...], features: Mapping[str, ArrayLike]) -> tuple[str, ...]:

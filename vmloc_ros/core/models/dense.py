@@ -225,17 +225,18 @@ class DenseModel(CellGeometry):
     def _best_region(self, looks: Mapping[str, Look], count: int) -> Answer:
         """Of the likeliest regions' answers the one with the most evidence.
 
-        One more oddity is the best rival's evidence, of the answer's, where it lies elsewhere: 1 where two places look
-        the same.
+        Two more oddities are what speaks for a rival that lies elsewhere, as a share of what speaks for the answer: its
+        evidence, and its region's probability. Of the evidence it is 1 where two places measure the same; rays agree
+        in any region, and there the probability tells.
         """
         assert self.regions is not None
         opinions = [
             _spread(self.regions.log_probabilities(name, look.context), look.rows, count)
             for name, look in looks.items()
         ]
-        total = torch.log_softmax(torch.stack(opinions).sum(dim=0), dim=1)
+        total = torch.log_softmax(torch.stack(opinions).sum(dim=0), dim=1).detach()
         likely, regions = total.topk(min(_CANDIDATES, len(self.regions)), dim=1)
-        best = self._answer(looks, count, regions[:, 0])
+        best, believed = self._answer(looks, count, regions[:, 0]), likely[:, 0].clone()
         rivals = []
         for place in range(1, likely.shape[1]):
             asked = likely[:, place] > _NO_DOUBT
@@ -245,17 +246,21 @@ class DenseModel(CellGeometry):
             others = {name: look.of(asked) for name, look in looks.items() if bool(asked[look.rows].any())}
             other, before = self._answer(others, len(rows), regions[rows, place]), best.at(rows)
             better = other.solved & (~before.solved | (other.evidence > before.evidence))
-            rivals.append((rows, other.where(~better, before)))
-            best = best.put(rows, other.where(better, before))
-        ambiguity = torch.zeros_like(best.evidence)
-        for rows, other in rivals:
+            ours, theirs = believed[rows], likely[rows, place]
+            rivals.append((rows, other.where(~better, before), torch.where(better, ours, theirs)))
+            best, believed[rows] = best.put(rows, other.where(better, before)), torch.where(better, theirs, ours)
+        ambiguity, doubt = torch.zeros_like(best.evidence), torch.zeros_like(best.evidence)
+        for rows, other, log_probability in rivals:
             chosen = best.at(rows)
             apart = (chosen.translations - other.translations).norm(dim=1)
             elsewhere = apart > _ELSEWHERE * float(self.regions.extents_m.max())
-            ratio = (other.evidence / chosen.evidence.clamp(min=1e-9)).clamp(max=1)
-            rival = torch.where(chosen.solved & other.solved & elsewhere, ratio, 0.0)
-            ambiguity[rows] = torch.maximum(ambiguity[rows], rival)
-        return replace(best, oddities=(*best.oddities, ambiguity))
+            rival = chosen.solved & other.solved & elsewhere
+            for told, ratio in (
+                (ambiguity, other.evidence / chosen.evidence.clamp(min=1e-9)),
+                (doubt, torch.exp(log_probability - believed[rows]).to(doubt)),
+            ):
+                told[rows] = torch.maximum(told[rows], torch.where(rival, ratio.clamp(max=1), 0.0))
+        return replace(best, oddities=(*best.oddities, ambiguity, doubt))
 
     def _answer(self, looks: Mapping[str, Look], count: int, regions: Tensor | None = None) -> Answer:
         """From the coordinates of these regions, where the map has such."""

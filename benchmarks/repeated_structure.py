@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a dense system does in a map with two streets that are the same, as a Markdown table.
+
+python benchmarks/repeated_structure.py twins
+
+Three simulated streets side by side, of which the third is the first once more: other drives, traffic and parked cars,
+but the same houses. Simulates, trains and evaluates on drives that nothing has seen; what is there already is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+from dense_scale import CONFIG, SENSORS, run
+from tqdm import tqdm
+
+from training.metrics import LIMIT, THRESHOLDS
+from training.simulation import simulate, street_centre
+
+STREETS = {0: "one of two alike", 1: "unlike any other", 2: "the other"}
+REPEATED = {0: 0, 1: 1, 2: 0}  # world seeds
+SEEDS = {"train": range(1, 7), "val": (101,), "test": (1_000_007,)}
+OTHER_DRIVES = 10  # added to a seed on the third street: the same drive and traffic would be told by nothing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="for drives and checkpoint")
+    parser.add_argument("--epochs", type=int, default=12)
+    folder = (options := parser.parse_args()).folder
+    for part, number, seed in tqdm([(p, n, s) for p, seeds in SEEDS.items() for n in STREETS for s in seeds]):
+        drive(folder / part / f"street_{number}_seed_{seed}", number, seed)
+    checkpoint = folder / "run" / "twin.safetensors"
+    if not checkpoint.exists():
+        settings = ["model.regions=9", f"optimizer.epochs={options.epochs}", f"validation.interval={options.epochs}"]
+        flags = [word for setting in settings for word in ("--set", setting)]
+        data = "--data", folder / "train", "--val-data", folder / "val"
+        run("train", "--config", CONFIG, *flags, *data, "--out", checkpoint)
+    print("| sensors | street | frames | elsewhere (5 m, 10 deg) | withheld | elsewhere and out |")
+    print("|---|---|---:|---:|---:|---:|")
+    for sensors, corruption in SENSORS.items():
+        out = folder / "run" / sensors.replace(" ", "_")
+        flags = ["--corrupt", corruption] if corruption else []
+        run("evaluate", checkpoint, folder / "test", "--out", out, *flags)
+        table(sensors, out / "errors.csv")
+
+
+def drive(out: Path, number: int, seed: int) -> None:
+    """A drive along a street, as those of `vmloc simulate --streets`, unless it is there."""
+    if out.exists():
+        return
+    simulate(
+        out,
+        seed=seed + OTHER_DRIVES * (number == 2),
+        world_seed=REPEATED[number],
+        centre_m=street_centre(number),
+        image_size=(160, 120),
+        camera_rate_hz=5.0,
+        beams=16,
+        progress=False,
+    )
+
+
+def table(sensors: str, errors: Path) -> None:
+    """A row for each street."""
+    with errors.open() as file:
+        rows = list(csv.DictReader(file))
+    columns = ("position_m", "rotation_deg", "confidence")
+    position_m, rotation_deg, confidence = np.array([[float(row[name]) for name in columns] for row in rows]).T
+    (far_m, far_deg), out = THRESHOLDS[-1], confidence >= LIMIT
+    elsewhere = (position_m > far_m) | (rotation_deg > far_deg)
+    for number, name in STREETS.items():
+        here = np.array([row["sequence"].startswith(f"street_{number}_") for row in rows])
+        shares = " | ".join(f"{np.mean(what[here]):.1%}" for what in (elsewhere, ~out, elsewhere & out))
+        print(f"| {sensors} | {name} | {here.sum()} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

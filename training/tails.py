@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What good answers look like, where some of these are good by luck."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.metrics import LIMIT
+from vmloc_ros.core.confidence import SHARES, Tail, oddness
+
+Array = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+logger = logging.getLogger(__name__)
+
+FEWEST = 50  # frames that a distribution is fitted to
+_WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is borne
+_ANY_WRONG = 2  # so many are, in any case
+_BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches
+_AS_GOOD = 0.02  # difference of Youden's J
+_NEVER = Tail(np.full(len(SHARES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
+
+
+def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[Tail, ...]:
+    """Tails of the cues of good answers and of what these give together, as :attr:`Confidence.tails` has them.
+
+    In a map with two places that look the same, every other answer there is right by luck, and nothing is odd about
+    the wrong ones: so many good ones look like them. If more than one in 50 of the answers that would not be withheld
+    are wrong, good are from then on only those on the safe side of the one value of one cue that best tells wrong from
+    good (the largest of Youden's J); and so on. Where that leaves nothing, all answers have a confidence of zero.
+
+    Args:
+        cues: ``(N, C)`` of answers to held-out frames.
+        wrong: ``(N,)``.
+        sensors: for the log.
+    """
+    good, ends = ~wrong, np.full(cues.shape[1], np.inf)
+    while np.sum(good) >= FEWEST:
+        tails = _tails(cues[good], ends)
+        out = np.exp(tails[-1].log_share(oddness(cues, tails[:-1]))) >= LIMIT
+        if np.sum(wrong & out) <= max(_ANY_WRONG, _WRONG * np.sum(out)):
+            if np.any(good != ~wrong):
+                _warn(
+                    sensors,
+                    wrong,
+                    f"many good ones look like them; {np.mean(~out):.0%} of all have a confidence below {LIMIT:g}",
+                )
+            return tails
+        cue, end = _divide(cues[out], wrong[out])
+        if not np.isfinite(end):
+            break
+        ends[cue] = min(ends[cue], end)
+        good = good & (cues[:, cue] < end)
+    _warn(sensors, wrong, "nothing tells which, so that all have a confidence of zero")
+    return (*_tails(cues[~wrong], np.full_like(ends, np.inf))[:-1], _NEVER)
+
+
+def _warn(sensors: str, wrong: Bools, therefore: str) -> None:
+    logger.warning(
+        "%s: %.0f %% of the answers to held-out frames are grossly wrong, and %s: train on more visits, or places of "
+        "the map may look the same to these sensors",
+        sensors,
+        100 * np.mean(wrong),
+        therefore,
+    )
+
+
+def _tails(cues: Array, ends: Array) -> tuple[Tail, ...]:
+    """Fitted to good answers' ``(N, C)``, which are below the ends ``(C,)``: from there on, hardly any is."""
+    single = tuple(_ended(Tail.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
+    return (*single, Tail.fit(oddness(cues, single)))
+
+
+def _ended(tail: Tail, end: float) -> Tail:
+    """The tail, falling so fast that its share at the end is as good as none."""
+    steepest = (end - tail.quantiles[-1]) / np.log(SHARES[-1] / _BEYOND)
+    return Tail(tail.quantiles, min(tail.decay, float(steepest)))
+
+
+def _divide(cues: Array, wrong: Bools) -> tuple[int, float]:
+    """Which cue of answers ``(N, C)`` tells wrong ones best, and the least of its values that counts as odd.
+
+    That is infinite where none tells.
+    """
+    best, which, end = 0.0, 0, np.inf
+    for number, values in enumerate(cues.T):
+        ends = np.unique(values[wrong])
+        kept, missed = (
+            np.searchsorted(np.sort(part), ends) / max(1, len(part)) for part in (values[~wrong], values[wrong])
+        )
+        gain = kept - missed
+        if gain.max() > best:
+            # The least of those that are as good: few of the good answers beyond it are more than lucky.
+            best, which, end = float(gain.max()), number, float(ends[np.argmax(gain >= gain.max() - _AS_GOOD)])
+    return which, end
