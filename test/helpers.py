@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
 
@@ -32,6 +35,12 @@ def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequenc
         camera=PinholeCamera(width, height, 50.0, 50.0, (width - 1) / 2, (height - 1) / 2),
         camera_from_lidar=Pose.from_matrix(np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])),
     )
+
+
+def judged(confidence: Confidence, modalities: tuple[str, ...], *seen: Any) -> NDArray[np.float64] | None:
+    """Confidence ``(B,)`` of estimates; what was seen as of :meth:`Confidence.oddness`."""
+    odd = confidence.oddness(modalities, *seen)
+    return None if odd is None else confidence.judge(modalities, odd)
 
 
 class ListSource:

@@ -39,7 +39,7 @@ from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import ModelConfig, ModelInput, RegressionModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
-from vmloc_ros.core.uncertainty import inflated_covariance, residual_covariance
+from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance, residual_covariance
 
 COUNT = 10_000
 STANDARD_ERROR_OF_NEES = {"pose": np.sqrt(12 / COUNT), "position": np.sqrt(6 / COUNT), "rotation": np.sqrt(6 / COUNT)}
@@ -261,14 +261,26 @@ def floored(
 def test_floor_and_scale_of_errors_are_found_also_below_heavy_tails(
     scale: tuple[float, float], floor: tuple[float, float], tails: float
 ) -> None:
-    fitted = fit_floor(*floored(scale, floor, 4000, 0, tails))
+    fitted, growth = fit_floor(*floored(scale, floor, 4000, 0, tails), np.random.default_rng(1).exponential(size=4000))
+    assert max(growth) < 0.05  # errors know nothing of this oddness
     np.testing.assert_allclose(fitted, np.repeat(np.array(floor) / np.array(scale), 3), rtol=0.15)
 
 
 def test_errors_that_are_all_of_the_scale_or_of_the_floor_leave_nothing_to_the_other() -> None:
-    assert fit_floor(*floored((3.0, 3.0), (1e-6, 1e-6), 1000, 1)).max() < 1e-3
+    assert fit_floor(*floored((3.0, 3.0), (1e-6, 1e-6), 1000, 1), np.zeros(1000))[0].max() < 1e-3
     truth, estimates, covariances = floored((1e-6, 1e-6), (0.05, 0.02), 1000, 2)
-    np.testing.assert_allclose(fit_floor(truth, estimates, covariances * 1e-6), np.repeat([0.05, 0.02], 3), rtol=0.05)
+    fitted, _ = fit_floor(truth, estimates, covariances * 1e-6, np.zeros(1000))
+    np.testing.assert_allclose(fitted, np.repeat([0.05, 0.02], 3), rtol=0.05)
+
+
+def test_errors_that_grow_with_oddness_are_found_to() -> None:
+    truth, estimates, covariances = floored((3.0, 2.0), (0.05, 0.01), 4000, 3)
+    odd = np.random.default_rng(4).exponential(size=4000)
+    errors = map_errors(truth, estimates) * growth_factors(odd, (0.3, 0.1)).repeat(3, axis=1)
+    truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
+    floor, growth = fit_floor(truth, estimates, covariances, odd)
+    np.testing.assert_allclose(growth, (0.3, 0.1), atol=0.03)
+    np.testing.assert_allclose(floor, np.repeat([0.05 / 3, 0.01 / 2], 3), rtol=0.2)
 
 
 # --- for every set of sensors ------------------------------------------------------------------------------------

@@ -108,6 +108,11 @@ def test_residuals_that_no_fit_gives_are_refused(values: Any) -> None:
         Residuals(*values)
 
 
+def test_covariances_that_shrink_with_oddness_are_refused() -> None:
+    with pytest.raises(ValueError, match="growth must not be negative"):
+        Residuals((1.0,) * 6, (1.0, 1.0), (), 1.0, (0.1, -0.1))
+
+
 def test_weights_come_back_bit_for_bit_in_evaluation_mode(good: Path) -> None:
     torch.manual_seed(0)
     model = build_model(HEADER.model, Preprocessor(HEADER.preprocess).channels)

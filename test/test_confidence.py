@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from scipy.stats import kstest, mannwhitneyu
 
-from helpers import ListSource, random_frame, yaw_pose
+from helpers import ListSource, judged, random_frame, yaw_pose
 from training import confidence as study_module
 from training.answers import ask
 from training.bad_input import bad_frames
@@ -175,14 +175,14 @@ def test_confidence_is_uniform_on_good_frames_and_small_on_others() -> None:
     quaternions = np.tile(UPRIGHT, (len(features), 1))
     first, second = (features + rng.normal(scale=0.1, size=features.shape) for _ in range(2))
     judge = judge_of(memory, positions, first)
-    good = judge.judge(("image",), {"image": second}, positions, quaternions)
+    good = judged(judge, ("image",), {"image": second}, positions, quaternions)
     assert good is not None
     assert 0 <= good.min() <= good.max() <= 1
     assert np.mean(good < 0.05) == pytest.approx(0.05, abs=0.035)  # three standard errors of both draws
     assert np.mean(good < 0.5) == pytest.approx(0.5, abs=0.11)
     foreign = rng.normal(scale=3, size=features.shape)
     for bad, where in ((foreign, positions), (second, positions[::-1])):
-        values = judge.judge(("image",), {"image": bad}, where, quaternions)
+        values = judged(judge, ("image",), {"image": bad}, where, quaternions)
         assert values is not None
         assert np.mean(values < 0.05) > 0.6
 
@@ -190,7 +190,7 @@ def test_confidence_is_uniform_on_good_frames_and_small_on_others() -> None:
 def test_sensors_that_nothing_was_fitted_for_have_no_confidence() -> None:
     memory, positions, features = some_memory()
     judge = judge_of(memory, positions, features)
-    assert judge.judge(("lidar",), {"lidar": features}, positions, UPRIGHT[None]) is None
+    assert judged(judge, ("lidar",), {"lidar": features}, positions, UPRIGHT[None]) is None
 
 
 # --- in a checkpoint and on a robot ------------------------------------------------------------------------------
@@ -255,7 +255,8 @@ def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint:
     with torch.no_grad():
         prediction = localizer.model.locate(localizer.preprocess(frame), localizer.header.pose_codec)
     assert localizer.confidence is not None
-    expected = localizer.confidence.judge(
+    expected = judged(
+        localizer.confidence,
         names,
         {name: x.numpy() for name, x in prediction.features.items()},
         prediction.positions_m,
@@ -264,6 +265,24 @@ def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint:
     assert expected is not None
     assert estimate.confidence == pytest.approx(float(expected[0]))
     assert 0 <= estimate.confidence <= 1
+
+
+def test_the_covariance_grows_with_how_odd_a_frame_looks(checkpoint: Path) -> None:
+    frames = [
+        random_frame(7, (32, 40)),
+        dataclasses.replace(random_frame(7, (32, 40)), image=np.zeros((32, 40, 3), "u1")),
+    ]
+    even, growing = Localizer.load(checkpoint, "cpu"), Localizer.load(checkpoint, "cpu")
+    uncertainty = dataclasses.replace(growing.header.uncertainty, growth=(0.2, 0.1))
+    growing.header = dataclasses.replace(growing.header, uncertainty=uncertainty)
+    even.leaves_out = growing.leaves_out = False
+    grown = []
+    for frame in frames:
+        covariances = (localizer.localize(frame).covariance for localizer in (growing, even))
+        grown.append(np.log(np.divide(*(matrix.diagonal() for matrix in covariances))))
+    np.testing.assert_allclose(grown[0], np.repeat([0.4, 0.2], 3) * grown[0][0] / 0.4)
+    assert 0 <= grown[0][0] / 0.4 < 5
+    np.testing.assert_allclose(grown[1], np.repeat([0.4, 0.2], 3) * 5)  # beyond what any frame was fitted to
 
 
 def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(checkpoint: Path) -> None:

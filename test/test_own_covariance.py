@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
+from helpers import judged
 from rooms import (
     CPU,
     TINY,
@@ -162,12 +163,12 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     other = predict(model, numbered_data(2000, 400), torch.arange(400), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
     seen = {"image": other.features["image"].numpy()}
     poses = other.positions_m, other.quaternions_wxyz
-    judged = loaded.judge(("image",), seen, *poses, other.oddities)
-    np.testing.assert_array_equal(judged, confidence.judge(("image",), seen, *poses, other.oddities))
-    assert abs(np.mean(judged < 0.2) - 0.2) < 0.06  # good frames of the kind: uniform
+    found = judged(loaded, ("image",), seen, *poses, other.oddities)
+    np.testing.assert_array_equal(found, judged(confidence, ("image",), seen, *poses, other.oddities))
+    assert abs(np.mean(found < 0.2) - 0.2) < 0.06  # good frames of the kind: uniform
     for cue, typical in ((0, 0.1), (1, 1.0)):
         odd = other.oddities.copy()
         odd[:, cue] = 12 * typical
-        assert float(np.median(loaded.judge(("image",), seen, *poses, odd))) < 0.01
+        assert float(np.median(judged(loaded, ("image",), seen, *poses, odd))) < 0.01
     with pytest.raises(ModelError, match=r"rests on 4 cues, this version .* gives 3: fit it again with `vmloc calib"):
-        loaded.judge(("image",), seen, *poses, other.oddities[:, :1])
+        judged(loaded, ("image",), seen, *poses, other.oddities[:, :1])

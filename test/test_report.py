@@ -43,7 +43,7 @@ HEADER = CheckpointHeader(
     PoseCodec((620_123.4567, -5.0, 0.25), 13.5, (1.0, 0.0, 0.0, 0.0)),
     "utm",
     "camera",
-    Uncertainty((0.1, 0.25, 0.3, np.radians(1.5), np.radians(2.0), np.radians(0.25)), 16),
+    Uncertainty((0.1, 0.25, 0.3, np.radians(1.5), np.radians(2.0), np.radians(0.25)), 16, growth=(0.0, 0.1)),
     {
         "data": [{"name": "monday", "frames": 30, "paired": 28, "image alone": 2, "dropped": 0}],
         "poses": {"poses": 30, "min_m": [-1.5, 0.0, 0.0], "max_m": [20.25, 7.0, 0.5], "mean_m": [0, 0, 0]},
@@ -138,6 +138,7 @@ def test_the_report_says_what_the_header_holds() -> None:
         "rotation residual 1.50, 2.00, 0.25 deg about them",
         "inflation position 1.00, rotation 1.00",
         "coupling 1.00 of the correlations between position and rotation",
+        "growth position x 1.00, rotation x 1.26 for the oddest of ten good frames",
         "samples 16",
     ]
     assert section(text, "confidence, and the training frames it remembers") == [
@@ -154,11 +155,12 @@ def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -
     tails = tuple(Tail.fit(np.arange(100.0)) for _ in range(3))
     judge = Confidence({"lidar": memory}, {("image", "lidar"): tails, ("lidar",): tails})
     text = report_text(header, build_model(header.model, Preprocessor(header.preprocess).channels), METADATA, 1, judge)
-    assert section(text, "covariance")[4:8] == [
+    assert section(text, "covariance")[5:10] == [
         "position residual, lidar alone 1.000, 2.000, 3.000 m along the body's x, y, z",
         "rotation residual, lidar alone 4.00, 5.00, 6.00 deg about them",
         "inflation, lidar alone position 1.50, rotation 1.00",
         "coupling, lidar alone 1.00 of the correlations between position and rotation",
+        "growth, lidar alone position x 1.00, rotation x 1.00 for the oddest of ten good frames",
     ]
     assert section(text, "confidence, and the training frames it remembers") == [
         "lidar 40 frames, 5 directions of 16 features",

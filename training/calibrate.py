@@ -19,7 +19,7 @@ from training.metrics import pose_errors
 from training.predict import modality_features, sensor_sets
 from training.tails import FEWEST, fit_tails
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
-from vmloc_ros.core.confidence import Confidence, FeatureMemory
+from vmloc_ros.core.confidence import Confidence, FeatureMemory, oddness
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -27,6 +27,7 @@ from vmloc_ros.core.uncertainty import (
     body_errors,
     body_variances,
     fit_residual_std,
+    growth_factors,
     inflated_covariance,
     residual_covariance,
 )
@@ -40,22 +41,33 @@ _LOOKED_AT = 4000  # training frames whose features are described
 _REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 
 
-def calibrate(header: CheckpointHeader, data: PreparedDataset, answers: BySensors) -> CheckpointHeader:
+def calibrate(
+    header: CheckpointHeader, data: PreparedDataset, answers: BySensors, confidence: Confidence | None = None
+) -> CheckpointHeader:
     """The header with metrics and covariance fitted to answers to rows of the data, best such as training has not seen.
 
     The covariance is fitted for every set of sensors that there are answers of.
+
+    Args:
+        confidence: of :func:`fit_confidence`: a solver's covariances may grow with the oddness that it tells.
     """
     everything = header.preprocess.modalities
-    fitted = {names: _fit(data, of_set, names) for names, of_set in answers.items()}
+    fitted = {names: _fit(data, of_set, names, confidence) for names, of_set in answers.items()}
     whole = fitted.pop(everything)
     uncertainty = Uncertainty(
-        whole.residual_std, inflation=whole.inflation, missing=tuple(fitted.values()), coupling=whole.coupling
+        whole.residual_std,
+        inflation=whole.inflation,
+        missing=tuple(fitted.values()),
+        coupling=whole.coupling,
+        growth=whole.growth,
     )
     truth = [data.poses[i] for i in answers[everything].rows.tolist()]
     return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, answers[everything].poses()).summary())
 
 
-def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -> Residuals:
+def _fit(
+    data: PreparedDataset, answers: Answers, modalities: tuple[str, ...], confidence: Confidence | None
+) -> Residuals:
     """What the system's own covariances leave unexplained of the answers' errors, and their heavier tails.
 
     Frames that are lost or grossly wrong have no part in it: that they are is said by their confidence.
@@ -64,13 +76,22 @@ def _fit(data: PreparedDataset, answers: Answers, modalities: tuple[str, ...]) -
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:
-        return _fit_solver(truth, estimates, own, modalities)
+        return _fit_solver(truth, estimates, own, modalities, _oddness(answers, modalities, confidence))
     std = fit_residual_std(
         [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
         [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
         _RESIDUAL_FLOOR,
     )
-    return _scaled(truth, estimates, own, std, modalities)
+    return _scaled(truth, estimates, own, std, modalities, np.zeros(len(own)), (0.0, 0.0))
+
+
+def _oddness(answers: Answers, modalities: tuple[str, ...], confidence: Confidence | None) -> NDArray[np.float64]:
+    """``(N,)``; 0 where nothing is known of it."""
+    tails = None if confidence is None else confidence.tails.get(modalities)
+    if tails is None:
+        return np.zeros(len(answers))
+    known = ~answers.cues.isnan().any(dim=1).numpy()
+    return np.where(known, oddness(answers.cues.nan_to_num().numpy(), tails[:-1]), 0.0)
 
 
 def _good(data: PreparedDataset, answers: Answers) -> Answers:
@@ -88,18 +109,23 @@ def _wrong(data: PreparedDataset, answers: Answers) -> NDArray[np.bool_]:
 
 
 def _fit_solver(
-    truth: list[Pose], estimates: list[Pose], own: NDArray[np.float64], modalities: tuple[str, ...]
+    truth: list[Pose],
+    estimates: list[Pose],
+    own: NDArray[np.float64],
+    modalities: tuple[str, ...],
+    odd: NDArray[np.float64],
 ) -> Residuals:
     """A solver's own covariance with a floor, both scaled up until they hold the errors.
 
     The solver takes the errors of neighbouring cells, which are much the same error, for independent ones: hence the
     scale. It knows nothing of what is wrong in all frames alike, such as a bent map or cameras that are not quite
-    where they are said to be: hence the floor.
+    where they are said to be: hence the floor. And it errs more where a frame looks odd.
     """
-    floor = fit_floor(truth, estimates, own)
-    inflation = fit_inflation(truth, estimates, _with_residuals(estimates, own, floor))
+    floor, growth = fit_floor(truth, estimates, own, odd)
+    grown = inflated_covariance(_with_residuals(estimates, own, floor), growth_factors(odd, growth))
+    inflation = fit_inflation(truth, estimates, grown)
     floor = np.maximum(floor, _SOLVER_FLOOR / np.repeat(inflation, 3))  # inflated again with the rest
-    return _scaled(truth, estimates, own, floor, modalities)
+    return _scaled(truth, estimates, own, floor, modalities, odd, growth)
 
 
 def _scaled(
@@ -108,13 +134,15 @@ def _scaled(
     own: NDArray[np.float64],
     std: NDArray[np.float64],
     modalities: tuple[str, ...],
+    odd: NDArray[np.float64],
+    growth: tuple[float, float],
 ) -> Residuals:
-    """These residuals ``(6,)`` with inflation and coupling."""
-    covariances = _with_residuals(estimates, own, std)
+    """These residuals ``(6,)`` and growth with inflation and coupling."""
+    covariances = inflated_covariance(_with_residuals(estimates, own, std), growth_factors(odd, growth))
     inflation, margin = (fit(truth, estimates, covariances) for fit in (fit_inflation, fit_margin))
     coupling = fit_coupling(truth, estimates, inflated_covariance(covariances, inflation))
     factors = inflation[0] * margin[0], inflation[1] * margin[1]
-    return Residuals(tuple(std.tolist()), factors, modalities, coupling)
+    return Residuals(tuple(std.tolist()), factors, modalities, coupling, growth)
 
 
 def _with_residuals(estimates: list[Pose], own: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:

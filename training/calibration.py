@@ -18,7 +18,7 @@ from vmloc_ros.core.geometry import (
     quaternion_multiply,
     rotation_vector_from_quaternion,
 )
-from vmloc_ros.core.uncertainty import inflated_covariance
+from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance
 
 Array = NDArray[np.float64]
 
@@ -29,6 +29,7 @@ COVERAGES = (0.5, 0.9, 0.95)
 _PIECES = 8  # of a recording, each judged by the others
 _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
+_FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
 _TINY = 1e-9
 
 
@@ -147,18 +148,26 @@ def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: 
     return enough[0] if enough else factors[int(np.argmax(shares))]
 
 
-def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> Array:
-    """Standard deviations ``(6,)``, equal for the three axes of position and of rotation, to add to covariances.
+def fit_floor(
+    truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike, oddness: ArrayLike
+) -> tuple[Array, tuple[float, float]]:
+    """What errors say that covariances do not know: a floor, and how errors grow with a frame's oddness.
 
-    A maximum of likelihood: errors are taken to be drawn from Student's t distribution of scale ``a^2 C + b^2 I`` with
-    a at least 1, and the floor is ``b / a``; a itself is left to :func:`fit_inflation`. The degrees of freedom are
-    fitted, too: to a Gaussian, a few gross errors would say that the floor is high.
+    A maximum of likelihood: errors are taken to be drawn from Student's t distribution of scale
+    ``(a^2 C + b^2 I) exp(2 g o)`` with a at least 1 and g at least 0; the floor is ``b / a``, and a itself is left to
+    :func:`fit_inflation`. The degrees of freedom are fitted, too: to a Gaussian, a few gross errors would say that the
+    floor is high.
 
     Args:
         covariances: C, ``(N, 6, 6)``, which know only a part of what is wrong.
+        oddness: o, ``(N,)``.
+
+    Returns:
+        Standard deviations ``(6,)`` to add to covariances, equal for the three axes of position and of rotation; and g
+        of position and of rotation, see :func:`vmloc_ros.core.uncertainty.growth_factors`.
     """
     errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
-    floors = []
+    floors, growth = [], []
     for part in ("position", "rotation"):
         rows = PARTS[part]
         variances, axes = np.linalg.eigh(matrices[:, rows, rows])
@@ -166,19 +175,20 @@ def fit_floor(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Arr
         typical = math.log(float(np.sqrt(np.mean(squares))) + _TINY)
 
         def loss(logs: Array, squares: Array = squares, variances: Array = variances) -> float:
-            a, b, tails = np.exp(logs)
-            total = a**2 * variances + b**2
+            a, b, tails = np.exp(logs[:3])
+            total = (a**2 * variances + b**2) * growth_factors(oddness, (logs[3], logs[3]))[:, :1] ** 2
             falling = (tails + 3) / 2 * np.log1p(np.sum(squares / total, axis=1) / tails)
             norm = gammaln(tails / 2) + 1.5 * math.log(tails) - gammaln((tails + 3) / 2)
             return float(np.mean(np.log(total).sum(axis=1) / 2 + falling) + norm)
 
         # Scale alone, floor alone and both may each be a valley; where errors do not tell the scale, it is the least.
-        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _TAILS]
-        starts = [(scale, typical - depth, 2.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
+        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _TAILS, (0.0, _FASTEST)]
+        starts = [(scale, typical - depth, 2.0, 0.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
         found = [minimize(loss, start, bounds=bounds) for start in starts]
         best = min(found, key=lambda one: (round(one.fun, 4), one.x[0]))
         floors += [math.exp(best.x[1] - best.x[0])] * 3
-    return np.array(floors)
+        growth.append(float(best.x[3]))
+    return np.array(floors), (growth[0], growth[1])
 
 
 def map_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Array:

@@ -93,9 +93,10 @@ def recalibrate(
         before = load_confidence(checkpoint)
         memories = {} if before is None else dict(before.memories)
     answers = ask(header, model, held_out, rows, torch_device, memories)
-    fitted = calibrate(header, held_out, answers)
+    confidence = fit_confidence(memories, held_out, answers)
+    fitted = calibrate(header, held_out, answers, confidence)
     fitted = replace(fitted, metrics={**fitted.metrics, "held_out": 1.0})
-    save_checkpoint(out, fitted, model.state_dict(), fit_confidence(memories, held_out, answers))
+    save_checkpoint(out, fitted, model.state_dict(), confidence)
     return fitted
 
 

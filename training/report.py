@@ -19,6 +19,7 @@ from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.models import PoseModel, System, find_system
 from vmloc_ros.core.preprocessing import PreprocessConfig
+from vmloc_ros.core.uncertainty import growth_factors
 
 Rows = list[tuple[str, str]]
 
@@ -200,12 +201,13 @@ def _uncertainty_rows(uncertainty: Uncertainty) -> Rows:
 
 
 def _residual_rows(residuals: Residuals) -> Rows:
-    std = residuals.residual_std
+    std, odd = residuals.residual_std, growth_factors(math.log(10), residuals.growth)
     return [
         ("position residual", ", ".join(f"{x:.3f}" for x in std[:3]) + " m along the body's x, y, z"),
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
         ("inflation", "position {:.2f}, rotation {:.2f}".format(*residuals.inflation)),
         ("coupling", f"{residuals.coupling:.2f} of the correlations between position and rotation"),
+        ("growth", "position x {:.2f}, rotation x {:.2f} for the oddest of ten good frames".format(*odd)),
     ]
 
 

@@ -301,9 +301,9 @@ class Trainer:
             )
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
-        header = calibrate(self._header, data, answers)
-        metrics = {**header.metrics, "held_out": float(on_held_out)}
         confidence = fit_confidence(memories, data, answers)
+        header = calibrate(self._header, data, answers, confidence)
+        metrics = {**header.metrics, "held_out": float(on_held_out)}
         save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict(), confidence)
         return metrics
 

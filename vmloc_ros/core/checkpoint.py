@@ -43,16 +43,21 @@ class Residuals:
         coupling: factor on the correlations between position and rotation, so that the ellipsoid of all six
             dimensions holds 95 %, too: where a solver took dependent measurements for independent, it is too sure of
             how an error of the one goes with an error of the other.
+        growth: by how much the logarithms of the standard deviations of position and rotation grow with each unit of
+            :meth:`vmloc_ros.core.confidence.Confidence.oddness`.
     """
 
     residual_std: tuple[float, float, float, float, float, float]
     inflation: tuple[float, float]
     modalities: tuple[str, ...]
     coupling: float = 1.0
+    growth: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if min(self.residual_std) <= 0 or min(self.inflation) < 1 or not 0 <= self.coupling <= 1:
             raise ValueError(f"residuals must be positive, inflation at least 1 and coupling in [0, 1], got {self}")
+        if min(self.growth) < 0:
+            raise ValueError(f"growth must not be negative, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Uncertainty:
         inflation: see :class:`Residuals`; of answers from all sensors.
         missing: likewise with sensors missing, an entry for each set of sensors that remains.
         coupling: see :class:`Residuals`; of answers from all sensors.
+        growth: see :class:`Residuals`; of answers from all sensors.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
@@ -72,6 +78,7 @@ class Uncertainty:
     inflation: tuple[float, float] = (1.0, 1.0)
     missing: tuple[Residuals, ...] = ()
     coupling: float = 1.0
+    growth: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -83,7 +90,7 @@ class Uncertainty:
         for fitted in self.missing:
             if set(fitted.modalities) == set(modalities):
                 return fitted
-        return Residuals(self.residual_std, self.inflation, modalities, self.coupling)
+        return Residuals(self.residual_std, self.inflation, modalities, self.coupling, self.growth)
 
 
 @dataclass(frozen=True, slots=True)

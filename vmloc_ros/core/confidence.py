@@ -182,7 +182,7 @@ class Confidence:
     memories: Mapping[str, FeatureMemory]
     tails: Mapping[tuple[str, ...], tuple[Tail, ...]]
 
-    def judge(
+    def oddness(
         self,
         modalities: tuple[str, ...],
         features: Mapping[str, ArrayLike],
@@ -190,7 +190,9 @@ class Confidence:
         quaternions_wxyz: ArrayLike,
         oddities: ArrayLike | None = None,
     ) -> Array | None:
-        """Confidence ``(B,)`` of estimates that rest on these sensors; None for sensors that it was not fitted for.
+        """How odd ``(B,)`` estimates from these sensors look; None for sensors that it was not fitted for.
+
+        Of the cue that the fewest good frames reach, minus the logarithm of their share: 0 where all reach it.
 
         Args:
             features: ``(B, D)`` of each modality.
@@ -210,7 +212,11 @@ class Confidence:
                 f"the checkpoint's confidence rests on {len(tails) - 1} cues, this version of the system gives "
                 f"{cues.shape[1]}: fit it again with `vmloc calibrate`"
             )
-        return np.exp(tails[-1].log_share(oddness(cues, tails[:-1])))
+        return oddness(cues, tails[:-1])
+
+    def judge(self, modalities: tuple[str, ...], odd: ArrayLike) -> Array:
+        """Confidence ``(B,)`` of estimates from these sensors that look so odd ``(B,)``, by :meth:`oddness`."""
+        return np.exp(self.tails[modalities][-1].log_share(odd))
 
     def sane(self, modalities: tuple[str, ...], features: Mapping[str, ArrayLike]) -> tuple[str, ...]:
         """Those of a single frame's sensors that are not strange by themselves, whatever the pose.

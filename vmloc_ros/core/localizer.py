@@ -22,7 +22,13 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.uncertainty import inflated_covariance, position_std_m, residual_covariance, sample_covariance
+from vmloc_ros.core.uncertainty import (
+    growth_factors,
+    inflated_covariance,
+    position_std_m,
+    residual_covariance,
+    sample_covariance,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -143,31 +149,36 @@ class Localizer:
     def estimate(self, stamp_ns: int, modalities: tuple[str, ...], prediction: Prediction) -> Estimate:
         """The answer for the first frame of a prediction."""
         pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
-        covariance = total_covariance(prediction, 0, self.header.uncertainty, modalities)
+        lost = prediction.lost is not None and bool(prediction.lost[0])
+        odd = None if lost else self._oddness(modalities, prediction)
+        covariance = total_covariance(
+            prediction, 0, self.header.uncertainty, modalities, 0.0 if odd is None else float(odd[0])
+        )
         posterior = prediction.posterior
         spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
+        confidence = 0.0 if lost else None
+        if odd is not None and self.confidence is not None:
+            confidence = float(self.confidence.judge(modalities, odd)[0])
         return Estimate(
             stamp_ns,
             pose,
             covariance,
             modalities,
             {name: x for name, x in spread.items() if math.isfinite(x)},
-            self._judge(modalities, prediction),
+            confidence,
         )
 
-    def _judge(self, modalities: tuple[str, ...], prediction: Prediction) -> float | None:
-        if prediction.lost is not None and prediction.lost[0]:
-            return 0.0
+    def _oddness(self, modalities: tuple[str, ...], prediction: Prediction) -> NDArray[np.float64] | None:
+        """``(1,)`` of the first frame, where there is a confidence for it."""
         if self.confidence is None or not prediction.features:
             return None
-        judged = self.confidence.judge(
+        return self.confidence.oddness(
             modalities,
             _first(prediction, modalities),
             prediction.positions_m[:1],
             prediction.quaternions_wxyz[:1],
-            prediction.oddities,
+            None if prediction.oddities is None else prediction.oddities[:1],
         )
-        return None if judged is None else float(judged[0])
 
     def warm_up(self) -> None:
         """Answer one synthetic frame, so that the first real one does not pay for lazy initialisation."""
@@ -266,17 +277,19 @@ def _first(prediction: Prediction, modalities: tuple[str, ...]) -> dict[str, NDA
 
 
 def total_covariance(
-    prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...]
+    prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...], odd: float = 0.0
 ) -> NDArray[np.float64]:
     """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated.
 
     Args:
         modalities: the sensors that the row's answer rests on.
+        odd: how odd the row looks; see :meth:`vmloc_ros.core.confidence.Confidence.oddness`.
     """
     pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
     residuals = uncertainty.residuals(modalities)
     covariance = prediction_covariance(prediction, row) + residual_covariance(pose, residuals.residual_std)
-    return inflated_covariance(covariance, residuals.inflation, residuals.coupling)
+    inflation = np.asarray(residuals.inflation) * growth_factors(odd, residuals.growth)
+    return inflated_covariance(covariance, inflation, residuals.coupling)
 
 
 def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:

@@ -18,6 +18,8 @@ from vmloc_ros.core.geometry import (
 
 Array = NDArray[np.float64]
 
+_MOST_ODD = 5.0  # what fewer than one in 150 good frames reach is odder than anything that factors were fitted to
+
 
 def sample_covariance(mean: Pose, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
     """Second moment ``(6, 6)`` of pose samples about ``mean``: position and rotation about the fixed map axes.
@@ -38,15 +40,27 @@ def residual_covariance(mean: Pose, residual_std: ArrayLike) -> Array:
     return np.asarray(rotation @ np.diag(np.square(np.asarray(residual_std, np.float64))) @ rotation.T)
 
 
-def inflated_covariance(covariance: ArrayLike, inflation: tuple[float, float], coupling: float = 1.0) -> Array:
+def inflated_covariance(covariance: ArrayLike, inflation: ArrayLike, coupling: float = 1.0) -> Array:
     """A covariance ``(..., 6, 6)`` whose position's and rotation's standard deviations are larger by these factors.
 
     Args:
+        inflation: ``(..., 2)``.
         coupling: factor in [0, 1] on the correlations between position and rotation.
     """
-    factors = np.repeat(np.asarray(inflation, np.float64), 3)
+    factors = np.repeat(np.asarray(inflation, np.float64), 3, axis=-1)
     kept = np.kron(np.array([[1.0, coupling], [coupling, 1.0]]), np.ones((3, 3)))
-    return np.asarray(covariance) * np.outer(factors, factors) * kept
+    return np.asarray(covariance) * factors[..., :, None] * factors[..., None, :] * kept
+
+
+def growth_factors(oddness: ArrayLike, growth: tuple[float, float]) -> Array:
+    """Factors ``(..., 2)`` on standard deviations of position and rotation of frames that look so odd ``(...)``.
+
+    Args:
+        oddness: as :meth:`vmloc_ros.core.confidence.Confidence.oddness` has it.
+        growth: logarithms of the factors, for each unit of it.
+    """
+    odd = np.minimum(np.asarray(oddness, np.float64), _MOST_ODD)
+    return np.exp(odd[..., None] * np.asarray(growth, np.float64))
 
 
 def body_errors(truth: Pose, estimate: Pose) -> Array:
