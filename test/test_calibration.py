@@ -201,8 +201,7 @@ def test_with_the_margin_new_drives_are_held_as_often_as_said_though_errors_of_o
 
 def test_frames_whose_errors_are_not_alike_need_next_to_no_margin() -> None:
     assert max(fit_margin(*drives(200, 0.0, np.random.default_rng(1)))) < 1.02
-    truth, estimates, covariances = drives(1, 0.0, np.random.default_rng(2))
-    assert np.isfinite(fit_margin(truth[:2], estimates[:2], covariances[:2])).all()
+    assert fit_margin(*drives(1, 0.0, np.random.default_rng(2))) == (1.0, 1.0)  # 40 frames tell nothing of others
 
 
 def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:

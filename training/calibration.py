@@ -26,7 +26,8 @@ Array = NDArray[np.float64]
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
 
-_PIECES = 8  # of a recording, each judged by the others
+_PIECES = 8  # of a recording, each judged by the others; where there are
+_FEWEST = 50  # frames: of fewer, ends of distributions are anything
 _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
@@ -104,12 +105,14 @@ def fit_margin(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Ar
     factors, such covariances hold 95 % of what was left out.
 
     Args:
-        truth, estimates: in the order of recording.
+        truth, estimates: in the order of recording; fewer than 50 leave the factors at 1.
         covariances: ``(N, 6, 6)`` up to a scale.
     """
+    if len(truth) < _FEWEST:
+        return 1.0, 1.0
     factors = []
     for reached in _reached(truth, estimates, covariances):
-        pieces = np.array_split(np.arange(len(reached)), min(_PIECES, len(reached)))
+        pieces = np.array_split(np.arange(len(reached)), _PIECES)
         left_out = [reached[piece] / np.quantile(np.delete(reached, piece), 0.95) for piece in pieces]
         factors.append(max(1.0, float(np.quantile(np.concatenate(left_out), 0.95))))
     return factors[0], factors[1]
