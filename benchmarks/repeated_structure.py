@@ -23,7 +23,7 @@ from training.simulation import simulate, street_centre
 STREETS = {0: "one of two alike", 1: "unlike any other", 2: "the other"}
 REPEATED = {0: 0, 1: 1, 2: 0}  # world seeds
 SEEDS = {"train": range(1, 7), "val": (101,), "test": (1_000_007,)}
-OTHER_DRIVES = 10  # added to a seed on the third street: the same drive and traffic would be told by nothing
+OTHER_DRIVES = 10  # added to a seed on the third street, or its drives and traffic would be the first one's, too
 
 
 def main() -> None:

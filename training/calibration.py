@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import gammainc, gammaincinv, gammaln
 
+from training.tails import FEWEST
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import (
     Pose,
@@ -26,8 +27,7 @@ Array = NDArray[np.float64]
 PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
 COVERAGES = (0.5, 0.9, 0.95)
 
-_PIECES = 8  # of a recording, each judged by the others; where there are
-_FEWEST = 50  # frames: of fewer, ends of distributions are anything
+_PIECES = 8  # of a recording, each judged by the others
 _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
@@ -108,7 +108,7 @@ def fit_margin(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Ar
         truth, estimates: in the order of recording; fewer than 50 leave the factors at 1.
         covariances: ``(N, 6, 6)`` up to a scale.
     """
-    if len(truth) < _FEWEST:
+    if len(truth) < FEWEST:
         return 1.0, 1.0
     factors = []
     for reached in _reached(truth, estimates, covariances):
