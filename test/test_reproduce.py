@@ -223,6 +223,35 @@ def test_retrieval_without_weights_says_how_to_go_on_before_anything_is_trained(
     assert not (tmp_path / "redkitchen" / "atloc_seed0.safetensors").exists()
 
 
+def test_all_systems_see_the_same_pictures_and_the_dense_ones_are_trained_by_their_recipe(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data, out = made[0], tmp_path
+    recipe = (
+        "model.backbone=shufflenet_v2_x0_5",
+        "optimizer.epochs=1",
+        "optimizer.batch_size=4",
+        "model.map_voxel_m=0",
+        "validation={every: 2, block: 4}",
+    )
+    settings = [word for value in recipe for word in ("--set", value)]
+    assert run("systems", data, out, "--systems", "vmloc_dense", *settings, "--no-train") == 0
+    assert "NOT the paper's settings" not in capsys.readouterr().out
+    assert run("systems", data, out, "--systems", "vmloc_dense", "atloc", *settings) == 0
+    text = capsys.readouterr().out
+    assert "Settings of vmloc_dense, none of them the paper's, are those of `config/train/dense_rgbd.yaml`" in text
+    assert "`optimizer.epochs` 1, not 300" in text  # atloc's
+    assert "| input | system | median position (m) | 95 % (m) | median rotation (deg) | 95 % (deg) | seeds |" in text
+    found = results(out, "systems")
+    assert set(found) == {
+        ("atloc", "clean"),
+        *(("vmloc_dense", f) for f in ("clean", "image missing", "range missing")),
+    }
+    header = read_header(out / "redkitchen" / "vmloc_dense_seed0.safetensors")
+    assert header.training["config"]["model"]["frozen"] is True
+    assert header.preprocess.shortest_side == 32
+
+
 # --- what is kept ------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +418,35 @@ def test_damage_hits_what_a_system_takes() -> None:
     assert levels("atloc", IMAGE_MISSING) is None
     assert levels("depth_vmloc", RANGE_MISSING) is None
     assert levels("depth_vmloc", Damage("range", 3)) == {"lidar": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"), [("7scenes", "dense_rgbd.yaml"), ("bags", "dense_street.yaml"), ("robotcar", "dense_town.yaml")]
+)
+@pytest.mark.parametrize("name", ["vmloc_dense", "dense_image", "dense_lidar"])
+def test_a_recipe_goes_over_files_and_under_overrides_and_leaves_the_pictures_alone(
+    tmp_path: Path, kind: str, file: str, name: str
+) -> None:
+    user = tmp_path / "user.yaml"
+    user.write_text("optimizer: {epochs: 77}\nmodel: {hidden_dim: 7}\npreprocess: {shortest_side: 48}\n")
+    settings = Settings(tmp_path, [user], ["optimizer.batch_size=6"])
+    ours, other = (Run(scene_of(kind), VARIANTS[system], 0).config(settings) for system in (name, "vmloc"))
+    recipe = load_config([share_path("config", "train", file)])
+    assert ours.optimizer == dataclasses.replace(recipe.optimizer, batch_size=6)
+    voxel_m = 0 if name == "dense_image" else recipe.model.map_voxel_m
+    assert ours.model == dataclasses.replace(recipe.model, name=name, map_voxel_m=voxel_m)
+    assert (ours.augment, ours.validation, ours.source.register_depth) == (
+        recipe.augment,
+        recipe.validation,
+        recipe.source.register_depth,
+    )
+    assert ours.preprocess == dataclasses.replace(other.preprocess, modalities=ours.preprocess.modalities)
+    assert ours.preprocess.shortest_side == 48
+    assert (other.optimizer.epochs, other.model.hidden_dim) == (77, 7)
+
+
+def test_the_table_of_all_systems_leaves_none_out() -> None:
+    assert set(EXPERIMENTS["systems"].variants) >= set(REGISTRY)
 
 
 # --- scenes ------------------------------------------------------------------------------------------------------

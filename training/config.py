@@ -166,10 +166,15 @@ def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> Tr
     """
     values: dict[str, Any] = {}
     for path in paths:
-        layer = _read_yaml(path)
-        from_mapping(TrainConfig, layer, str(path))  # a mistake is reported with the file that it is in
-        values = _merged(values, layer)
+        values = _merged(values, read_layer(path))
     return parse_config(values, overrides, " + ".join(map(str, paths)) or "config")
+
+
+def read_layer(path: Path) -> dict[str, Any]:
+    """What a YAML file says, and nothing else. Raises ConfigError as :func:`load_config`, with the file's name."""
+    values = _read_yaml(path)
+    from_mapping(TrainConfig, values, str(path))
+    return values
 
 
 def _read_yaml(path: Path) -> Any:

@@ -180,6 +180,7 @@ def _record(
                 "train": dict(data[scene.name].train),
                 "test": dict(data[scene.name].test),
                 "differs_from_the_paper": _differences(scene, variants, settings),
+                "recipes": {v.name: v.recipes[scene.kind] for v in variants if scene.kind in v.recipes},
             }
             for scene in found.scenes
         },
@@ -192,7 +193,7 @@ def _differences(scene: Scene, variants: Sequence[Variant], settings: Settings) 
     differing: dict[str, str] = {}
     of_scene = [] if scene.kind == "bags" else [share_path("config", "train", scene.config)]
     for variant in variants:
-        if variant.system == NEAREST:
+        if variant.system == NEAREST or scene.kind in variant.recipes:
             continue
         paper = flatten(to_mapping(load_config([*of_scene, system_file(variant)], list(variant.settings))))
         ours = flatten(to_mapping(Run(scene, variant, 0).config(settings)))
@@ -229,7 +230,9 @@ def _text(
     for scene in found.scenes:
         own = [line for line in lines if line.scene == scene.name]
         about = record["scenes"][scene.name]
-        parts += [f"## {scene.name}", f"{about['data']}.", _difference_text(about["differs_from_the_paper"])]
+        parts += [f"## {scene.name}", f"{about['data']}.", _recipe_text(about["recipes"])]
+        if {line.variant for line in own} - set(about["recipes"]):
+            parts.append(_difference_text(about["differs_from_the_paper"]))
         if experiment.paper and not set(scene.rows) & set(experiment.paper_rows):
             parts.append("The paper has no figures for these data.")
         parts.append(scene_table(own, experiment, _range_name(scene, settings)))
@@ -250,6 +253,15 @@ def _difference_text(differing: Mapping[str, str]) -> str:
         return "Settings are the paper's, but for the frames held out of training to choose the epoch."
     listing = ", ".join(f"`{key}` {text}" for key, text in differing.items())
     return f"NOT the paper's settings: {listing}."
+
+
+def _recipe_text(recipes: Mapping[str, str]) -> str:
+    if not recipes:
+        return ""
+    files = ", ".join(f"`config/train/{file}`" for file in dict.fromkeys(recipes.values()))
+    return (
+        f"Settings of {', '.join(recipes)}, none of them the paper's, are those of {files}, but for the preprocessing."
+    )
 
 
 def _range_name(scene: Scene, settings: Settings) -> str:

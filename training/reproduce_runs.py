@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from training.cache import default_cache
-from training.config import TrainConfig, load_config, parse_config
+from training.config import TrainConfig, load_config, parse_config, read_layer
 from training.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.reproduce_experiments import Input, Variant
 from training.reproduce_scenes import Scene, SceneData
@@ -83,11 +83,19 @@ class Run:
         """Configuration files and overrides, later ones over earlier ones."""
         data, system = share_path("config", "train", self.scene.config), system_file(self.variant)
         files = [data, system, *settings.config_files]
-        overrides = [*self.scene.settings, *settings.overrides, *self.variant.settings]
+        overrides = [*self._recipe(), *self.scene.settings, *settings.overrides, *self.variant.settings]
         overrides += [f"model.name={self.variant.system}", f"seed={self.seed}"]
         if self.variant.system == NEAREST:
             overrides += _retrieval(load_config(files, overrides), settings)
         return files, overrides
+
+    def _recipe(self) -> list[str]:
+        """The variant's, as overrides."""
+        if self.scene.kind not in self.variant.recipes:
+            return []
+        values = read_layer(share_path("config", "train", self.variant.recipes[self.scene.kind]))
+        values.pop("preprocess", None)
+        return [f"{key}={json.dumps(value)}" for key, value in flatten(values).items()]
 
     def config(self, settings: Settings) -> TrainConfig:
         """As a checkpoint of this run records it. Raises ConfigError, ModelError: it does not fit the system."""

@@ -68,6 +68,8 @@ def scene_table(lines: Sequence[Line], experiment: Experiment, range_name: str) 
     for index, (what, unit) in enumerate((("position", "m"), ("rotation", "deg"))):
         metric = f"{key}_{what}_{unit}"
         columns.append((f"{key} {what} ({unit})", lambda line, metric=metric: _cell(line, metric)))
+        if experiment.tail:
+            columns.append((f"95 % ({unit})", lambda line, metric=f"p95_{what}_{unit}": _cell(line, metric)))
         if has_paper:
             columns.append(("paper", lambda line, index=index: _paper_cell(_paper(experiment, line), index)))
     columns.append(("seeds", lambda line: str(len(line.seeds)) if line.seeds else line.why_not))

@@ -10,7 +10,7 @@ from typing import Any
 from training.commands import add_command
 from vmloc_ros.core.errors import ConfigError
 
-_TABLES = ("table1", "table2", "table3", "table4", "cost", "ablation")
+_TABLES = ("table1", "table2", "table3", "table4", "cost", "ablation", "systems")
 
 
 def add_reproduce(commands: Any) -> None:
@@ -21,7 +21,11 @@ def add_reproduce(commands: Any) -> None:
         _reproduce,
         "Make a table of the paper: train what is missing, evaluate, print our figures beside the paper's.",
     )
-    parser.add_argument("table", choices=_TABLES, help="1: 7-Scenes, 2: RobotCar, 3: ways to fuse, 4: damaged input")
+    parser.add_argument(
+        "table",
+        choices=_TABLES,
+        help="1: 7-Scenes, 2: RobotCar, 3: ways to fuse, 4: damaged input, systems: all there are",
+    )
     parser.add_argument(
         "--data",
         type=Path,
