@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,7 @@ from training.calibration import (
     fit_inflation,
     fit_margin,
     gross_errors,
+    independent_errors,
     map_errors,
     nees,
     pose_nees,
@@ -204,6 +206,42 @@ def test_frames_whose_errors_are_not_alike_need_next_to_no_margin() -> None:
     assert fit_margin(*drives(1, 0.0, np.random.default_rng(2))) == (1.0, 1.0)  # 40 frames tell nothing of others
 
 
+def wandering(correlation: float, count: int, seed: int) -> tuple[list[Pose], list[Pose], np.ndarray]:
+    """Errors of a first-order autoregressive process, in units of covariances that differ from frame to frame."""
+    rng = np.random.default_rng(seed)
+    units = rng.normal(size=(count, 6))
+    for step in range(1, count):
+        units[step] = correlation * units[step - 1] + math.sqrt(1 - correlation**2) * units[step]
+    roots = np.tril(rng.normal(size=(count, 6, 6))) * 0.01 + np.eye(6) * 0.02
+    poses = random_poses(count, seed)
+    errors = np.einsum("nij,nj->ni", roots, units)
+    truth = [moved_in_map(pose, error) for pose, error in zip(poses, errors, strict=True)]
+    return truth, poses, roots @ np.swapaxes(roots, 1, 2)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
+def test_errors_that_follow_each_other_amount_to_fewer_independent_ones(correlation: float) -> None:
+    """The effective sample size of such a process in closed form."""
+    truth, poses, covariances = wandering(correlation, 8000, 1)
+    expected = 8000 * (1 - correlation) / (1 + correlation)
+    for scale in (1.0, 1e-3):
+        assert independent_errors(truth, poses, scale * covariances) == pytest.approx(expected, rel=0.15)
+
+
+def test_one_error_that_all_frames_have_is_one_error() -> None:
+    covariances, poses = np.tile(np.eye(6), (300, 1, 1)), [yaw_pose(0.1 * i, 0.0, 0.0) for i in range(300)]
+    truth = [yaw_pose(0.1 * i, 0.3, 0.0) for i in range(300)]
+    assert independent_errors(truth, poses, covariances) == pytest.approx(1.0)
+    assert independent_errors(poses, poses, covariances) == 300  # nothing is alike in no error
+
+
+def test_one_gross_error_does_not_make_the_others_independent() -> None:
+    truth, poses, covariances = wandering(0.9, 4000, 2)
+    before = independent_errors(truth, poses, covariances)
+    truth[2000] = yaw_pose(1e4, 0.0, 0.0)
+    assert independent_errors(truth, poses, covariances) == pytest.approx(before, rel=0.05)
+
+
 def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:
     truth, estimates, covariances = heavy_tailed(2000, 5)
     assert np.mean(gross_errors(truth, estimates, 1e-4 * covariances)) < 0.03  # however small the covariances are
@@ -324,6 +362,16 @@ def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarra
     tensors = Preprocessor(PREPROCESS).normalise(data.batch(rows, CPU)[0])
     values = tensors[name][:, 0, 0, :3].numpy() * Reader.SCALE_M[name]
     return np.sqrt(np.mean(values**2, axis=0))
+
+
+def test_a_covariance_of_few_independent_errors_is_called_a_guess(caplog: pytest.LogCaptureFixture) -> None:
+    header = calibrated(still_data(60), torch.arange(60))
+    assert 20 < header.metrics["independent_errors"] <= 60
+    assert not caplog.text
+    header = calibrated(still_data(10), torch.arange(10))
+    assert header.metrics["independent_errors"] <= 10
+    assert "the covariance is fitted to 10 frames, whose errors amount to about " in caplog.text
+    assert "fit it to more and other drives (vmloc calibrate CHECKPOINT --data DRIVES --out NEW)" in caplog.text
 
 
 def test_residuals_are_fitted_for_every_set_of_sensors() -> None:

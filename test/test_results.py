@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import random_frame, yaw_pose
-from training.calibration import calibration_summary
+from training.calibration import calibration_summary, independent_errors
 from training.corruption import Corruption
 from training.evaluate import Evaluation, Track
 from training.results import write_comparison, write_results, write_tum
@@ -65,6 +65,7 @@ def test_a_single_sequence_leaves_tables_trajectories_and_pictures_in_one_folder
         **drive.errors.summary(),
         **trajectory_summary([(drive.truth, drive.poses)]),
         **calibration_summary(drive.truth, drive.estimates),
+        "independent_errors": independent_errors(drive.truth, drive.poses, [one.covariance for one in drive.estimates]),
     }
     assert metrics["median_position_m"] == pytest.approx(0.15)
     assert metrics.items() >= expected.items()
@@ -114,6 +115,7 @@ def test_several_sequences_have_a_row_and_a_folder_each(tmp_path: Path) -> None:
     metrics = read_json(tmp_path / "metrics.json")
     assert [metrics["sequences"][name]["mean_position_m"] for name in ("east", "west")] == pytest.approx([0.1, 0.5])
     assert metrics["mean_position_m"] == pytest.approx(0.2)
+    assert metrics["independent_errors"] == pytest.approx(2.0)  # each drive's errors are the same all along
     assert metrics["baselines"] == {"nearest training image": baseline}
     errors, trajectory, _ = (part.splitlines() for part in text.split("## ")[1:])
     assert [line.split(" | ")[0] for line in errors if line.startswith("| ")] == [

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.answers import Answers, BySensors
-from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
+from training.calibration import (
+    fit_coupling,
+    fit_floor,
+    fit_inflation,
+    fit_margin,
+    gross_errors,
+    independent_errors,
+)
 from training.dataset import PreparedDataset
 from training.metrics import pose_errors
 from training.predict import modality_features, sensor_sets
@@ -32,11 +40,14 @@ from vmloc_ros.core.uncertainty import (
     residual_covariance,
 )
 
+logger = logging.getLogger(__name__)
+
 # A covariance never gets smaller: 1 cm and 0.1 deg where a network alone answers. A solver does better than that, and
 # than the ground truth of many a recording.
 _RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
 _SOLVER_FLOOR = np.array([0.002] * 3 + [math.radians(0.02)] * 3)
 
+_ENOUGH = 20  # independent errors, of which one is expected outside the 95 % ellipsoid
 _LOOKED_AT = 4000  # training frames whose features are described
 _REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 
@@ -62,7 +73,29 @@ def calibrate(
         growth=whole.growth,
     )
     truth = [data.poses[i] for i in answers[everything].rows.tolist()]
-    return replace(header, uncertainty=uncertainty, metrics=pose_errors(truth, answers[everything].poses()).summary())
+    metrics = pose_errors(truth, answers[everything].poses()).summary()
+    metrics["independent_errors"] = independent = _independent(data, answers[everything], whole)
+    if independent < _ENOUGH:
+        logger.warning(
+            "the covariance is fitted to %d frames, whose errors amount to about %.0f independent ones: take it "
+            "for a guess, and fit it to more and other drives (vmloc calibrate CHECKPOINT --data DRIVES --out NEW)",
+            len(truth),
+            independent,
+        )
+    return replace(header, uncertainty=uncertainty, metrics=metrics)
+
+
+def _independent(data: PreparedDataset, answers: Answers, residuals: Residuals) -> float:
+    """To how many independent errors those of the good answers amount, over all recordings."""
+    answers = _good(data, answers)
+    sequences, count = data.sequences[answers.rows], 0.0
+    for sequence in sequences.unique():
+        one = answers.some(sequences == sequence)
+        one = one.some(one.rows.argsort())
+        truth, estimates = [data.poses[i] for i in one.rows.tolist()], one.poses()
+        covariances = _with_residuals(estimates, one.covariances.numpy(), np.array(residuals.residual_std))
+        count += independent_errors(truth, estimates, covariances)
+    return count
 
 
 def _fit(

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from training.calibration import COVERAGES, PARTS, calibration_summary
+from training.calibration import COVERAGES, PARTS, calibration_summary, independent_errors
 from training.evaluate import Evaluation, Track
 from training.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
 from training.trajectory_metrics import RPE_FRAMES, RPE_METRES, trajectory_summary
+from vmloc_ros.core.geometry import Pose
 
 Summary = dict[str, float]
 
@@ -74,16 +76,20 @@ _TRAJECTORY = Table(
 )
 _COVARIANCE = Table(
     "Covariance",
-    tuple(
-        column
-        for part in PARTS
-        for column in (
-            Column(f"NEES {part}", f"nees_{part}", 2),
-            *(Column(f"{100 * share:.0f} %", f"coverage{100 * share:.0f}_{part}", 1, True) for share in COVERAGES),
-        )
+    (
+        Column("independent", "independent_errors", 0),
+        *(
+            column
+            for part in PARTS
+            for column in (
+                Column(f"NEES {part}", f"nees_{part}", 2),
+                *(Column(f"{100 * share:.0f} %", f"coverage{100 * share:.0f}_{part}", 1, True) for share in COVERAGES),
+            )
+        ),
     ),
     "Mean NEES: 6 (pose) and 3 (position, rotation) of a covariance that tells the truth, more where it is too small. "
-    "After it the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %.",
+    "After it the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %. Neighbouring frames err "
+    "alike: *independent* is to how many independent errors those of all frames amount; of a few, a share says little.",
 )
 _CONFIDENCE = Table(
     "Confidence",
@@ -120,9 +126,15 @@ def summarise(tracks: Sequence[Track]) -> Summary:
     return {
         **errors.summary(),
         **trajectory_summary([(track.truth, track.poses) for track in tracks]),
+        "independent_errors": sum(independent_errors(*_answers(track)) for track in tracks),
         **calibration_summary(truth, estimates),
         **judged,
     }
+
+
+def _answers(track: Track) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
+    """True poses, estimated ones and their covariances ``(N, 6, 6)``."""
+    return track.truth, track.poses, np.stack([estimate.covariance for estimate in track.estimates])
 
 
 def summaries(evaluation: Evaluation) -> dict[str, Summary]:
