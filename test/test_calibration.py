@@ -212,11 +212,12 @@ def wandering(correlation: float, count: int, seed: int) -> tuple[list[Pose], li
     units = rng.normal(size=(count, 6))
     for step in range(1, count):
         units[step] = correlation * units[step - 1] + math.sqrt(1 - correlation**2) * units[step]
-    roots = np.tril(rng.normal(size=(count, 6, 6))) * 0.01 + np.eye(6) * 0.02
+    mixing = rng.normal(size=(count, 6, 6)) * 0.1
+    roots = mixing @ np.swapaxes(mixing, 1, 2) + np.eye(6) * 0.02  # symmetric
     poses = random_poses(count, seed)
     errors = np.einsum("nij,nj->ni", roots, units)
     truth = [moved_in_map(pose, error) for pose, error in zip(poses, errors, strict=True)]
-    return truth, poses, roots @ np.swapaxes(roots, 1, 2)
+    return truth, poses, roots @ roots
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
@@ -233,6 +234,13 @@ def test_one_error_that_all_frames_have_is_one_error() -> None:
     truth = [yaw_pose(0.1 * i, 0.3, 0.0) for i in range(300)]
     assert independent_errors(truth, poses, covariances) == pytest.approx(1.0)
     assert independent_errors(poses, poses, covariances) == 300  # nothing is alike in no error
+
+
+def test_a_covariance_that_has_lost_its_last_digits_is_borne() -> None:
+    truth, poses, covariances = wandering(0.5, 2000, 3)
+    before = independent_errors(truth, poses, covariances)
+    covariances[7] -= 1.001 * np.linalg.eigvalsh(covariances[7])[0] * np.eye(6)  # no longer positive definite
+    assert independent_errors(truth, poses, covariances) == pytest.approx(before, rel=0.02)
 
 
 def test_one_gross_error_does_not_make_the_others_independent() -> None:

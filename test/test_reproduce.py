@@ -223,7 +223,7 @@ def test_retrieval_without_weights_says_how_to_go_on_before_anything_is_trained(
     assert not (tmp_path / "redkitchen" / "atloc_seed0.safetensors").exists()
 
 
-def test_all_systems_see_the_same_pictures_and_the_dense_ones_are_trained_by_their_recipe(
+def test_all_systems_see_frames_of_one_size_and_the_dense_ones_are_trained_by_their_recipe(
     made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     data, out = made[0], tmp_path
@@ -239,7 +239,11 @@ def test_all_systems_see_the_same_pictures_and_the_dense_ones_are_trained_by_the
     assert "NOT the paper's settings" not in capsys.readouterr().out
     assert run("systems", data, out, "--systems", "vmloc_dense", "atloc", *settings) == 0
     text = capsys.readouterr().out
-    assert "Settings of vmloc_dense, none of them the paper's, are those of `config/train/dense_rgbd.yaml`" in text
+    dense = next(line for line in text.splitlines() if line.startswith("* vmloc_dense has the settings of "))
+    assert dense.startswith(
+        "* vmloc_dense has the settings of `config/train/dense_rgbd.yaml`, but for `model.backbone` "
+    )
+    assert "`optimizer.epochs` 1, " in dense
     assert "`optimizer.epochs` 1, not 300" in text  # atloc's
     assert "| input | system | median position (m) | 95 % (m) | median rotation (deg) | 95 % (deg) | seeds |" in text
     found = results(out, "systems")
@@ -428,13 +432,18 @@ def test_a_recipe_goes_over_files_and_under_overrides_and_leaves_the_pictures_al
     tmp_path: Path, kind: str, file: str, name: str
 ) -> None:
     user = tmp_path / "user.yaml"
-    user.write_text("optimizer: {epochs: 77}\nmodel: {hidden_dim: 7}\npreprocess: {shortest_side: 48}\n")
+    common = "pretrained: weights.pth\nmodel: {hidden_dim: 7, backbone: resnet18}\npreprocess: {shortest_side: 48}\n"
+    user.write_text("optimizer: {epochs: 77}\n" + common)
     settings = Settings(tmp_path, [user], ["optimizer.batch_size=6"])
-    ours, other = (Run(scene_of(kind), VARIANTS[system], 0).config(settings) for system in (name, "vmloc"))
+    scene = scene_of(kind, regions=5 if kind == "robotcar" else 0)
+    ours, other = (Run(scene, VARIANTS[system], 0).config(settings) for system in (name, "vmloc"))
     recipe = load_config([share_path("config", "train", file)])
     assert ours.optimizer == dataclasses.replace(recipe.optimizer, batch_size=6)
     voxel_m = 0 if name == "dense_image" else recipe.model.map_voxel_m
-    assert ours.model == dataclasses.replace(recipe.model, name=name, map_voxel_m=voxel_m)
+    regions = 5 if kind == "robotcar" else recipe.model.regions
+    own = {"name": name, "map_voxel_m": voxel_m, "regions": regions, "backbone": "resnet18"}
+    assert ours.model == dataclasses.replace(recipe.model, **own)
+    assert ours.pretrained == "weights.pth"
     assert (ours.augment, ours.validation, ours.source.register_depth) == (
         recipe.augment,
         recipe.validation,
@@ -466,6 +475,7 @@ def test_robotcars_test_sequences_are_rows_of_their_own(tmp_path: Path) -> None:
     found = find_scenes(tmp_path, "robotcar", None)
     (scene,) = found.scenes
     assert scene.name == "loop"
+    assert scene.regions == 22  # 1.1 km
     assert [path.name for path in scene.train] == list(LOOP)
     assert scene.rows == {"LOOP1": "2014-06-23-15-36-04", "LOOP2": "2014-06-23-15-41-25"}
     assert [path.name for path in scene.test] == list(scene.rows.values())

@@ -106,6 +106,7 @@ def _fit(
     Frames that are lost or grossly wrong have no part in it: that they are is said by their confidence.
     """
     answers = _good(data, answers)
+    answers = answers.some(answers.rows.argsort())  # the order of recording, which folds are not in
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:

@@ -94,8 +94,10 @@ def independent_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covaria
         truth, estimates: in the order of recording.
         covariances: ``(N, 6, 6)`` up to a scale.
     """
-    roots = np.linalg.cholesky(np.asarray(covariances, np.float64))
-    errors = np.linalg.solve(roots, map_errors(truth, estimates)[..., None])[..., 0]
+    variances, axes = np.linalg.eigh(np.asarray(covariances, np.float64))
+    least = 1e-12 * variances[:, -1:]  # a covariance may have lost its last digits
+    errors = np.einsum("nij,ni->nj", axes, map_errors(truth, estimates)) / np.sqrt(np.maximum(variances, least))
+    errors = np.einsum("nij,nj->ni", axes, errors)  # the axes of one frame are not those of the next
     lengths = np.linalg.norm(errors, axis=1, keepdims=True)
     errors *= np.minimum(1.0, np.quantile(lengths, 0.95) / np.maximum(lengths, _TINY))
     total = float(np.sum(errors**2))

@@ -180,7 +180,7 @@ def _record(
                 "train": dict(data[scene.name].train),
                 "test": dict(data[scene.name].test),
                 "differs_from_the_paper": _differences(scene, variants, settings),
-                "recipes": {v.name: v.recipes[scene.kind] for v in variants if scene.kind in v.recipes},
+                "recipes": _recipes(scene, variants, settings),
             }
             for scene in found.scenes
         },
@@ -231,7 +231,7 @@ def _text(
         own = [line for line in lines if line.scene == scene.name]
         about = record["scenes"][scene.name]
         parts += [f"## {scene.name}", f"{about['data']}.", _recipe_text(about["recipes"])]
-        if {line.variant for line in own} - set(about["recipes"]):
+        if {line.variant for line in own} - {*about["recipes"], NEAREST}:
             parts.append(_difference_text(about["differs_from_the_paper"]))
         if experiment.paper and not set(scene.rows) & set(experiment.paper_rows):
             parts.append("The paper has no figures for these data.")
@@ -255,13 +255,26 @@ def _difference_text(differing: Mapping[str, str]) -> str:
     return f"NOT the paper's settings: {listing}."
 
 
-def _recipe_text(recipes: Mapping[str, str]) -> str:
-    if not recipes:
-        return ""
-    files = ", ".join(f"`config/train/{file}`" for file in dict.fromkeys(recipes.values()))
-    return (
-        f"Settings of {', '.join(recipes)}, none of them the paper's, are those of {files}, but for the preprocessing."
-    )
+def _recipes(scene: Scene, variants: Sequence[Variant], settings: Settings) -> dict[str, dict[str, Any]]:
+    """Of the variants that have a recipe for the scene its file, and their settings that are not the file's."""
+    found = {}
+    for variant in variants:
+        if file := variant.recipes.get(scene.kind):
+            recipe = flatten(to_mapping(load_config([share_path("config", "train", file)])))
+            ours = flatten(to_mapping(Run(scene, variant, 0).config(settings)))
+            but = {
+                key: value for key, value in ours.items() if value != recipe[key] and not key.startswith(_OF_THE_DATA)
+            }
+            found[variant.name] = {"file": file, "but": but}
+    return found
+
+
+def _recipe_text(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = []
+    for name, recipe in recipes.items():
+        but = ", ".join(f"`{key}` {value}" for key, value in recipe["but"].items())
+        lines.append(f"* {name} has the settings of `config/train/{recipe['file']}`{f', but for {but}' if but else ''}")
+    return "\n".join(["None of these are the paper's:", "", *lines]) if lines else ""
 
 
 def _range_name(scene: Scene, settings: Settings) -> str:

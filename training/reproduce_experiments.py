@@ -35,8 +35,9 @@ class Variant:
     Attributes:
         system: entry of the registry; its configuration is ``config/train/systems/<system>.yaml``.
         settings: what makes it this variant, over all other settings.
-        recipes: for a system that the paper's settings are not made for: a file of ``config/train`` by kind of scene.
-            All but its preprocessing goes over the user's files: every system of a table sees the same pictures.
+        recipes: for a system that the paper's settings are not made for: a file of ``config/train`` by kind of scene,
+            which goes over the user's files, but not over what all systems of a table have in common: how large their
+            pictures are, and the backbone and its weights.
     """
 
     name: str

@@ -29,6 +29,7 @@ from vmloc_ros.core.resources import share_path
 logger = logging.getLogger(__name__)
 
 NEAREST = "nearest"
+_IN_COMMON = ("preprocess.", "model.backbone", "pretrained")  # no system's own recipe changes these
 _DATA_FILE = "test_data.txt"
 
 
@@ -37,7 +38,7 @@ class Settings:
     """How to train and where to keep it.
 
     Attributes:
-        config_files: over the scene's and the system's own.
+        config_files: over the scene's and the system's own, but below a variant's recipe.
         overrides: ``key=value``, over all files.
         may_train: else what is not there stays out of the table.
         retrain: replace checkpoints that were trained with other settings.
@@ -93,9 +94,10 @@ class Run:
         """The variant's, as overrides."""
         if self.scene.kind not in self.variant.recipes:
             return []
-        values = read_layer(share_path("config", "train", self.variant.recipes[self.scene.kind]))
-        values.pop("preprocess", None)
-        return [f"{key}={json.dumps(value)}" for key, value in flatten(values).items()]
+        values = flatten(read_layer(share_path("config", "train", self.variant.recipes[self.scene.kind])))
+        if values.get("model.regions") and self.scene.regions:
+            values["model.regions"] = self.scene.regions
+        return [f"{key}={json.dumps(value)}" for key, value in values.items() if not key.startswith(_IN_COMMON)]
 
     def config(self, settings: Settings) -> TrainConfig:
         """As a checkpoint of this run records it. Raises ConfigError, ModelError: it does not fit the system."""

@@ -31,6 +31,7 @@ _ROBOTCAR = {  # the test sequences' names in the paper
     "loop": {"LOOP1": "2014-06-23-15-36-04", "LOOP2": "2014-06-23-15-41-25"},
     "full": {"FULL1": "2014-12-09-13-21-02", "FULL2": "2014-12-12-10-45-15"},
 }
+_ROAD_M = {"loop": 1120, "full": 9562}  # of road; as AtLoc (Wang et al. 2019) has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Scene:
         rows: what is reported apart: a name, and the test sequence, or None for all of them together.
         settings: over its configuration.
         official: frames to train and to test on of the whole scene, where that is known.
+        regions: of a dense map of it, one for every 50 m of road; 0: as many as a recipe has.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Scene:
     rows: Mapping[str, str | None] = field(hash=False)
     settings: tuple[str, ...] = ()
     official: tuple[int, int] | None = None
+    regions: int = 0
     simulated: bool = False
 
 
@@ -172,7 +175,9 @@ def _robotcar(root: Path, name: str) -> Scene:
     test = select_sequences(root, "test", name, allow_missing=True)
     rows = {row: sequence for row, sequence in _ROBOTCAR[name].items() if is_sequence(root / sequence)}
     settings = (f"source.robotcar.scene={name}",)
-    return Scene(name, "robotcar", "robotcar.yaml", tuple(train), tuple(test), ("train", "test"), rows, settings)
+    split, regions = ("train", "test"), round(_ROAD_M[name] / 50)
+    paths = tuple(train), tuple(test)
+    return Scene(name, "robotcar", "robotcar.yaml", *paths, split, rows, settings, regions=regions)
 
 
 def _bags(folder: Path) -> Scene:

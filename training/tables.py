@@ -126,15 +126,15 @@ def summarise(tracks: Sequence[Track]) -> Summary:
     return {
         **errors.summary(),
         **trajectory_summary([(track.truth, track.poses) for track in tracks]),
-        "independent_errors": sum(independent_errors(*_answers(track)) for track in tracks),
+        "independent_errors": sum(independent_errors(*_answers(run)) for track in tracks for run in track.runs()),
         **calibration_summary(truth, estimates),
         **judged,
     }
 
 
-def _answers(track: Track) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
+def _answers(run: Track) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
     """True poses, estimated ones and their covariances ``(N, 6, 6)``."""
-    return track.truth, track.poses, np.stack([estimate.covariance for estimate in track.estimates])
+    return run.truth, run.poses, np.stack([estimate.covariance for estimate in run.estimates])
 
 
 def summaries(evaluation: Evaluation) -> dict[str, Summary]:

@@ -19,12 +19,13 @@ def add_reproduce(commands: Any) -> None:
         commands,
         "reproduce",
         _reproduce,
-        "Make a table of the paper: train what is missing, evaluate, print our figures beside the paper's.",
+        "Make a table, the paper's or ours: train what is missing, evaluate, print our figures beside the paper's.",
     )
     parser.add_argument(
         "table",
         choices=_TABLES,
-        help="1: 7-Scenes, 2: RobotCar, 3: ways to fuse, 4: damaged input, systems: all there are",
+        help="1: 7-Scenes, 2: RobotCar, 3: ways to fuse, 4: damaged input; ours: cost of importance weighting, "
+        "ablation of VMLoc, all systems",
     )
     parser.add_argument(
         "--data",
@@ -41,7 +42,8 @@ def add_reproduce(commands: Any) -> None:
         type=Path,
         action="append",
         default=[],
-        help="YAML file over the scene's and the system's own, such as config/train/reduced/street.yaml; repeatable",
+        help="YAML file over the scene's and the system's own, such as config/train/reduced/street.yaml; repeatable; "
+        "over it are dense systems' own recipe, but for pictures and backbone, and --set",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, over all files")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
