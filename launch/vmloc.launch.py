@@ -26,8 +26,8 @@ OVERRIDES = {
     "map_frame": "frame of the poses",
     "base_frame": "frame whose pose is published",
     "tf_mode": "map_to_base, map_to_odom or none",
-    "odom_frame": "the odometry's frame, for map_to_odom",
-    "odometry_topic": "nav_msgs/Odometry, for map_to_odom",
+    "odom_frame": "the odometry's frame, for map_to_odom and smoothing",
+    "odometry_topic": "nav_msgs/Odometry, for map_to_odom and smoothing",
 }
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 

@@ -48,7 +48,7 @@ def add_calibrate(commands: Any) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="keep prepared frames here (default: $VMLOC_CACHE or ~/.cache/vmloc_ros)",
+        help="keep prepared frames here (default: $VMLOC_CACHE, or vmloc_ros in $XDG_CACHE_HOME or ~/.cache)",
     )
 
 

@@ -19,7 +19,7 @@ def add_evaluate(commands: Any) -> None:
         "Localize every frame of some data; print errors, write tables, trajectories and pictures.",
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or 7-Scenes scenes")
+    parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or datasets")
     parser.add_argument(
         "--also",
         type=Path,

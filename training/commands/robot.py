@@ -59,7 +59,9 @@ def add_demo(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the traversal, any number; never one used in training")
     parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
-    parser.add_argument("--checkpoint", type=Path, help="default: the one that ships with the package")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="default: dense_street.safetensors, which ships with the package"
+    )
     parser.add_argument("--beams", type=int, default=16, help="of the lidar; a checkpoint wants as many as in training")
     parser.add_argument("--rate", type=float, default=1.0, help="replay speed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

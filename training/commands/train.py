@@ -21,7 +21,7 @@ def add_train(commands: Any) -> None:
         default=[],
         help="YAML file, see config/train; can be repeated, later ones win",
     )
-    parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or 7-Scenes scenes")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or datasets")
     parser.add_argument(
         "--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits"
     )
@@ -33,7 +33,7 @@ def add_train(commands: Any) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="keep prepared frames here (default: $VMLOC_CACHE or ~/.cache/vmloc_ros)",
+        help="keep prepared frames here (default: $VMLOC_CACHE, or vmloc_ros in $XDG_CACHE_HOME or ~/.cache)",
     )
     parser.add_argument("--no-cache", action="store_true", help="hold prepared frames in memory, write none to disk")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT.tensorboard beside OUT")

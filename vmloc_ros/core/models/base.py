@@ -164,8 +164,8 @@ class Prediction:
 class PoseModel(nn.Module, ABC):
     """A system that answers sensor frames with poses. What training, checkpoint, localizer and node know of it.
 
-    Deriving from this class alone, a system may reach its pose by any way: ``nearest`` looks it up, and one that
-    predicts map coordinates densely would solve for it here, from ``batch.measured`` and ``batch.intrinsics``.
+    Deriving from this class alone, a system may reach its pose by any way: ``nearest`` looks it up, and
+    ``vmloc_dense`` solves for it, from ``batch.measured`` and ``batch.intrinsics``.
 
     Attributes:
         modalities: what it takes, in order; any one of them is enough.
