@@ -59,7 +59,7 @@ class NodeConfig:
     )
     allow_degraded: bool = _parameter(
         True,
-        "Localize frames that lack an input, or whose input looks like none in training; else their poses do not go out.",
+        "Localize frames that lack an input, or whose input looks like none in training; else publish none of these.",
     )
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
