@@ -91,7 +91,6 @@ def _independent(data: PreparedDataset, answers: Answers, residuals: Residuals) 
     sequences, count = data.sequences[answers.rows], 0.0
     for sequence in sequences.unique():
         one = answers.some(sequences == sequence)
-        one = one.some(one.rows.argsort())
         truth, estimates = [data.poses[i] for i in one.rows.tolist()], one.poses()
         covariances = _with_residuals(estimates, one.covariances.numpy(), np.array(residuals.residual_std))
         count += independent_errors(truth, estimates, covariances)
@@ -106,7 +105,6 @@ def _fit(
     Frames that are lost or grossly wrong have no part in it: that they are is said by their confidence.
     """
     answers = _good(data, answers)
-    answers = answers.some(answers.rows.argsort())  # the order of recording, which folds are not in
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:
@@ -129,7 +127,8 @@ def _oddness(answers: Answers, modalities: tuple[str, ...], confidence: Confiden
 
 
 def _good(data: PreparedDataset, answers: Answers) -> Answers:
-    """Those that are neither lost nor grossly wrong; all where nothing else is left."""
+    """Those that are neither lost nor grossly wrong, in the order of recording; all where nothing else is left."""
+    answers = answers.some(answers.rows.argsort())  # folds come one after the other
     found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
     return found.some(~torch.from_numpy(_wrong(data, found)))
 

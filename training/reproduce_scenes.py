@@ -31,7 +31,7 @@ _ROBOTCAR = {  # the test sequences' names in the paper
     "loop": {"LOOP1": "2014-06-23-15-36-04", "LOOP2": "2014-06-23-15-41-25"},
     "full": {"FULL1": "2014-12-09-13-21-02", "FULL2": "2014-12-12-10-45-15"},
 }
-_ROAD_M = {"loop": 1120, "full": 9562}  # of road; as AtLoc (Wang et al. 2019) has it
+_ROAD_M = {"loop": 1120, "full": 9562}  # of road, as the literature has it; not measured here
 
 
 @dataclass(frozen=True, slots=True)
