@@ -33,7 +33,7 @@ from training.metrics import pose_errors
 from training.sources import open_sources
 from training.sources.options import SourceOptions
 from training.trajectory_metrics import pairs_by_frames, relative_errors
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose, interpolate_poses
 from vmloc_ros.core.localizer import Localizer

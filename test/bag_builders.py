@@ -13,7 +13,8 @@ import numpy as np
 from helpers import yaw_pose
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource
-from vmloc_ros.core.bag_messages import (
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import (
     camera_info_message,
     image_message,
     odometry_message,
@@ -21,7 +22,6 @@ from vmloc_ros.core.bag_messages import (
     pose_stamped_message,
     tf_message,
 )
-from vmloc_ros.core.bags import BagWriter
 from vmloc_ros.core.frame import PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 

@@ -156,7 +156,7 @@ def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Pat
         topics: the model's inputs.
         folder: for logs and the recorded answers.
     """
-    from vmloc_ros.core.bags import open_bag
+    from vmloc_ros.bags.files import open_bag
     from vmloc_ros.core.messages import decode_pose, stamp_ns
 
     frame = "camera_optical_frame"

@@ -18,7 +18,7 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from vmloc_ros.core import bags
+from vmloc_ros.bags import files as bags
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose

@@ -17,8 +17,8 @@ import torch
 from helpers import yaw_pose
 from training.cli import main
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bag_messages import image_message, pose_stamped_message
-from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import image_message, pose_stamped_message
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.preprocessing import PreprocessConfig
 

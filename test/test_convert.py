@@ -19,7 +19,7 @@ from training.convert import convert_seven_scenes, write_bag
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose

@@ -15,7 +15,7 @@ pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 
 from training.cli import main
 from training.demo import run_demo
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.resources import share_path
 
 pytestmark = pytest.mark.usefixtures("ros_domain")

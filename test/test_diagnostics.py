@@ -20,7 +20,7 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import image_message, odometry_message, typestore
+from vmloc_ros.bags.files import image_message, odometry_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("ros_domain")

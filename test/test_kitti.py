@@ -22,7 +22,7 @@ from training.sources.kitti import KittiSource
 from training.sources.kitti_files import poses_from_oxts, read_scan, read_timestamps
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg

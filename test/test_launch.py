@@ -22,11 +22,11 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 import rclpy
 
 from ros_graph import ament_prefix
+from vmloc_ros.core.synchronizer import Statistics
 from vmloc_ros.health import Health
 from vmloc_ros.ros_diagnostics import values_of
 from vmloc_ros.ros_initialpose import InitialPose
 from vmloc_ros.ros_parameters import NodeConfig
-from vmloc_ros.synchronizer import Statistics
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_MODULES = (

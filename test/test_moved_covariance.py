@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from vmloc_ros.core.geometry import Pose, quaternion_exp, quaternion_multiply, rotation_vector_from_quaternion
-from vmloc_ros.core.transforms import moved_covariance
+from vmloc_ros.core.uncertainty import moved_covariance
 
 
 def test_moved_covariance_agrees_with_sampled_poses():

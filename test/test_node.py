@@ -28,14 +28,14 @@ from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.bags.files import image_message, point_cloud_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.ros_parameters import NodeConfig
-from vmloc_ros.synchronizer import Bundle
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

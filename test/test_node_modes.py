@@ -26,14 +26,14 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import image_message, point_cloud_message, typestore
+from vmloc_ros.bags.files import image_message, point_cloud_message, typestore
 from vmloc_ros.core.checkpoint import Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_depth, decode_pose, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig
+from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.ros_resources import load_configured_model
-from vmloc_ros.synchronizer import Bundle
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

@@ -37,13 +37,13 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import BagWriter, image_message, typestore
+from vmloc_ros.bags.files import BagWriter, image_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.synchronizer import Bundle
+from vmloc_ros.core.synchronizer import Bundle
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

@@ -26,12 +26,12 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import image_message, odometry_message, typestore
+from vmloc_ros.bags.files import image_message, odometry_message, typestore
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.core.transforms import moved_covariance
+from vmloc_ros.core.uncertainty import moved_covariance
 from vmloc_ros.ros_parameters import NodeConfig
 from vmloc_ros.ros_smoothing import filter_config
 from vmloc_ros.smoothing import OdometryFilter

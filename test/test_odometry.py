@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helpers import yaw_pose
 from vmloc_ros.core.geometry import rotation_angle_deg
-from vmloc_ros.odometry import OdometryBuffer
+from vmloc_ros.core.pose_buffer import OdometryBuffer
 
 MS = 1_000_000
 

@@ -12,9 +12,9 @@ import pytest
 from ros_graph import wait_until
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.synchronizer import Synchronizer
 from vmloc_ros.health import Arrivals, Health
 from vmloc_ros.pipeline import Pipeline
-from vmloc_ros.synchronizer import Synchronizer
 
 MS = 1_000_000
 

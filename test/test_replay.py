@@ -29,17 +29,11 @@ from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.core.bags import (
-    BagWriter,
-    image_message,
-    open_bag,
-    pose_stamped_message,
-    tf_message,
-)
+from vmloc_ros.bags.files import BagWriter, image_message, open_bag, pose_stamped_message, tf_message
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.core.transforms import moved_covariance
+from vmloc_ros.core.uncertainty import moved_covariance
 from vmloc_ros.replay import ReplayError, replay
 
 pytestmark = pytest.mark.usefixtures("ros_domain")

@@ -19,12 +19,12 @@ from training.sources.options import SourceOptions
 from training.sources.robotcar import RobotCarSource
 from training.sources.robotcar_options import RobotCarOptions
 from training.sources.rosbag import RosbagSource
-from vmloc_ros.core.bags import BagWriter, open_bag
+from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_image, decode_point_cloud, decode_pose, stamp_ns
-from vmloc_ros.core.transforms import StaticTransformTree
+from vmloc_ros.core.transform_tree import StaticTransformTree
 
 TIMES = np.arange(0.3, 0.9, 0.0625)
 

@@ -10,12 +10,12 @@ from helpers import random_frame
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from vmloc_ros.core.bags import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.ros_extrinsics import Extrinsics
 from vmloc_ros.ros_frames import FrameBuilder
-from vmloc_ros.synchronizer import Bundle
 
 CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.0, -0.3, 0.1], [1.5, 0.0, 1.5])
 

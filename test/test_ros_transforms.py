@@ -17,14 +17,14 @@ from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
 from vmloc_ros import ros_transforms
-from vmloc_ros.core.bags import transform_message
+from vmloc_ros.bags.files import transform_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose
+from vmloc_ros.core.transform_tree import TransformTree
 from vmloc_ros.ros_broadcaster import transform_message as ros_transform_message
 from vmloc_ros.ros_transforms import listen_to_transforms
 from vmloc_ros.ros_types import MissingPackageError
-from vmloc_ros.transform_tree import TransformTree
 
 BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 1.2], [-1.5, 0.0, -1.5])
 

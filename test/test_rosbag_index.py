@@ -18,7 +18,7 @@ from training.cache import default_cache
 from training.sources import open_sources
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource
-from vmloc_ros.core.bag_messages import image_message
+from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.errors import DataError
 
 BOTH = ("image", "lidar")

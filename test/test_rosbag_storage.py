@@ -32,8 +32,8 @@ from bag_builders import (
     write_bag,
 )
 from training.sources.rosbag_frames import read_header
-from vmloc_ros.core.bag_messages import image_message, tf_message, typestore
-from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import image_message, tf_message, typestore
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
 

@@ -15,7 +15,7 @@ from training.simulation.mesh import MeshBuilder
 from training.simulation.scene import Scene
 from training.simulation.styles import PLAIN, Style, StyleTable
 from training.simulation.textures import Noise, Textures
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.geometry import Pose

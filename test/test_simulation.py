@@ -22,7 +22,7 @@ from training.simulation.traffic import Traffic
 from training.simulation.trajectory import MAX_LATERAL_M, Trajectory
 from training.simulation.traversal import BASE_FROM_CAMERA, BASE_FROM_LIDAR
 from training.simulation.world import World, build_world
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.geometry import Pose, interpolate_poses, rotation_angle_deg

@@ -13,7 +13,7 @@ from helpers import yaw_pose
 from training.calibration import map_errors, nees
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose, quaternion_exp, quaternion_multiply, rotation_angle_deg
-from vmloc_ros.core.transforms import moved_covariance
+from vmloc_ros.core.uncertainty import moved_covariance
 from vmloc_ros.smoothing import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
 
 MS = 1_000_000

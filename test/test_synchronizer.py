@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmloc_ros.synchronizer import Bundle, Synchronizer
+from vmloc_ros.core.synchronizer import Bundle, Synchronizer
 
 MS = 1_000_000
 SECOND = 1_000 * MS

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.transform_tree import TransformTree
+from vmloc_ros.core.transform_tree import TransformTree
 
 SECOND_NS = 1_000_000_000
 STEP_NS = 50_000_000

@@ -6,7 +6,7 @@ import pytest
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.transforms import StaticTransformTree
+from vmloc_ros.core.transform_tree import StaticTransformTree
 
 BASE_FROM_MAST = Pose.from_xyz_rpy([0.1, 0.2, 1.0], [0.0, 0.1, 0.5])
 MAST_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 0.2], [-1.5, 0.0, -1.5])

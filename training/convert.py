@@ -15,7 +15,7 @@ from training.sources.kitti import KittiSource
 from training.sources.options import SourceOptions
 from training.sources.seven_scenes import SevenScenesSource
 from training.sources.tum import TumSource
-from vmloc_ros.core.bags import (
+from vmloc_ros.bags.files import (
     BagWriter,
     camera_info_message,
     image_message,

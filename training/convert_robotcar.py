@@ -29,7 +29,7 @@ from training.sources.robotcar_calibration import (
     vehicle_from_sensor,
 )
 from training.sources.robotcar_files import UTM_ORIGIN_M, Track, integrate_vo, read_vo
-from vmloc_ros.core.bags import (
+from vmloc_ros.bags.files import (
     BagWriter,
     camera_info_message,
     image_message,

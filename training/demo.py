@@ -22,7 +22,7 @@ from training.pictures import save_trajectory_plot
 from training.simulation import simulate
 from training.sources.options import SourceOptions
 from training.sources.rosbag import RosbagSource
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import CheckpointError, DataError, VmlocError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose, interpolate_poses

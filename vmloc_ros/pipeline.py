@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from vmloc_ros.synchronizer import Bundle, Statistics, Synchronizer
+from vmloc_ros.core.synchronizer import Bundle, Statistics, Synchronizer
 
 Payload = TypeVar("Payload")
 Prepared = TypeVar("Prepared")

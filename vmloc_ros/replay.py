@@ -16,7 +16,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
-from vmloc_ros.core.bags import BagWriter, open_bag
+from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.ros_environment import use_fastdds_profile
 from vmloc_ros.ros_player import Player, ReplayError

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 from vmloc_ros.core.errors import DataError, MessageError, VmlocError
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.transforms import moved_covariance
-from vmloc_ros.core.uncertainty import position_std_m
+from vmloc_ros.core.synchronizer import Bundle
+from vmloc_ros.core.uncertainty import moved_covariance, position_std_m
 from vmloc_ros.health import Health
 from vmloc_ros.lost import LostDetector
 from vmloc_ros.ros_frames import FrameBuilder
 from vmloc_ros.ros_resources import Resources
 from vmloc_ros.ros_smoothing import Smoother
-from vmloc_ros.synchronizer import Bundle
 
 if TYPE_CHECKING:
     from vmloc_ros.core.models import ModelInput

@@ -10,8 +10,8 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
+from vmloc_ros.core.synchronizer import Statistics
 from vmloc_ros.health import HealthReport
-from vmloc_ros.synchronizer import Statistics
 
 
 class Diagnostics:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
-from vmloc_ros.ros_transforms import TransformLookup
+from vmloc_ros.core.transform_tree import TransformLookup
 
 _BASE_FROM_BODY, _CAMERA_FROM_LIDAR = "base_from_body", "camera_from_lidar"
 _ALLOWED_M, _ALLOWED_DEG = 0.05, 2.0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.time import Time
 
-from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.uncertainty import check_pose
 from vmloc_ros.map_frame import MapFrame
 from vmloc_ros.ros_broadcaster import MapOrigin, create_broadcaster
 from vmloc_ros.ros_odometry import OdometrySource
@@ -126,17 +126,3 @@ class Outputs:
         position.x, position.y, position.z = pose.position_m.tolist()
         orientation.w, orientation.x, orientation.y, orientation.z = pose.quaternion_wxyz.tolist()
         return message
-
-
-def check_pose(stamp_ns: int, pose: Pose, covariance: NDArray[np.float64]) -> None:
-    """The last guard: whatever happens before it, no NaN leaves the node, and no covariance that claims certainty.
-
-    Raises:
-        ModelError: a number is not finite or a variance not positive.
-    """
-    numbers = np.concatenate([pose.position_m, pose.quaternion_wxyz, covariance.ravel()])
-    if not np.isfinite(numbers).all() or (covariance.diagonal() <= 0).any():
-        raise ModelError(
-            f"pose at {stamp_ns} ns is not published: position {pose.position_m.tolist()}, variances "
-            f"{covariance.diagonal().tolist()} must be finite, and variances positive"
-        )

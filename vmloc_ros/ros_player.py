@@ -17,7 +17,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection, QosDurability, QosHistory, QosReliability
 from rosgraph_msgs.msg import Clock
 
-from vmloc_ros.core.bags import LATCHED_TOPICS
+from vmloc_ros.bags.files import LATCHED_TOPICS
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.ros_recorder import Recorder
 from vmloc_ros.ros_types import MissingPackageError, message_class

@@ -14,7 +14,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
-from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.ros_types import MissingPackageError, message_class
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from rclpy.node import Node
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.uncertainty import check_pose
 from vmloc_ros.ros_odometry import OdometrySource
-from vmloc_ros.ros_outputs import check_pose
 from vmloc_ros.ros_parameters import NodeConfig
 from vmloc_ros.smoothing import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
 

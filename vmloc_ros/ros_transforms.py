@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -13,28 +13,12 @@ from rclpy.time import Time
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.transform_tree import TransformLookup, TransformTree
 from vmloc_ros.ros_types import MissingPackageError, message_class
-from vmloc_ros.transform_tree import TransformTree
 
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-
-
-class TransformLookup(Protocol):
-    """Finds ``target_from_source`` among the transforms known so far."""
-
-    def find(self, target: str, source: str) -> Pose | None:
-        """The latest transform, or None where the frames are not connected."""
-
-    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
-        """The transform at a stamp, interpolated. Raises DataError: it is not known; the text says what is missing."""
-
-    def forget(self) -> None:
-        """Drop what moves, after a jump back in time."""
-
-    def close(self) -> None:
-        """Stop listening."""
 
 
 def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | None = None) -> TransformLookup:

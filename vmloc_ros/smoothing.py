@@ -40,8 +40,8 @@ from vmloc_ros.core.geometry import (
     quaternion_multiply,
     rotation_vector_from_quaternion,
 )
-from vmloc_ros.core.transforms import moved_covariance
-from vmloc_ros.odometry import JUMP_BACK_S, MAX_SPEED_M_S, find_jump
+from vmloc_ros.core.pose_buffer import JUMP_BACK_S, MAX_SPEED_M_S, find_jump
+from vmloc_ros.core.uncertainty import moved_covariance
 
 Array = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.simulation.lidar import BEAMS
 from training.simulation.light import LIGHTS
 from training.simulation.traversal import Rates, Traversal
-from vmloc_ros.core.bags import BagWriter
+from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.core.errors import ConfigError
 
 __all__ = ["Rates", "Traversal", "simulate", "simulate_many", "street_centre"]

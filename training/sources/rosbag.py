@@ -16,13 +16,13 @@ from training.sources.options import SourceOptions
 from training.sources.rosbag_frames import FrameReader, Serialized
 from training.sources.rosbag_index import RULES_VERSION, BagIndex, bag_files, load_or_build
 from training.sources.rosbag_topics import choose_camera_topic, connections_of
-from vmloc_ros.core.bags import BagReader, open_bag
+from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
-from vmloc_ros.core.transforms import StaticTransformTree
-from vmloc_ros.synchronizer import Bundle
+from vmloc_ros.core.synchronizer import Bundle
+from vmloc_ros.core.transform_tree import StaticTransformTree
 
 logger = logging.getLogger(__name__)
 

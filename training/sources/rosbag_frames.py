@@ -10,7 +10,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.synchronizer import Bundle, Synchronizer
+from vmloc_ros.core.synchronizer import Bundle, Synchronizer
 
 # What is kept of a message: its type and its bytes.
 Serialized = tuple[str, bytes]

@@ -23,7 +23,7 @@ from training.sources.rosbag_topics import (
     is_transforms,
     static_topics,
 )
-from vmloc_ros.core.bags import open_bag
+from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose

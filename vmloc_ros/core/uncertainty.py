@@ -8,6 +8,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.geometry import (
     Pose,
     matrix_from_quaternion,
@@ -95,3 +96,33 @@ def position_std_m(covariance: Array) -> float:
     """
     block = covariance[:3, :3]
     return math.sqrt(np.linalg.eigvalsh(block)[-1]) if np.isfinite(block).all() else math.nan
+
+
+def moved_covariance(covariance: ArrayLike, offset_m: ArrayLike) -> NDArray[np.float64]:
+    """Covariance of a pose whose origin moves by a rigid lever arm.
+
+    A rotation error ``w`` about the map axes displaces the tip of the arm by ``w x offset``, hence the
+    Jacobian ``[[I, -[offset]x], [0, I]]`` on (position, rotation about the map axes).
+
+    Args:
+        covariance: ``(6, 6)``, order (x, y, z, rot_x, rot_y, rot_z) about the map axes.
+        offset_m: ``(3,)`` from the old origin to the new one, in map axes.
+    """
+    x, y, z = np.asarray(offset_m, np.float64)
+    jacobian = np.eye(6)
+    jacobian[:3, 3:] = [[0.0, z, -y], [-z, 0.0, x], [y, -x, 0.0]]
+    return np.asarray(jacobian @ np.asarray(covariance, np.float64) @ jacobian.T)
+
+
+def check_pose(stamp_ns: int, pose: Pose, covariance: NDArray[np.float64]) -> None:
+    """The last guard: whatever happens before it, no NaN leaves the node, and no covariance that claims certainty.
+
+    Raises:
+        ModelError: a number is not finite or a variance not positive.
+    """
+    numbers = np.concatenate([pose.position_m, pose.quaternion_wxyz, covariance.ravel()])
+    if not np.isfinite(numbers).all() or (covariance.diagonal() <= 0).any():
+        raise ModelError(
+            f"pose at {stamp_ns} ns is not published: position {pose.position_m.tolist()}, variances "
+            f"{covariance.diagonal().tolist()} must be finite, and variances positive"
+        )

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.odometry import OdometryBuffer
+from vmloc_ros.core.pose_buffer import OdometryBuffer
 
 _MAX_GAP_S = 0.5
 
@@ -99,3 +101,62 @@ def _at(motion: Track, name: str, stamp_ns: int | None) -> Pose:
         return motion.at(stamp_ns)
     except DataError as error:
         raise DataError(f"{name} on /tf: {error}") from error
+
+
+class StaticTransformTree:
+    """Extrinsics as /tf_static publishes them; frame names compare without a leading slash."""
+
+    def __init__(self) -> None:
+        self._parents: dict[str, tuple[str, Pose]] = {}
+
+    def add(self, parent: str, child: str, parent_from_child: Pose) -> None:
+        """Add or replace the transform of ``child``."""
+        self._parents[child.lstrip("/")] = (parent.lstrip("/"), parent_from_child)
+
+    def find(self, target: str, source: str) -> Pose | None:
+        """``target_from_source``, or None where the frames are not connected."""
+        target_chain, source_chain = self._to_root(target.lstrip("/")), self._to_root(source.lstrip("/"))
+        for frame, ancestor_from_target in target_chain.items():
+            if frame in source_chain:
+                return ancestor_from_target.inverse() @ source_chain[frame]
+        return None
+
+    def lookup(self, target: str, source: str) -> Pose:
+        """``target_from_source``.
+
+        Raises:
+            DataError: the frames are not connected.
+        """
+        pose = self.find(target, source)
+        if pose is None:
+            parents = {parent for parent, _ in self._parents.values()}
+            known = ", ".join(sorted({*self._parents, *parents}))
+            raise DataError(f"no static transform from {source!r} to {target!r}; frames known: {known or 'none'}")
+        return pose
+
+    def _to_root(self, frame: str) -> dict[str, Pose]:
+        """Every ancestor of a frame, itself first, with ``ancestor_from_frame``."""
+        chain = {frame: Pose.identity()}
+        while frame in self._parents:
+            parent, parent_from_frame = self._parents[frame]
+            if parent in chain:  # a loop in a broken /tf_static
+                break
+            chain[parent] = parent_from_frame @ chain[frame]
+            frame = parent
+        return chain
+
+
+class TransformLookup(Protocol):
+    """Finds ``target_from_source`` among the transforms known so far."""
+
+    def find(self, target: str, source: str) -> Pose | None:
+        """The latest transform, or None where the frames are not connected."""
+
+    def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
+        """The transform at a stamp, interpolated. Raises DataError: it is not known; the text says what is missing."""
+
+    def forget(self) -> None:
+        """Drop what moves, after a jump back in time."""
+
+    def close(self) -> None:
+        """Stop listening."""

@@ -3,7 +3,7 @@
 
 Everything goes through the ``rosbags`` library: no ROS installation is needed, and the bags open in
 ``ros2 bag`` and Foxglove (message definitions and QoS profiles are stored). The builders of
-:mod:`vmloc_ros.core.bag_messages` are offered here too.
+:mod:`vmloc_ros.bags.messages` are offered here too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
-from vmloc_ros.core.bag_messages import (
+from vmloc_ros.bags.messages import (
     camera_info_message,
     image_message,
     odometry_message,
