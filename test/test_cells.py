@@ -14,8 +14,8 @@ from torch import Tensor
 
 from helpers import random_frame
 from training.augment import AugmentConfig, move_pixels
-from vmloc_ros.core.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.frame import PointCloud
+from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection
 
 STRIDE = 4

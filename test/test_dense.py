@@ -37,7 +37,7 @@ from vmloc_ros.core.frame import MODALITIES, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import DenseModel, Prediction, build_model
-from vmloc_ros.core.models.dense import Look
+from vmloc_ros.core.models.dense.model import Look
 from vmloc_ros.core.models.encoder import Pyramid, make_trunk
 from vmloc_ros.core.preprocessing import Preprocessor
 

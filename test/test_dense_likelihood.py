@@ -14,11 +14,11 @@ from torch import Tensor
 from rooms import CODEC, MOUNTS, PREPROCESS, TINY, in_map, in_room, input_of, room_data
 from training.config import ObjectiveConfig
 from training.dense import DenseObjective, Looks
-from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
-from vmloc_ros.core.models.dense import Look
+from vmloc_ros.core.models.dense.cells import Cells
+from vmloc_ros.core.models.dense.model import Look
 from vmloc_ros.core.preprocessing import Preprocessor
 
 MEAN_LENGTH = {3: math.sqrt(8 / math.pi), 2: math.sqrt(math.pi / 2)}  # of a standard normal vector

@@ -18,9 +18,9 @@ from rooms import (
 )
 from training.augment import AugmentConfig, move_pixels
 from training.sampler import training_input
-from vmloc_ros.core.cells import camera_cells
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import build_model
+from vmloc_ros.core.models.dense.cells import camera_cells
 from vmloc_ros.core.preprocessing import Preprocessor
 
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))

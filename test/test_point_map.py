@@ -8,8 +8,8 @@ from scipy.spatial import cKDTree
 
 from training.point_map import _Voxels, plane_normals
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.gauss_newton import turned
-from vmloc_ros.core.point_map import PointMap, _Grid
+from vmloc_ros.core.models.dense.gauss_newton import turned
+from vmloc_ros.core.models.dense.point_map import PointMap, _Grid
 
 VOXEL_M = 0.2
 STILL = torch.full((6,), 0.1)

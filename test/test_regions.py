@@ -27,8 +27,8 @@ from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import DenseModel, ModelConfig, Prediction
 from vmloc_ros.core.models.base import ModelInput
-from vmloc_ros.core.models.dense import Answer, Look
-from vmloc_ros.core.models.regions import Regions
+from vmloc_ros.core.models.dense.model import Answer, Look
+from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.preprocessing import Preprocessor
 
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))

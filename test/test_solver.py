@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from vmloc_ros.core import gauss_newton
-from vmloc_ros.core.correspondences import Correspondences, log_ratio
-from vmloc_ros.core.hypotheses import from_points, from_rays
-from vmloc_ros.core.solver import information, refine, solve
+from vmloc_ros.core.models.dense import gauss_newton
+from vmloc_ros.core.models.dense.correspondences import Correspondences, log_ratio
+from vmloc_ros.core.models.dense.hypotheses import from_points, from_rays
+from vmloc_ros.core.models.dense.solver import information, refine, solve
 
 KINDS = ("ranged", "rays", "mixed")
 CENTRE_M = np.array([0.3, -0.1, 0.5])  # of the camera in the body
@@ -366,7 +366,7 @@ def test_many_poses_are_scored_in_parts(monkeypatch):
     rotations = torch.from_numpy(Rotation.random(14, random_state=0).as_matrix()).float().view(2, 7, 3, 3)
     translations = torch.zeros(2, 7, 3)
     whole = log_ratio(c, rotations, translations, SPREAD_M)
-    monkeypatch.setattr("vmloc_ros.core.correspondences._CHUNK", 3 * 400 * 2)
+    monkeypatch.setattr("vmloc_ros.core.models.dense.correspondences._CHUNK", 3 * 400 * 2)
     torch.testing.assert_close(log_ratio(c, rotations, translations, SPREAD_M), whole)
 
 

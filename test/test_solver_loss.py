@@ -31,13 +31,13 @@ from training.config import ObjectiveConfig, parse_config
 from training.dense import DenseObjective, Looks
 from training.solver_loss import solver_loss
 from training.trainer import Trainer
-from vmloc_ros.core.cells import Cells
-from vmloc_ros.core.correspondences import Correspondences
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
-from vmloc_ros.core.models.dense import Look, correspondences
+from vmloc_ros.core.models.dense.cells import Cells
+from vmloc_ros.core.models.dense.correspondences import Correspondences
+from vmloc_ros.core.models.dense.model import Look, correspondences
+from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.preprocessing import Preprocessor
-from vmloc_ros.core.solver import solve
 
 SPREAD_M = 10.0
 FREEDOM = 4

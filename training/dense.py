@@ -16,9 +16,9 @@ from training.dataset import PreparedDataset
 from training.objective import Objective, Terms
 from training.sampler import training_input
 from training.solver_loss import solver_loss
-from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.models import DenseModel, ModelInput
-from vmloc_ros.core.models.dense import Look, correspondences
+from vmloc_ros.core.models.dense.cells import Cells
+from vmloc_ros.core.models.dense.model import Look, correspondences
 from vmloc_ros.core.models.rotation import quaternion_exp, quaternion_product, rotation_matrix
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor

@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vmloc_ros.core.correspondences import Correspondences
-from vmloc_ros.core.solver import refine
+from vmloc_ros.core.models.dense.correspondences import Correspondences
+from vmloc_ros.core.models.dense.solver import refine
 
 _FREEDOM = 4.0  # degrees of it: a pose farther off than a few deviations pulls ever less
 _DIMENSIONS = 6
@@ -18,8 +18,9 @@ def solver_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative log-likelihood of true poses under the product of their cells' Gaussian experts, with heavier tails.
 
-    :func:`vmloc_ros.core.solver.refine` starts at the truth. Of its answer's error e, in position and rotation, and the
-    covariance S that it gives itself, the loss is that of a multivariate t of n = 4 degrees of freedom:
+    :func:`vmloc_ros.core.models.dense.solver.refine` starts at the truth. Of its answer's error e, in position and
+    rotation, and the covariance S that it gives itself, the loss is that of a multivariate t of n = 4 degrees of
+    freedom:
     ``(n + 6) / 2 log(1 + e^T S^-1 e / n) + log det S / 2``, up to a constant. So cells learn where they are wrong
     together, and deviations whose product is honest. Frames that are not solved count nothing.
 

@@ -74,7 +74,7 @@ class Preprocessor:
 
     Channels: image RGB; depth (depth, validity); lidar cylindrical (range, height, intensity, validity) or pinhole
     (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical pictures also have azimuth and
-    time, for :mod:`vmloc_ros.core.cells`; networks do not get them.
+    time, for :mod:`vmloc_ros.core.models.dense.cells`; networks do not get them.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:

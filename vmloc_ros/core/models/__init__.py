@@ -20,7 +20,7 @@ from vmloc_ros.core.models.base import (
     VariationalModel,
 )
 from vmloc_ros.core.models.baselines import AtLoc, AttentionVMLoc, MapNet, PoseNetPlus
-from vmloc_ros.core.models.dense import DenseModel
+from vmloc_ros.core.models.dense.model import DenseModel
 from vmloc_ros.core.models.hourglass import Hourglass
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.models.vidloc import VidLoc

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vmloc_ros.core.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models.base import ModelConfig, ModelInput, PoseModel
+from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 
 _CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture
 _IN_CAMERA_CHANNELS = 2  # of a lidar's picture in the camera's view

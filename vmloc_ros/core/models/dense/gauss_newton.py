@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.core.correspondences import Correspondences
+from vmloc_ros.core.models.dense.correspondences import Correspondences
 
 _LEAST_INLIERS = 6
 _LEAST_SHARE = 0.02  # of the valid cells: fewer agree by chance

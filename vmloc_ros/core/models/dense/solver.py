@@ -2,8 +2,8 @@
 """The pose that many uncertain correspondences agree on, and its covariance.
 
 :func:`solve` draws hypotheses from minimal sets, takes the likeliest of them, and :func:`refine` brings it to the
-maximum of the product of Gaussian experts that :mod:`vmloc_ros.core.correspondences` defines. Every frame is solved on
-its own: neither the frames beside it nor padding with invalid rows change its answer beyond rounding.
+maximum of the product of Gaussian experts that :mod:`vmloc_ros.core.models.dense.correspondences` defines. Every frame
+is solved on its own: neither the frames beside it nor padding with invalid rows change its answer beyond rounding.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vmloc_ros.core.correspondences import Correspondences, log_ratio
-from vmloc_ros.core.gauss_newton import Cells, orthonormal, rotated
-from vmloc_ros.core.hypotheses import draw, from_points, from_rays
+from vmloc_ros.core.models.dense.correspondences import Correspondences, log_ratio
+from vmloc_ros.core.models.dense.gauss_newton import Cells, orthonormal, rotated
+from vmloc_ros.core.models.dense.hypotheses import draw, from_points, from_rays
 
 __all__ = ["Correspondences", "Solution", "information", "refine", "solve"]
 

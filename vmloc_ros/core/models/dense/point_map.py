@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.gauss_newton import turned
+from vmloc_ros.core.models.dense.gauss_newton import turned
 
 # Sizes of the voxels in the iterations, in the map's own: near the answer, and wherever this does not find it.
 _NEAR = (4, 4, 2, 2, 1, 1, 1, 1)

@@ -3,7 +3,7 @@
 
 Scene coordinate regression (Shotton et al. 2013; Brachmann and Rother 2021, DSAC*; Brachmann et al. 2023, ACE) under
 VMLoc's product of experts: each cell is a Gaussian expert on the pose, a modality's expert is their product, and the
-joint answer is the product over the modalities that are present (see :mod:`vmloc_ros.core.solver`).
+joint answer is the product over the modalities that are present (see :mod:`vmloc_ros.core.models.dense.solver`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.cells import Cells
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import quaternion_from_matrix
 from vmloc_ros.core.models.base import ModelConfig, ModelInput, Prediction, require_modality
-from vmloc_ros.core.models.cell_geometry import CellGeometry
-from vmloc_ros.core.models.cell_predictor import CellPredictor
+from vmloc_ros.core.models.dense.cell_geometry import CellGeometry
+from vmloc_ros.core.models.dense.cell_predictor import CellPredictor
+from vmloc_ros.core.models.dense.cells import Cells
+from vmloc_ros.core.models.dense.point_map import PointMap
+from vmloc_ros.core.models.dense.regions import Regions
+from vmloc_ros.core.models.dense.solver import Correspondences, solve
 from vmloc_ros.core.models.encoder import ImagenetScale, Pyramid, make_trunk
-from vmloc_ros.core.models.regions import Regions
-from vmloc_ros.core.point_map import PointMap
 from vmloc_ros.core.pose_codec import PoseCodec
-from vmloc_ros.core.solver import Correspondences, solve
 
 _LEAST_STD_M = 0.005
 _CANDIDATES = 3  # regions that are looked into, unless they are less likely than

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.core.correspondences import Correspondences
+from vmloc_ros.core.models.dense.correspondences import Correspondences
 
 _OVERSAMPLING = 16  # triples drawn for every one that is kept
 _CONSISTENT = 12.0  # squared, normalised difference of a triple's three sides that is no reason to doubt it
