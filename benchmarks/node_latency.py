@@ -71,7 +71,7 @@ def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -
 
     from vmloc_ros.core.frame import Frame
     from vmloc_ros.core.messages import decode_image, decode_point_cloud
-    from vmloc_ros.model import load_model
+    from vmloc_ros.runtime.served_model import load_model
 
     localizer = load_model(str(checkpoint), device, 0, print).localizer  # as the node has it
     frame = Frame(0, decode_image(random_image(0)), cloud=decode_point_cloud(random_cloud(0, points)))

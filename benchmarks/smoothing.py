@@ -38,7 +38,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose, interpolate_poses
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.smoothing import FilterConfig, FilteredPose, OdometryFilter, Verdict
+from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Verdict
 
 HEADER = (
     "| drive | poses | frames | position (m) | rotation (deg) | frame to frame (m) | frame to frame (deg) | NEES pose, "

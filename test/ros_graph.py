@@ -29,7 +29,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 def localizer_of_the_node(checkpoint: Path) -> Localizer:
     """With traced networks, whose rounding is another than that of plain ones."""
-    from vmloc_ros.model import load_model  # takes seconds, for tests that need no torch
+    from vmloc_ros.runtime.served_model import load_model  # takes seconds, for tests that need no torch
 
     return load_model(str(checkpoint), "cpu", 0, pytest.fail).localizer
 

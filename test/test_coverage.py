@@ -18,7 +18,7 @@ from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.training_area import TrainingArea
-from vmloc_ros.ros_extrinsics import trained_extrinsics
+from vmloc_ros.runtime.extrinsics import trained_extrinsics
 
 
 def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() -> None:

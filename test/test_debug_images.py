@@ -15,7 +15,7 @@ from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
-from vmloc_ros.debug_images import overlay_picture, range_modality, range_picture
+from vmloc_ros.runtime.debug_images import overlay_picture, range_modality, range_picture
 
 CAMERA = PinholeCamera(64, 48, 40.0, 40.0, 31.5, 23.5)
 CYLINDER = CylindricalConfig(rows=4, columns=8, elevation_min_deg=-40.0, elevation_max_deg=40.0)

@@ -87,7 +87,7 @@ def test_import_linter_accepts_the_code_as_it_is(copy: Path) -> None:
     [
         ("vmloc_ros/core/geometry.py", "from vmloc_ros.core import localizer", "inside the core"),
         ("vmloc_ros/core/preprocessing.py", "import vmloc_ros.core.models", "inside the core"),
-        ("vmloc_ros/core/messages.py", "from vmloc_ros import pipeline", "stand on the core"),
+        ("vmloc_ros/core/messages.py", "from vmloc_ros.runtime import pipeline", "stand on the core"),
         ("vmloc_ros/core/synchronizer.py", "from vmloc_ros import ros_types", "stand on the core"),
         ("vmloc_ros/node.py", "import training.losses", "training stands on vmloc_ros"),
         ("training/losses.py", "from vmloc_ros import node", "training needs no ROS"),

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import position_std_m
-from vmloc_ros.lost import LostDetector
+from vmloc_ros.runtime.lost_detector import LostDetector
 
 S = 1_000_000_000
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.map_frame import choose_map_frame
+from vmloc_ros.runtime.map_frame import choose_map_frame
 
 UTM_M = (619_994.3, 5_734_999.8, 109.6)
 

@@ -10,7 +10,7 @@ from helpers import random_frame
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.model import load_model
+from vmloc_ros.runtime.served_model import load_model
 
 
 @pytest.fixture(scope="module")

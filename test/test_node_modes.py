@@ -175,7 +175,7 @@ def test_the_published_covariance_grows_while_a_sensor_is_missing(checkpoint, tm
 
 SLOW_NODE = """
 import sys, time
-from vmloc_ros.model import Model
+from vmloc_ros.runtime.served_model import Model
 from vmloc_ros.node import main
 
 feed = Model.feed

@@ -415,7 +415,7 @@ def test_a_checkpoint_that_never_gives_a_finite_pose_is_refused_at_configure(idl
 
 SLOW_NODE = """
 import sys
-from vmloc_ros.model import Model
+from vmloc_ros.runtime.served_model import Model
 from vmloc_ros.node import main
 
 feed = Model.feed

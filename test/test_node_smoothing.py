@@ -34,7 +34,7 @@ from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.uncertainty import moved_covariance
 from vmloc_ros.ros_parameters import NodeConfig
 from vmloc_ros.ros_smoothing import filter_config
-from vmloc_ros.smoothing import OdometryFilter
+from vmloc_ros.runtime.odometry_filter import OdometryFilter
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

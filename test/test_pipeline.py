@@ -13,8 +13,8 @@ from ros_graph import wait_until
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Synchronizer
-from vmloc_ros.health import Arrivals, Health
-from vmloc_ros.pipeline import Pipeline
+from vmloc_ros.runtime.health import Arrivals, Health
+from vmloc_ros.runtime.pipeline import Pipeline
 
 MS = 1_000_000
 

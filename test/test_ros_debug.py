@@ -22,8 +22,8 @@ from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.messages import decode_image, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.debug_images import overlay_picture, range_picture
 from vmloc_ros.ros_debug import DebugImages
+from vmloc_ros.runtime.debug_images import overlay_picture, range_picture
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

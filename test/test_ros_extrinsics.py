@@ -12,7 +12,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_extrinsics import Extrinsics, trained_extrinsics
+from vmloc_ros.runtime.extrinsics import Extrinsics, trained_extrinsics
 
 BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 1.2], [-1.5, 0.0, -1.5])
 CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.1, -0.2, 0.05], [1.5, -1.5, 0.1])

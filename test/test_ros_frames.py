@@ -14,8 +14,8 @@ from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros_extrinsics import Extrinsics
-from vmloc_ros.ros_frames import FrameBuilder
+from vmloc_ros.runtime.extrinsics import Extrinsics
+from vmloc_ros.runtime.frame_builder import FrameBuilder
 
 CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.0, -0.3, 0.1], [1.5, 0.0, 1.5])
 

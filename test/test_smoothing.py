@@ -14,7 +14,7 @@ from training.calibration import map_errors, nees
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose, quaternion_exp, quaternion_multiply, rotation_angle_deg
 from vmloc_ros.core.uncertainty import moved_covariance
-from vmloc_ros.smoothing import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
+from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
 
 MS = 1_000_000
 SECOND = 1_000 * MS

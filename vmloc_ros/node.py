@@ -124,7 +124,9 @@ class VmlocNode(LifecycleNode):
 
     def _release(self) -> None:
         if self._resources is not None:
-            from vmloc_ros.model import release_gpu_memory  # needs torch, which takes seconds: not before configure
+            from vmloc_ros.runtime.served_model import (
+                release_gpu_memory,  # needs torch, which takes seconds: not before configure
+            )
 
             self._resources.close()
             self._resources = None

@@ -21,15 +21,15 @@ from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.uncertainty import moved_covariance, position_std_m
-from vmloc_ros.health import Health
-from vmloc_ros.lost import LostDetector
-from vmloc_ros.ros_frames import FrameBuilder
 from vmloc_ros.ros_resources import Resources
 from vmloc_ros.ros_smoothing import Smoother
+from vmloc_ros.runtime.frame_builder import FrameBuilder
+from vmloc_ros.runtime.health import Health
+from vmloc_ros.runtime.lost_detector import LostDetector
 
 if TYPE_CHECKING:
     from vmloc_ros.core.models import ModelInput
-    from vmloc_ros.model import Model
+    from vmloc_ros.runtime.served_model import Model
 
 _LOG_PERIOD_S = 5.0
 
@@ -156,7 +156,7 @@ class Answers:
 
     def _adopt(self, model: Model) -> None:
         """Take notice of another model."""
-        from vmloc_ros.model import release_gpu_memory
+        from vmloc_ros.runtime.served_model import release_gpu_memory
 
         self._model = model
         self._start_smoothing_anew("another checkpoint is in use")

@@ -14,8 +14,8 @@ from vmloc_ros.core.frame import IMAGE, Frame, PinholeCamera
 from vmloc_ros.core.messages import decode_camera_info
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.debug_images import Picture, overlay_picture, range_modality, range_picture
 from vmloc_ros.ros_packages import rgb_message
+from vmloc_ros.runtime.debug_images import Picture, overlay_picture, range_modality, range_picture
 
 _LOG_PERIOD_S = 5.0
 

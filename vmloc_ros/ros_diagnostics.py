@@ -11,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from vmloc_ros.core.synchronizer import Statistics
-from vmloc_ros.health import HealthReport
+from vmloc_ros.runtime.health import HealthReport
 
 
 class Diagnostics:

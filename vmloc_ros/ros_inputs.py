@@ -23,8 +23,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.messages import stamp_ns
-from vmloc_ros.health import Arrivals
 from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.runtime.health import Arrivals
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks

@@ -10,18 +10,18 @@ from rclpy.node import Node
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.frame import LIDAR
-from vmloc_ros.map_frame import MapFrame, choose_map_frame
-from vmloc_ros.ros_extrinsics import Extrinsics, trained_extrinsics
 from vmloc_ros.ros_inputs import modalities_in_use
 from vmloc_ros.ros_odometry import create_odometry
 from vmloc_ros.ros_outputs import Outputs
 from vmloc_ros.ros_parameters import MAP_TO_ODOM, NodeConfig, pose_of
 from vmloc_ros.ros_training_area import TrainingAreaCloud
 from vmloc_ros.ros_transforms import listen_to_transforms
+from vmloc_ros.runtime.extrinsics import Extrinsics, trained_extrinsics
+from vmloc_ros.runtime.map_frame import MapFrame, choose_map_frame
 
 if TYPE_CHECKING:
     from vmloc_ros.core.localizer import Localizer
-    from vmloc_ros.model import Model
+    from vmloc_ros.runtime.served_model import Model
 
 
 class Resources:
@@ -127,7 +127,7 @@ def load_configured_model(node: Node, config: NodeConfig) -> Model:
     if not config.checkpoint:
         raise ConfigError("parameter checkpoint is not set; give the path of a checkpoint file")
     # Loading torch takes seconds: not before ROS can be interrupted, and not when parameters are wrong.
-    from vmloc_ros.model import load_model
+    from vmloc_ros.runtime.served_model import load_model
 
     model = load_model(config.checkpoint, config.device, config.lookahead_frames, node.get_logger().warning)
     if config.min_confidence > 0 and model.localizer.confidence is None:

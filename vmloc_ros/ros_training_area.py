@@ -13,8 +13,8 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from vmloc_ros.core.training_area import TrainingArea
-from vmloc_ros.map_frame import MapFrame
 from vmloc_ros.ros_packages import cloud_message
+from vmloc_ros.runtime.map_frame import MapFrame
 
 _LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 

@@ -11,7 +11,7 @@ from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros_extrinsics import Extrinsics
+from vmloc_ros.runtime.extrinsics import Extrinsics
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     IMAGE: decode_image,
