@@ -89,7 +89,7 @@ setup(
     entry_points={
         "console_scripts": [
             "vmloc_node = vmloc_ros.node:main",
-            "vmloc_initialpose = vmloc_ros.ros_initialpose:main",
+            "vmloc_initialpose = vmloc_ros.initialpose:main",
             "vmloc = training.cli:main",
         ]
     },

@@ -38,7 +38,7 @@ from node_traffic import listener, publish, random_cloud, random_image, wait_for
 from tqdm import tqdm
 
 from vmloc_ros.core.resources import share_path
-from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep
+from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep
 
 MODEL = "model"
 SPAWN = multiprocessing.get_context("spawn")  # a forked child would share this process's DDS

@@ -19,7 +19,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image, PointCloud2, PointField
 
 from vmloc_ros.core.messages import stamp_ns
-from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros.environment import use_fastdds_profile
 
 HEIGHT, WIDTH, BEAMS = 480, 640, 32
 MATCH_LIMIT_S = 60.0

@@ -183,7 +183,7 @@ class Peer:
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
-        from vmloc_ros.ros_environment import use_fastdds_profile
+        from vmloc_ros.ros.environment import use_fastdds_profile
 
         use_fastdds_profile()
         self._context = rclpy.Context()

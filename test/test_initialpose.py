@@ -15,7 +15,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
 
-from vmloc_ros.ros_initialpose import planar_std
+from vmloc_ros.initialpose import planar_std
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -24,7 +24,7 @@ POSES, INITIAL = "/vmloc_node/pose_with_covariance", "/initialpose"
 
 def arguments(**parameters) -> list[str]:
     settings = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
-    return ["-m", "vmloc_ros.ros_initialpose", "--ros-args", *settings]
+    return ["-m", "vmloc_ros.initialpose", "--ros-args", *settings]
 
 
 def pose(x_m: float, position_std_m: float, yaw_std_rad: float) -> PoseWithCovarianceStamped:

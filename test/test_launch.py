@@ -23,9 +23,9 @@ import rclpy
 
 from ros_graph import ament_prefix
 from vmloc_ros.core.synchronizer import Statistics
-from vmloc_ros.ros_diagnostics import values_of
-from vmloc_ros.ros_initialpose import InitialPose
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.initialpose import InitialPose
+from vmloc_ros.ros.diagnostics import values_of
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.health import Health
 
 ROOT = Path(__file__).resolve().parents[1]

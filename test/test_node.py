@@ -35,7 +35,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.parameters import NodeConfig
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

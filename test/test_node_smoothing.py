@@ -32,8 +32,8 @@ from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.uncertainty import moved_covariance
-from vmloc_ros.ros_parameters import NodeConfig
-from vmloc_ros.ros_smoothing import filter_config
+from vmloc_ros.ros.parameters import NodeConfig
+from vmloc_ros.ros.smoother import filter_config
 from vmloc_ros.runtime.odometry_filter import OdometryFilter
 
 pytestmark = pytest.mark.usefixtures("ros_domain")

@@ -106,7 +106,7 @@ def test_clouds_equal_sensor_msgs_py_s() -> None:
 
 def test_images_that_we_make_are_those_of_cv_bridge(monkeypatch: pytest.MonkeyPatch) -> None:
     package("cv_bridge")
-    ros_packages = package("vmloc_ros.ros_packages")
+    ros_packages = package("vmloc_ros.ros.packages")
     header = package("std_msgs.msg").Header(frame_id="camera")
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     theirs = ros_packages.rgb_message(header, picture)
@@ -116,7 +116,7 @@ def test_images_that_we_make_are_those_of_cv_bridge(monkeypatch: pytest.MonkeyPa
 
 def test_clouds_that_we_make_are_those_of_sensor_msgs_py(monkeypatch: pytest.MonkeyPatch) -> None:
     point_cloud2 = package("sensor_msgs_py.point_cloud2")
-    ros_packages = package("vmloc_ros.ros_packages")
+    ros_packages = package("vmloc_ros.ros.packages")
     header = package("std_msgs.msg").Header(frame_id="map")
     points_m = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     theirs = ros_packages.cloud_message(header, points_m)

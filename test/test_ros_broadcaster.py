@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 
-from vmloc_ros import ros_broadcaster
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.ros_broadcaster import create_broadcaster
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros import tf_broadcaster as ros_broadcaster
+from vmloc_ros.ros.parameters import NodeConfig
+from vmloc_ros.ros.tf_broadcaster import create_broadcaster
 
 SECOND_NS = 1_000_000_000
 MAP_FROM_BASE = Pose.from_xyz_rpy([5.0, -3.0, 1.0], [0.1, 0.0, 2.0])

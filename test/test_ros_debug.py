@@ -16,13 +16,13 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros import ros_debug
 from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.messages import decode_image, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros_debug import DebugImages
+from vmloc_ros.ros import visualization as ros_debug
+from vmloc_ros.ros.visualization import DebugImages
 from vmloc_ros.runtime.debug_images import overlay_picture, range_picture
 
 pytestmark = pytest.mark.usefixtures("ros_domain")

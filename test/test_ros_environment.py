@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from vmloc_ros.ros_environment import leave_a_core
+from vmloc_ros.ros.environment import leave_a_core
 
 
 @pytest.mark.parametrize(

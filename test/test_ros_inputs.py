@@ -31,8 +31,8 @@ from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.models import ModelConfig, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig
-from vmloc_ros.ros_inputs import Input, create_inputs, modalities_in_use
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.parameters import NodeConfig
+from vmloc_ros.ros.subscriptions import Input, create_inputs, modalities_in_use
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

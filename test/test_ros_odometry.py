@@ -13,8 +13,8 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from vmloc_ros.bags.files import odometry_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_odometry import create_odometry
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.odometry import create_odometry
+from vmloc_ros.ros.parameters import NodeConfig
 
 STAMP_NS = 1_700_000_000_000_000_000
 ODOM_FROM_CHILD = Pose.from_xyz_rpy([1.0, -2.0, 0.5], [0.0, 0.1, 1.0])

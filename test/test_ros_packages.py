@@ -16,8 +16,8 @@ from std_msgs.msg import Header
 
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_image, decode_point_cloud
-from vmloc_ros.ros_packages import OPTIONAL, cloud_message, missing_packages, pose_from_xyz_rpy, rgb_message
-from vmloc_ros.ros_parameters import pose_of
+from vmloc_ros.ros.packages import OPTIONAL, cloud_message, missing_packages, pose_from_xyz_rpy, rgb_message
+from vmloc_ros.ros.parameters import pose_of
 
 HEADER = Header(frame_id="map")
 PICTURE = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)

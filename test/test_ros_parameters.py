@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 import rclpy
 from rclpy.parameter import Parameter
 
-from vmloc_ros.ros_parameters import NodeConfig, declare_parameters, read_config
+from vmloc_ros.ros.parameters import NodeConfig, declare_parameters, read_config
 
 ROWS = {row.name: row for row in fields(NodeConfig)}
 

@@ -16,15 +16,15 @@ pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
-from vmloc_ros import ros_transforms
 from vmloc_ros.bags.files import transform_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose
 from vmloc_ros.core.transform_tree import TransformTree
-from vmloc_ros.ros_broadcaster import transform_message as ros_transform_message
-from vmloc_ros.ros_transforms import listen_to_transforms
-from vmloc_ros.ros_types import MissingPackageError
+from vmloc_ros.ros import tf_listener as ros_transforms
+from vmloc_ros.ros.packages import MissingPackageError
+from vmloc_ros.ros.tf_broadcaster import transform_message as ros_transform_message
+from vmloc_ros.ros.tf_listener import listen_to_transforms
 
 BASE_FROM_CAMERA = Pose.from_xyz_rpy([0.3, 0.0, 1.2], [-1.5, 0.0, -1.5])
 

@@ -25,7 +25,7 @@ from training.coverage import pose_record
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.messages import decode_point_cloud
-from vmloc_ros.ros_packages import missing_packages
+from vmloc_ros.ros.packages import missing_packages
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

@@ -21,12 +21,12 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
-from vmloc_ros.ros_diagnostics import Diagnostics
-from vmloc_ros.ros_environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
-from vmloc_ros.ros_packages import missing_packages
-from vmloc_ros.ros_parameters import declare_parameters, read_config
+from vmloc_ros.ros.diagnostics import Diagnostics
+from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
+from vmloc_ros.ros.packages import missing_packages
+from vmloc_ros.ros.parameters import declare_parameters, read_config
+from vmloc_ros.ros.services import Services
 from vmloc_ros.ros_resources import Resources, load_configured_model
-from vmloc_ros.ros_services import Services
 from vmloc_ros.ros_session import Session
 
 NODE_NAME = "vmloc_node"

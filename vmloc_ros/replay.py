@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import ConfigError
-from vmloc_ros.ros_environment import use_fastdds_profile
+from vmloc_ros.ros.environment import use_fastdds_profile
 from vmloc_ros.ros_player import Player, ReplayError
 from vmloc_ros.ros_recorder import Recorder
 

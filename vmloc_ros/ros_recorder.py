@@ -15,7 +15,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.topic_endpoint_info import TopicEndpointInfo
 
 from vmloc_ros.bags.files import BagWriter
-from vmloc_ros.ros_types import MissingPackageError, message_class
+from vmloc_ros.ros.packages import MissingPackageError, message_class
 
 logger = logging.getLogger(__name__)
 

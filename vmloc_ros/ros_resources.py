@@ -10,12 +10,12 @@ from rclpy.node import Node
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.frame import LIDAR
-from vmloc_ros.ros_inputs import modalities_in_use
-from vmloc_ros.ros_odometry import create_odometry
-from vmloc_ros.ros_outputs import Outputs
-from vmloc_ros.ros_parameters import MAP_TO_ODOM, NodeConfig, pose_of
-from vmloc_ros.ros_training_area import TrainingAreaCloud
-from vmloc_ros.ros_transforms import listen_to_transforms
+from vmloc_ros.ros.odometry import create_odometry
+from vmloc_ros.ros.parameters import MAP_TO_ODOM, NodeConfig, pose_of
+from vmloc_ros.ros.publishers import Outputs
+from vmloc_ros.ros.subscriptions import modalities_in_use
+from vmloc_ros.ros.tf_listener import listen_to_transforms
+from vmloc_ros.ros.visualization import TrainingAreaCloud
 from vmloc_ros.runtime.extrinsics import Extrinsics, trained_extrinsics
 from vmloc_ros.runtime.map_frame import MapFrame, choose_map_frame
 

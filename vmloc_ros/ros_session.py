@@ -9,9 +9,9 @@ from typing import Any
 from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.synchronizer import Synchronizer
+from vmloc_ros.ros.diagnostics import judge, values_of
+from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.ros_answers import Answers, Outcome
-from vmloc_ros.ros_diagnostics import judge, values_of
-from vmloc_ros.ros_inputs import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.ros_resources import Resources
 from vmloc_ros.runtime.health import Health
 from vmloc_ros.runtime.pipeline import Pipeline

@@ -16,9 +16,9 @@ from rclpy.time import Time
 
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import check_pose
-from vmloc_ros.ros_broadcaster import MapOrigin, create_broadcaster
-from vmloc_ros.ros_odometry import OdometrySource
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.odometry import OdometrySource
+from vmloc_ros.ros.parameters import NodeConfig
+from vmloc_ros.ros.tf_broadcaster import MapOrigin, create_broadcaster
 from vmloc_ros.runtime.map_frame import MapFrame
 
 _OUTPUT_DEPTH = 10

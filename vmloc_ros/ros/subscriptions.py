@@ -23,7 +23,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.messages import stamp_ns
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.health import Arrivals
 
 try:

@@ -13,8 +13,8 @@ from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.transform_tree import Track, TransformLookup
-from vmloc_ros.ros_inputs import Input
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.parameters import NodeConfig
+from vmloc_ros.ros.subscriptions import Input
 
 _DEPTH = 100  # messages that may wait while the executor is busy: half a second of fast odometry
 

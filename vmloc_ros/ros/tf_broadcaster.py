@@ -16,10 +16,10 @@ from rclpy.time import Time
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_odometry import OdometrySource
-from vmloc_ros.ros_parameters import MAP_TO_BASE, MAP_TO_ODOM, NO_TF, NodeConfig
-from vmloc_ros.ros_transforms import TF_QOS, TF_TYPE
-from vmloc_ros.ros_types import message_class
+from vmloc_ros.ros.odometry import OdometrySource
+from vmloc_ros.ros.packages import message_class
+from vmloc_ros.ros.parameters import MAP_TO_BASE, MAP_TO_ODOM, NO_TF, NodeConfig
+from vmloc_ros.ros.tf_listener import TF_QOS, TF_TYPE
 from vmloc_ros.runtime.map_frame import MapFrame
 
 _LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)

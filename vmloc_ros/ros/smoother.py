@@ -16,8 +16,8 @@ from rclpy.node import Node
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import check_pose
-from vmloc_ros.ros_odometry import OdometrySource
-from vmloc_ros.ros_parameters import NodeConfig
+from vmloc_ros.ros.odometry import OdometrySource
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
 
 _PATIENCE_NS = 500_000_000  # after the arrival of a frame: odometry that lags more is not waited for

@@ -21,7 +21,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.ros_packages import pose_from_xyz_rpy
+from vmloc_ros.ros.packages import pose_from_xyz_rpy
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
 MAP_TO_BASE, MAP_TO_ODOM, NO_TF = TF_MODES = ("map_to_base", "map_to_odom", "none")

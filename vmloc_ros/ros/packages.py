@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
+from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.geometry import Pose
 
 # What happens without each.
@@ -71,3 +72,23 @@ def cloud_message(header: Header, points_m: NDArray[np.float32]) -> PointCloud2:
     message.row_step = message.point_step * message.width
     message.data = array.array("B", np.ascontiguousarray(points_m, "<f4").tobytes())
     return message
+
+
+class MissingPackageError(VmlocError):
+    """A ROS message package is not installed for this Python."""
+
+
+def message_class(type_name: str) -> Any:
+    """The rclpy class of ``package/msg/Name``.
+
+    Raises:
+        MissingPackageError: the package is not installed, or has no such message.
+    """
+    package, _, name = type_name.partition("/msg/")
+    try:
+        return getattr(importlib.import_module(f"{package}.msg"), name)
+    except (ImportError, AttributeError) as error:
+        raise MissingPackageError(
+            f"message type {type_name} is not available: install ROS package {package} "
+            f"(apt: ros-$ROS_DISTRO-{package.replace('_', '-')}; without a distribution: scripts/setup.sh)"
+        ) from error

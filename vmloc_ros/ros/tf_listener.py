@@ -14,7 +14,7 @@ from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.transform_tree import TransformLookup, TransformTree
-from vmloc_ros.ros_types import MissingPackageError, message_class
+from vmloc_ros.ros.packages import MissingPackageError, message_class
 
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it
