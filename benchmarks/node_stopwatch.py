@@ -61,8 +61,8 @@ def run_node(arguments: list[str], report: Path) -> None:
     from vmloc_ros import node
     from vmloc_ros.core import preprocessing
     from vmloc_ros.core.localizer import Localizer
+    from vmloc_ros.node.worker import Answers
     from vmloc_ros.ros.publishers import Outputs
-    from vmloc_ros.ros_answers import Answers
     from vmloc_ros.runtime.frame_builder import FrameBuilder
     from vmloc_ros.runtime.health import Health
 

@@ -89,7 +89,7 @@ def test_import_linter_accepts_the_code_as_it_is(copy: Path) -> None:
         ("vmloc_ros/core/preprocessing.py", "import vmloc_ros.core.models", "inside the core"),
         ("vmloc_ros/core/messages.py", "from vmloc_ros.runtime import pipeline", "stand on the core"),
         ("vmloc_ros/core/synchronizer.py", "from vmloc_ros import ros_types", "stand on the core"),
-        ("vmloc_ros/node.py", "import training.losses", "training stands on vmloc_ros"),
+        ("vmloc_ros/node/lifecycle.py", "import training.losses", "training stands on vmloc_ros"),
         ("training/losses.py", "from vmloc_ros import node", "training needs no ROS"),
         ("vmloc_ros/core/stranger.py", "pass", "inside the core"),
     ],
@@ -110,4 +110,4 @@ def test_ruff_refuses_ros_outside_the_node_and_the_player(copy: Path, module: st
     command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--select", "TID251", module]
     result = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=100)
     assert result.returncode == 1
-    assert "ROS is imported by vmloc_ros/node.py" in result.stdout
+    assert "ROS is imported by vmloc_ros/{node,ros,replay}" in result.stdout

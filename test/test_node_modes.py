@@ -33,7 +33,7 @@ from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_depth, decode_pose, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros_resources import load_configured_model
+from vmloc_ros.node.resources import load_configured_model
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 

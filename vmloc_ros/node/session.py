@@ -9,10 +9,10 @@ from typing import Any
 from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.synchronizer import Synchronizer
+from vmloc_ros.node.resources import Resources
+from vmloc_ros.node.worker import Answers, Outcome
 from vmloc_ros.ros.diagnostics import judge, values_of
 from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
-from vmloc_ros.ros_answers import Answers, Outcome
-from vmloc_ros.ros_resources import Resources
 from vmloc_ros.runtime.health import Health
 from vmloc_ros.runtime.pipeline import Pipeline
 

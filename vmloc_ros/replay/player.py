@@ -19,8 +19,8 @@ from rosgraph_msgs.msg import Clock
 
 from vmloc_ros.bags.files import LATCHED_TOPICS
 from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.replay.recorder import Recorder
 from vmloc_ros.ros.packages import MissingPackageError, message_class
-from vmloc_ros.ros_recorder import Recorder
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.uncertainty import moved_covariance, position_std_m
+from vmloc_ros.node.resources import Resources
 from vmloc_ros.ros.smoother import Smoother
-from vmloc_ros.ros_resources import Resources
 from vmloc_ros.runtime.frame_builder import FrameBuilder
 from vmloc_ros.runtime.health import Health
 from vmloc_ros.runtime.lost_detector import LostDetector

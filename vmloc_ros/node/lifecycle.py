@@ -7,7 +7,6 @@ and publishes.
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,13 +20,13 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.node.resources import Resources, load_configured_model
+from vmloc_ros.node.session import Session
 from vmloc_ros.ros.diagnostics import Diagnostics
 from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros.packages import missing_packages
 from vmloc_ros.ros.parameters import declare_parameters, read_config
 from vmloc_ros.ros.services import Services
-from vmloc_ros.ros_resources import Resources, load_configured_model
-from vmloc_ros.ros_session import Session
 
 NODE_NAME = "vmloc_node"
 _SLOW_PERIOD_S = 1.0
@@ -213,7 +212,3 @@ def _run() -> int:
     finally:
         node.close()
         node.destroy_node()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.replay.player import Player, ReplayError
+from vmloc_ros.replay.recorder import Recorder
 from vmloc_ros.ros.environment import use_fastdds_profile
-from vmloc_ros.ros_player import Player, ReplayError
-from vmloc_ros.ros_recorder import Recorder
 
 __all__ = ["ReplayError", "ReplayReport", "replay"]
 
