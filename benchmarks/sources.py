@@ -26,7 +26,7 @@ import torch
 from training.cache import load_dataset
 from training.sources import Source, open_sources
 from training.sources.options import SourceOptions
-from training.sources.rosbag import is_bag
+from training.sources.rosbag.source import is_bag
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 

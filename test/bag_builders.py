@@ -12,7 +12,7 @@ import numpy as np
 
 from helpers import yaw_pose
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import (
     camera_info_message,

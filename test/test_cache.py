@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.cache import default_cache, entry_key, load_dataset
+from training.cache import entry_key, load_dataset
 from training.dataset import PreparedDataset, common_mounts, prepare_dataset
-from training.sources.fingerprint import fingerprint
+from training.sources.caching import default_cache, fingerprint
 from vmloc_ros.core.errors import DataError, OutputError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor

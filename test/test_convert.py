@@ -17,7 +17,7 @@ import pytest
 from helpers import ListSource, random_frame, yaw_pose
 from training.convert import convert_seven_scenes, write_bag
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError

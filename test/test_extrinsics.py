@@ -21,7 +21,7 @@ from training.range_edges import depth_edges, scan_edges
 from training.simulation import Rates, Traversal, simulate
 from training.simulation.traversal import BASE_FROM_CAMERA, BASE_FROM_LIDAR
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Frame, PinholeCamera, Sample

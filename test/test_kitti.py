@@ -18,10 +18,10 @@ from scipy.spatial.transform import Rotation, Slerp
 from training.cli import main
 from training.convert import convert_kitti
 from training.sources import open_sources
-from training.sources.kitti import KittiSource
-from training.sources.kitti_files import poses_from_oxts, read_scan, read_timestamps
+from training.sources.kitti.files import poses_from_oxts, read_scan, read_timestamps
+from training.sources.kitti.source import KittiSource
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame

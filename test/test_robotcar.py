@@ -14,9 +14,8 @@ import torch
 import robotcar_sequence as mini
 from training.config import load_config
 from training.sources import open_sources
-from training.sources.options import SourceOptions
-from training.sources.robotcar import RobotCarSource
-from training.sources.robotcar_options import RobotCarOptions
+from training.sources.options import RobotCarOptions, SourceOptions
+from training.sources.robotcar.source import RobotCarSource
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import pinhole_projection

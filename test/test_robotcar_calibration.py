@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import robotcar_sequence as mini
-from training.sources.robotcar_calibration import (
+from training.sources.robotcar.calibration import (
     CAMERAS,
     LIDARS,
     CentreCamera,

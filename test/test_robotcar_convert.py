@@ -15,10 +15,9 @@ from scipy.spatial.transform import Rotation
 import robotcar_sequence as mini
 from training.cli import main
 from training.convert_robotcar import convert_robotcar
-from training.sources.options import SourceOptions
-from training.sources.robotcar import RobotCarSource
-from training.sources.robotcar_options import RobotCarOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.options import RobotCarOptions, SourceOptions
+from training.sources.robotcar.source import RobotCarSource
+from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame

@@ -15,14 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 import robotcar_sequence as mini
-from training.sources.robotcar_files import (
-    UTM_ORIGIN_M,
-    integrate_vo,
-    read_gps,
-    read_ins,
-    read_stamps,
-    read_vo,
-)
+from training.sources.robotcar.files import UTM_ORIGIN_M, integrate_vo, read_gps, read_ins, read_stamps, read_vo
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import robotcar_sequence as mini
-from training.sources import robotcar_lidar
-from training.sources.robotcar_files import Track, read_ins
-from training.sources.robotcar_lidar import ScanAccumulator, read_scan
+from training.sources.robotcar import lidar as robotcar_lidar
+from training.sources.robotcar.files import Track, read_ins
+from training.sources.robotcar.lidar import ScanAccumulator, read_scan
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose

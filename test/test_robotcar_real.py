@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
-from training.sources.options import SourceOptions
-from training.sources.robotcar import RobotCarSource
-from training.sources.robotcar_calibration import stereo_from_base
-from training.sources.robotcar_files import UTM_ORIGIN_M, Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
-from training.sources.robotcar_options import RobotCarOptions
+from training.sources.options import RobotCarOptions, SourceOptions
+from training.sources.robotcar.calibration import stereo_from_base
+from training.sources.robotcar.files import UTM_ORIGIN_M, Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
+from training.sources.robotcar.source import RobotCarSource
 from vmloc_ros.core.geometry import (
     interpolate_poses,
     matrix_from_quaternion,

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bag_builders import MS, T0, calibration, clouds, images, poses, source, write_bag
-from training.cache import default_cache
 from training.sources import open_sources
+from training.sources.caching import default_cache
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.errors import DataError
 

@@ -27,7 +27,7 @@ from bag_builders import (
 )
 from helpers import yaw_pose
 from training.sources.options import SourceOptions
-from training.sources.rosbag_poses import PoseCollector
+from training.sources.rosbag.poses import PoseCollector
 from vmloc_ros.bags.messages import pose_stamped_message, tf_message, transform_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose

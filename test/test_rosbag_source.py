@@ -33,7 +33,7 @@ from bag_builders import (
 )
 from training.sources import open_sources
 from training.sources.options import SourceOptions
-from training.sources.rosbag import is_bag
+from training.sources.rosbag.source import is_bag
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import camera_info_message, image_message, typestore
 from vmloc_ros.core.errors import DataError

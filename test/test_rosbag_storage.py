@@ -31,7 +31,7 @@ from bag_builders import (
     true_pose,
     write_bag,
 )
-from training.sources.rosbag_frames import read_header
+from training.sources.rosbag.frames import read_header
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import image_message, tf_message, typestore
 from vmloc_ros.core.errors import DataError

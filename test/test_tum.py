@@ -18,7 +18,7 @@ from training.convert import convert_tum
 from training.sources import open_sources
 from training.sources.files import parse_stamp_ns
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from training.sources.tum import TumSource, associate
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import PinholeCamera

@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.dataset import Allocate, PreparedDataset, PreparedSource, prepare_source
-from training.sources import Source
+from training.sources.base import Source
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PREPARED_VERSION, PreprocessConfig, Preprocessor
@@ -34,12 +34,6 @@ from vmloc_ros.core.preprocessing import PREPARED_VERSION, PreprocessConfig, Pre
 logger = logging.getLogger(__name__)
 
 _LAYOUT_VERSION = 2
-
-
-def default_cache() -> Path:
-    """``$VMLOC_CACHE``, else ``$XDG_CACHE_HOME/vmloc_ros``, else ``~/.cache/vmloc_ros``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VMLOC_CACHE") or Path(base) / "vmloc_ros")
 
 
 def load_dataset(

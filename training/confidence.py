@@ -18,7 +18,8 @@ from tqdm import tqdm
 from training.bad_input import bad_frames
 from training.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
 from training.run import parse_source_options
-from training.sources import Source, open_sources
+from training.sources.base import Source
+from training.sources.factory import open_sources
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE, Estimate, Frame

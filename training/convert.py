@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training.sources import Source
-from training.sources.kitti import KittiSource
+from training.sources.base import Source
+from training.sources.kitti.source import KittiSource
 from training.sources.options import SourceOptions
 from training.sources.seven_scenes import SevenScenesSource
 from training.sources.tum import TumSource

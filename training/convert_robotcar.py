@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.sources.options import SourceOptions
-from training.sources.robotcar import RobotCarSource
-from training.sources.robotcar_calibration import (
+from training.sources.robotcar.calibration import (
     BASE_FRAME,
     CAMERAS,
     CENTRE_MODEL,
@@ -28,7 +27,8 @@ from training.sources.robotcar_calibration import (
     stereo_from_base,
     vehicle_from_sensor,
 )
-from training.sources.robotcar_files import UTM_ORIGIN_M, Track, integrate_vo, read_vo
+from training.sources.robotcar.files import UTM_ORIGIN_M, Track, integrate_vo, read_vo
+from training.sources.robotcar.source import RobotCarSource
 from vmloc_ros.bags.files import (
     BagWriter,
     camera_info_message,

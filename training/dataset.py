@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.sources import Source
+from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import (

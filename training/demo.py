@@ -21,7 +21,7 @@ from training.metrics import pose_errors
 from training.pictures import save_trajectory_plot
 from training.simulation import simulate
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import CheckpointError, DataError, VmlocError
 from vmloc_ros.core.files import write_aside

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from training.corruption import NO_CORRUPTION, Corruption, corrupt
 from training.metrics import PoseErrors, pose_errors
-from training.sources import Source
+from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.geometry import Pose

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from training.dataset import body_twists
 from training.extrinsics import Correction, EdgeFrame, estimate_correction
 from training.range_edges import depth_edges, image_edges, scan_edges
-from training.sources import Source, open_sources
+from training.sources.base import Source
+from training.sources.factory import open_sources
 from training.sources.options import SourceOptions
-from training.sources.rosbag import RosbagSource
+from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame

@@ -16,7 +16,7 @@ from training.calibrate import calibrate, fit_confidence, remember
 from training.config import ValidationConfig
 from training.dataset import PreparedDataset, prepare_dataset
 from training.run import parse_source_options
-from training.sources import open_sources
+from training.sources.factory import open_sources
 from training.validation import Split
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping

@@ -11,13 +11,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from training.cache import default_cache
 from training.config import TrainConfig, load_config, parse_config, read_layer
 from training.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.reproduce_experiments import Input, Variant
 from training.reproduce_scenes import Scene, SceneData
 from training.run import evaluate_checkpoints, train
 from training.run_files import RunFiles
+from training.sources.caching import default_cache
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError

@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from training.config import TrainConfig
-from training.sources import Source, open_sources
-from training.sources.robotcar import is_sequence, select_sequences
-from training.sources.rosbag import is_bag
+from training.sources.base import Source
+from training.sources.factory import open_sources
+from training.sources.robotcar.source import is_sequence, select_sequences
+from training.sources.rosbag.source import is_bag
 from vmloc_ros.core.errors import DataError
 
 # Frames of the official splits: train, test.
@@ -40,7 +41,7 @@ class Scene:
 
     Attributes:
         kind: ``7scenes``, ``robotcar`` or ``bags``; its configuration is ``config`` of ``config/train``.
-        split: of train and of test data, for :func:`training.sources.open_sources`.
+        split: of train and of test data, for :func:`training.sources.factory.open_sources`.
         rows: what is reported apart: a name, and the test sequence, or None for all of them together.
         settings: over its configuration.
         official: frames to train and to test on of the whole scene, where that is known.

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.metrics import PoseErrors, pose_errors
-from training.sources import Source
+from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import Pose

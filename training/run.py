@@ -22,7 +22,8 @@ from training.logbook import check_tensorboard
 from training.results import write_comparison, write_results
 from training.retrieval import nearest_image_errors
 from training.run_files import RunFiles
-from training.sources import Source, open_sources
+from training.sources.base import Source
+from training.sources.factory import open_all
 from training.sources.options import SourceOptions
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, read_header
@@ -77,8 +78,8 @@ def train(
     RunFiles(out).check_config(config, config_files)
     with join_processes(select_device(device)) as (processes, own_device):
         progress = progress and processes.first
-        sources = _open_all(data, split, config.source, config.preprocess.modalities)
-        validation_sources = _open_all(validation_data or [], split, config.source, config.preprocess.modalities)
+        sources = open_all(data, split, config.source, config.preprocess.modalities)
+        validation_sources = open_all(validation_data or [], split, config.source, config.preprocess.modalities)
         map_frame, body_frame = _common_frames([*sources, *validation_sources])
         trainer = Trainer(
             config,
@@ -153,12 +154,12 @@ def evaluate_checkpoints(
     """
     header = _common_header(checkpoints)
     options = _source_options(header, overrides)
-    sources = _open_all(data, split, options, header.preprocess.modalities)
+    sources = open_all(data, split, options, header.preprocess.modalities)
     folder = out or _default_folder(checkpoints, corruption)
     baselines = {}
     if nearest:
-        known = _open_all(nearest, "train", options, ("image",))
-        asked = _open_all(data, split, options, ("image",))
+        known = open_all(nearest, "train", options, ("image",))
+        asked = open_all(data, split, options, ("image",))
         errors = nearest_image_errors(known, asked, nearest_backbone, nearest_weights, progress)
         baselines["nearest training image"] = errors.summary()
     evaluations: list[Evaluation] = []
@@ -204,14 +205,6 @@ def _settings(header: CheckpointHeader) -> dict[str, Any]:
 def _default_folder(checkpoints: Sequence[Path], corruption: Corruption) -> Path:
     more = f"and_{len(checkpoints) - 1}_more" if len(checkpoints) > 1 else ""
     return Path("evaluation") / "_".join(filter(None, (checkpoints[0].stem, more, corruption.tag)))
-
-
-def _open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
-    sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
-    for source in sources:
-        counts = ", ".join(f"{count} {what}" for what, count in source.report.items() if count)
-        logger.info("%s: %s", source.name, counts or f"{len(source)} frames")
-    return sources
 
 
 def _for_system(config: TrainConfig) -> TrainConfig:

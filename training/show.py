@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from training.sources import Source, open_sources
+from training.sources.base import Source
+from training.sources.factory import open_sources
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.files import write_aside

@@ -53,9 +53,9 @@ def add_calibrate(commands: Any) -> None:
 
 
 def _calibrate(options: argparse.Namespace) -> None:
-    from training.cache import default_cache
     from training.recalibrate import recalibrate
     from training.report import uncertainty_text
+    from training.sources.caching import default_cache
 
     header = recalibrate(
         options.checkpoint,

@@ -126,8 +126,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 def _convert_robotcar(options: argparse.Namespace) -> None:
     from training.convert_robotcar import convert_robotcar
-    from training.sources.options import SourceOptions
-    from training.sources.robotcar_options import RobotCarOptions
+    from training.sources.options import RobotCarOptions, SourceOptions
 
     with_lidar = options.lidar != "none"
     robotcar = RobotCarOptions(

@@ -43,9 +43,9 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from training.cache import default_cache
     from training.run import train
     from training.run_files import RunFiles
+    from training.sources.caching import default_cache
     from training.tables import Row, errors_table
 
     try:

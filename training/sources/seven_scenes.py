@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.sources.fingerprint import fingerprint
+from training.sources.caching import fingerprint
 from vmloc_ros.core.encodings import depth_metres, rgb_from_compressed, unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Frame, PinholeCamera, Sample

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.sources.caching import fingerprint
 from training.sources.files import (
     check_increasing,
     parse_numbers,
@@ -28,7 +29,6 @@ from training.sources.files import (
     read_rgb,
     read_table,
 )
-from training.sources.fingerprint import fingerprint
 from training.sources.labels import label_frames
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from training.sources.caching import fingerprint
 from training.sources.files import read_rgb
-from training.sources.fingerprint import fingerprint
-from training.sources.kitti_files import (
+from training.sources.kitti.files import (
     Calibration,
     Projection,
     poses_from_oxts,

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from training.sources.caching import fingerprint
 from training.sources.files import read_table
-from training.sources.fingerprint import fingerprint
 from training.sources.labels import label_frames
 from training.sources.options import SourceOptions
-from training.sources.robotcar_calibration import (
+from training.sources.robotcar.calibration import (
     BASE_FRAME,
     CentreCamera,
     base_from_vehicle,
@@ -24,8 +24,8 @@ from training.sources.robotcar_calibration import (
     stereo_from_base,
     vehicle_from_sensor,
 )
-from training.sources.robotcar_files import Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
-from training.sources.robotcar_lidar import ScanAccumulator, list_files
+from training.sources.robotcar.files import Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
+from training.sources.robotcar.lidar import ScanAccumulator, list_files
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE, LIDAR, Frame, Sample
 from vmloc_ros.core.geometry import Pose

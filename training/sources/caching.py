@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tells one state of a source from another, without reading its data."""
+"""Where prepared data are kept, and what tells one state of a source from another without reading its data."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,3 +26,9 @@ def fingerprint(files: Iterable[Path], *settings: object) -> str:
         digest.update(f"{path.resolve()} {state}\n".encode())
     digest.update(repr(settings).encode())
     return digest.hexdigest()
+
+
+def default_cache() -> Path:
+    """``$VMLOC_CACHE``, else ``$XDG_CACHE_HOME/vmloc_ros``, else ``~/.cache/vmloc_ros``."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VMLOC_CACHE") or Path(base) / "vmloc_ros")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.sources.options import SourceOptions
-from training.sources.rosbag_tracks import PoseChain, PoseTrack
+from training.sources.rosbag.tracks import PoseChain, PoseTrack
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns

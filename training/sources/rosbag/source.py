@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.sources.fingerprint import fingerprint
+from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
-from training.sources.rosbag_frames import FrameReader, Serialized
-from training.sources.rosbag_index import RULES_VERSION, BagIndex, bag_files, load_or_build
-from training.sources.rosbag_topics import choose_camera_topic, connections_of
+from training.sources.rosbag.frames import FrameReader, Serialized
+from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag.topics import choose_camera_topic, connections_of
 from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample

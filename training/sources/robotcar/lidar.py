@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.labels import label_frames
-from training.sources.robotcar_files import Track, read_stamps
+from training.sources.robotcar.files import Track, read_stamps
 from vmloc_ros.core.encodings import unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PointCloud

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.sources.fingerprint import fingerprint
+from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
-from training.sources.rosbag_frames import FrameReader
-from training.sources.rosbag_poses import PoseCollector
-from training.sources.rosbag_topics import (
+from training.sources.rosbag.frames import FrameReader
+from training.sources.rosbag.poses import PoseCollector
+from training.sources.rosbag.topics import (
     choose_pose_topic,
     choose_streams,
     connections_of,

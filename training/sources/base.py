@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every data source has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from vmloc_ros.core.frame import Sample
+from vmloc_ros.core.geometry import Pose
+
+
+class Source(Protocol):
+    """Labelled frames in time order.
+
+    Length, poses, stamps and mounts are cheap: they decode no image. Iterating streams, holding a few frames in memory.
+
+    Attributes:
+        name: for messages and records.
+        map_frame: frame of the poses.
+        body_frame: the frame whose poses these are.
+        modalities: what frames may have.
+        mounts: ``body_from_sensor`` of each modality as far as it is known: of the camera's optical frame for image and
+            depth, of the frame that clouds lie in for lidar.
+        report: counts of frames dropped, by reason.
+    """
+
+    name: str
+    map_frame: str
+    body_frame: str
+    modalities: tuple[str, ...]
+    mounts: Mapping[str, Pose]
+    report: dict[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sample]: ...
+
+    def poses(self) -> list[Pose]: ...
+
+    def stamps_ns(self) -> list[int]: ...
+
+    def fingerprint(self) -> str:
+        """Another text wherever the frames could be others: the cache's key."""
+        ...

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From paths to data sources."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.sources.base import Source
+from training.sources.caching import default_cache
+from training.sources.options import SourceOptions
+from vmloc_ros.core.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def open_sources(path: Path, split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
+    """Sources at ``path``: a 7-Scenes scene, a TUM RGB-D, KITTI or RobotCar recording, a bag, or a folder of bags.
+
+    Args:
+        split: ``train``, ``test`` or ``all``; of those with a split: 7-Scenes, a folder of RobotCar sequences, and bags
+            where the options split them.
+        modalities: what the model wants; nothing else is read, except of 7-Scenes.
+
+    Raises:
+        DataError: the path is missing, of no known kind, or malformed.
+    """
+    from training.sources.kitti.source import KittiSource, is_kitti
+    from training.sources.robotcar.source import RobotCarSource, is_folder_of_sequences, is_sequence, select_sequences
+    from training.sources.rosbag.source import is_bag
+    from training.sources.seven_scenes import SevenScenesSource
+    from training.sources.tum import TumSource, is_tum
+
+    if not path.exists():
+        raise DataError(
+            f"{path} does not exist; give a bag, a folder of bags or a 7-Scenes scene, TUM, KITTI or RobotCar recording"
+        )
+    if is_bag(path):
+        return _open_bags(path, [path], split, options, modalities)
+    if path.is_dir() and ((path / "TrainSplit.txt").exists() or any(path.glob("seq-*"))):
+        return [
+            SevenScenesSource(
+                path,
+                split,
+                stride=options.stride,
+                skip_invalid=options.skip_invalid,
+                register_depth=options.register_depth,
+                colour_from_depth=options.colour_from_depth,
+            )
+        ]
+    if is_tum(path):
+        return [TumSource(path, options, modalities)]
+    if is_kitti(path):
+        return [KittiSource(path, options, modalities)]
+    if is_sequence(path):
+        return [RobotCarSource(path, options, modalities)]
+    if is_folder_of_sequences(path):
+        robotcar = options.robotcar
+        found = select_sequences(path, split, robotcar.scene, robotcar.allow_missing)
+        return [RobotCarSource(sequence, options, modalities) for sequence in found]
+    bags = sorted(child for child in path.iterdir() if is_bag(child)) if path.is_dir() else []
+    if not bags:
+        raise DataError(
+            f"{path} is neither a bag (metadata.yaml, .mcap, .db3, .bag), nor a folder of bags, nor a 7-Scenes scene "
+            "(TrainSplit.txt, seq-*), nor a TUM RGB-D sequence (rgb.txt, groundtruth.txt), nor a KITTI odometry "
+            "sequence (calib.txt, times.txt) or raw drive (oxts), nor RobotCar (stereo.timestamps)"
+        )
+    return _open_bags(path, bags, split, options, modalities)
+
+
+def _open_bags(
+    path: Path, bags: list[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]
+) -> list[Source]:
+    """Those of the bags that have frames in the split; a bag may be too short to have a test part."""
+    from training.sources.rosbag.source import RosbagSource
+
+    sources = [RosbagSource(bag, options, modalities, split, default_cache() / "index") for bag in bags]
+    kept: list[Source] = [source for source in sources if len(source)]
+    if not kept:
+        raise DataError(f"{path}: no frame is in the {split} split; see source.test_from_s and source.test_every")
+    return kept
+
+
+def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
+    """:func:`open_sources` of several paths, with a line in the log for each source: frames, and those left out."""
+    sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
+    for source in sources:
+        counts = ", ".join(f"{count} {what}" for what, count in source.report.items() if count)
+        logger.info("%s: %s", source.name, counts or f"{len(source)} frames")
+    return sources
