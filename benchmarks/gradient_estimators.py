@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from training.dataset import prepare_dataset
+from training.data.dataset import prepare_dataset
+from training.data.model_input import model_input
 from training.estimators import bound_loss
 from training.losses import PoseLoss
-from training.predict import model_input
 from training.simulation import simulate
 from training.sources import open_sources
 from training.sources.options import SourceOptions

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.augment import AugmentConfig, augment, drop_modalities
-from training.cache import load_dataset
 from training.config import ObjectiveConfig, OptimizerConfig
-from training.dataset import PreparedDataset, prepare_dataset
-from training.loader import prefetch
+from training.data.augment import AugmentConfig, augment, drop_modalities
+from training.data.cache import load_dataset
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.model_input import model_input
+from training.data.prefetch import prefetch
 from training.objectives import build_objective
-from training.predict import model_input
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelConfig, build_model

@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 import cv2
 import torch
 
-from training.cache import load_dataset
+from training.data.cache import load_dataset
 from training.sources import Source, open_sources
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import is_bag

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from helpers import ListSource
-from training.dataset import PreparedDataset, prepare_dataset
-from training.predict import prepared_input
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.model_input import prepared_input
 from vmloc_ros.core.frame import MODALITIES, Frame, PinholeCamera, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelConfig, ModelInput

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 import helpers  # noqa: F401 (one thread for torch)
-from training.augment import AugmentConfig, augment, drop_modalities, zero_dropped
+from training.data.augment import AugmentConfig, augment, drop_modalities, zero_dropped
 from vmloc_ros.core.projection import (
     RANGE,
     VALIDITY,

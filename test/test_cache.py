@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.cache import entry_key, load_dataset
-from training.dataset import PreparedDataset, common_mounts, prepare_dataset
+from training.data.cache import entry_key, load_dataset
+from training.data.dataset import PreparedDataset, common_mounts, prepare_dataset
 from training.sources.caching import default_cache, fingerprint
 from vmloc_ros.core.errors import DataError, OutputError
 from vmloc_ros.core.frame import Sample

@@ -30,7 +30,7 @@ from training.calibration import (
     nees,
     pose_nees,
 )
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.dataset import PreparedDataset, prepare_dataset
 from training.recalibrate import recalibrate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint

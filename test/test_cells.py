@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from helpers import random_frame
-from training.augment import AugmentConfig, move_pixels
+from training.data.augment import AugmentConfig, move_pixels
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.clips import clip_table, segments
 from training.config import TrainConfig, parse_config
-from training.dataset import PreparedDataset, prepare_dataset
-from training.predict import batches, predict
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.model_input import batches
+from training.data.sampler import clip_table, segments
+from training.prediction import predict
 from training.testing import write_random_checkpoint
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint

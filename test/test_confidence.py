@@ -17,7 +17,7 @@ from training.answers import ask
 from training.bad_input import bad_frames
 from training.calibrate import fit_confidence, remember
 from training.confidence import area_under_roc, detected, risk_coverage, study
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.dataset import PreparedDataset, prepare_dataset
 from training.metrics import PoseErrors
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.coverage import known_views, nearest_training_poses, pose_record, warn_of_unknown_places
+from training.data.coverage import known_views, nearest_training_poses, pose_record, warn_of_unknown_places
 from training.run import training_record
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.dataset import PreparedDataset, common_mounts, prepare_dataset, split_blocks
+from training.data.dataset import PreparedDataset, common_mounts, prepare_dataset
+from training.data.splits import split_blocks
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose

@@ -30,7 +30,7 @@ from rooms import (
     room_frame,
     room_point,
 )
-from training.predict import predict
+from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import MODALITIES, PointCloud, Sample

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rooms import CODEC, MOUNTS, PREPROCESS, TINY, in_map, in_room, input_of, room_data
 from training.config import ObjectiveConfig
-from training.dense import DenseObjective, Looks
+from training.data.frozen_features import Looks
+from training.dense import DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model

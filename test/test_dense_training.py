@@ -24,8 +24,8 @@ from rooms import (
     room_frame,
 )
 from training.config import TrainConfig, parse_config
-from training.dataset import PreparedDataset, body_twists
-from training.predict import predict
+from training.data.dataset import PreparedDataset, body_twists
+from training.prediction import predict
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError

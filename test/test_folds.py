@@ -13,12 +13,12 @@ import torch
 from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
 from training.answers import Answers, BySensors, join
-from training.config import TrainConfig, ValidationConfig, parse_config
-from training.dataset import PreparedDataset, prepare_dataset, split_folds
+from training.config import TrainConfig, parse_config
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.splits import Split, ValidationConfig, split_folds
 from training.fit import Fit
 from training.folds import Folds
 from training.trainer import Trainer
-from training.validation import Split
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample

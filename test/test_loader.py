@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import helpers  # noqa: F401  # one torch thread
-from training.dataset import PreparedDataset, PreparedSource
-from training.loader import default_depth, prefetch
+from training.data.dataset import PreparedDataset, PreparedSource
+from training.data.prefetch import default_depth, prefetch
 from vmloc_ros.core.geometry import Pose
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
-from training.metrics import PoseErrors, confidence_summary, pose_errors, pose_statistics
+from training.data.coverage import pose_statistics
+from training.metrics import PoseErrors, confidence_summary, pose_errors
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 

@@ -16,8 +16,8 @@ from rooms import (
     TINY,
     room_data,
 )
-from training.augment import AugmentConfig, move_pixels
-from training.sampler import training_input
+from training.data.augment import AugmentConfig, move_pixels
+from training.data.model_input import training_input
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import build_model
 from vmloc_ros.core.models.dense.cells import camera_cells

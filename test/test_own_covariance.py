@@ -18,8 +18,8 @@ from rooms import (
 )
 from training.answers import ask
 from training.calibrate import calibrate, fit_confidence, remember
-from training.dataset import PreparedDataset
-from training.predict import predict
+from training.data.dataset import PreparedDataset
+from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_confidence, save_checkpoint
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import Frame, Sample

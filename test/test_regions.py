@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, prepared, room_data, room_frame
 from training.config import ObjectiveConfig, parse_config
-from training.dataset import PreparedDataset
+from training.data.dataset import PreparedDataset
 from training.dense import DenseObjective
 from training.extent import learn_extent, spread_places
-from training.predict import predict
+from training.prediction import predict
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import DataError

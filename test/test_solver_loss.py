@@ -28,7 +28,8 @@ from rooms import (
     room_point,
 )
 from training.config import ObjectiveConfig, parse_config
-from training.dense import DenseObjective, Looks
+from training.data.frozen_features import Looks
+from training.dense import DenseObjective
 from training.solver_loss import solver_loss
 from training.trainer import Trainer
 from vmloc_ros.core.geometry import Pose

@@ -13,7 +13,7 @@ import torch
 
 from helpers import ListSource, yaw_pose
 from training.config import TrainConfig, load_config, parse_config
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.dataset import PreparedDataset, prepare_dataset
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError

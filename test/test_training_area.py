@@ -21,7 +21,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 
-from training.coverage import pose_record
+from training.data.coverage import pose_record
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.messages import decode_point_cloud

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.augment import AugmentConfig
 from training.config import TrainConfig, parse_config
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.augment import AugmentConfig
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.model_input import batches, training_input
 from training.objectives import OBJECTIVES, PoseObjective
-from training.predict import batches
-from training.sampler import training_input
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError

@@ -39,7 +39,7 @@ TIMINGS = ("images_per_s", "seconds")
 
 # Each process starts as a copy of one that has imported everything: that takes longer than a small training.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["training_runs", "training.run", "training.cache"])
+SERVER.set_forkserver_preload(["training_runs", "training.run", "training.data.cache"])
 
 
 def write_scene(root: Path, frames: int = 24) -> Path:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.dataset import PreparedDataset
-from training.predict import predict, sensor_sets
+from training.data.dataset import PreparedDataset
+from training.data.model_input import sensor_sets
+from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
 from vmloc_ros.core.confidence import FeatureMemory, stack_cues
 from vmloc_ros.core.geometry import Pose

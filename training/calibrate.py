@@ -22,10 +22,12 @@ from training.calibration import (
     gross_errors,
     independent_errors,
 )
-from training.dataset import PreparedDataset
+from training.data.dataset import PreparedDataset
+from training.data.model_input import sensor_sets
+from training.data.splits import FEWEST
 from training.metrics import pose_errors
-from training.predict import modality_features, sensor_sets
-from training.tails import FEWEST, fit_tails
+from training.prediction import modality_features
+from training.tails import fit_tails
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
 from vmloc_ros.core.confidence import Confidence, FeatureMemory, oddness
 from vmloc_ros.core.geometry import Pose

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import gammainc, gammaincinv, gammaln
 
-from training.tails import FEWEST
+from training.data.splits import FEWEST
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import (
     Pose,

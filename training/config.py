@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import yaml
 
-from training.augment import AugmentConfig
+from training.data.augment import AugmentConfig
+from training.data.frozen_features import FrozenConfig
+from training.data.splits import ValidationConfig
 from training.sources.options import SourceOptions
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError
@@ -76,61 +78,6 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.kl_weight < 0 or self.cells < 0 or self.solver_weight < 0:
             raise ValueError(f"samples >= 1, kl_weight, cells and solver_weight >= 0, got {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenConfig:
-    """What is computed once of each frame where ``model.frozen`` is set, and then trained on.
-
-    Attributes:
-        views: of each frame: the first as it is, the others augmented.
-        cells: of each view that are kept, drawn anew for each: memory is ``frames x views x cells x 2`` bytes times the
-            number of features; 0 keeps all.
-    """
-
-    views: int = 4
-    cells: int = 400
-
-    def __post_init__(self) -> None:
-        if self.views < 1 or self.cells < 0:
-            raise ValueError(f"views >= 1 and cells >= 0, got {self}")
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationConfig:
-    """Held-out part of the training data: every ``every``-th block of ``block`` successive frames, or each in its turn.
-
-    Blocks, not single frames: a neighbour 30 ms away in the training set would make the figure meaningless.
-
-    Attributes:
-        every: 0 takes no validation data (the covariance is then fitted on training errors, too small).
-        interval: validate after so many epochs.
-        patience: stop after so many validations in a row without a better one; 0: train all epochs.
-        folds: from 2 on, cross-validation in place of ``every``: the model is trained on all frames, and then so many
-            others for the covariance and the metrics alone. Each of these is asked for the blocks that it was not
-            trained on, every ``folds``-th one, as far as the other blocks show these views, too.
-        fold_epochs: of these trainings; 0: as many as of the model's own.
-    """
-
-    every: int = 10
-    block: int = 20
-    interval: int = 1
-    patience: int = 0
-    folds: int = 0
-    fold_epochs: int = 0
-
-    def __post_init__(self) -> None:
-        if self.every < 0 or self.every == 1 or self.block < 1 or self.interval < 1 or self.patience < 0:
-            raise ValueError(f"every is 0 or >= 2, block and interval >= 1, patience >= 0, got {self}")
-        if self.folds < 0 or self.fold_epochs < 0:
-            raise ValueError(f"folds and fold_epochs must not be negative, got {self}")
-        if self.folds > 1 and self.patience:
-            raise ValueError(f"patience needs frames that are held out of the model's own training, got {self}")
-
-    @property
-    def crosses(self) -> bool:
-        """Whether there are folds."""
-        return self.folds > 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from training.dataset import PreparedDataset
+from training.data.dataset import PreparedDataset
+from training.data.model_input import batches
 from training.dense import true_poses
-from training.predict import batches
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.pose_codec import PoseCodec

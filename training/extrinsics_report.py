@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.dataset import body_twists
+from training.data.dataset import body_twists
 from training.extrinsics import Correction, EdgeFrame, estimate_correction
 from training.range_edges import depth_edges, image_edges, scan_edges
 from training.sources.base import Source

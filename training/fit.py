@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from training.config import TrainConfig
-from training.dataset import PreparedDataset, common_mounts, usual_twist
-from training.dense import FrozenFeatures, Looks
+from training.data.dataset import PreparedDataset, common_mounts, usual_twist
+from training.data.frozen_features import FrozenFeatures, Looks
+from training.data.model_input import training_input
+from training.data.sampler import Sampler
 from training.descent import Descent
 from training.distributed import Processes
 from training.extent import learn_extent
 from training.objectives import Terms, TrainingStep, build_objective
 from training.point_map import build_point_map
 from training.progress import Progress
-from training.sampler import Sampler, training_input
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.models import DenseModel, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec

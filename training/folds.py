@@ -13,11 +13,11 @@ from torch import Tensor
 from training.answers import BySensors, ask, from_state, to_state
 from training.calibrate import remember
 from training.config import TrainConfig
-from training.dataset import PreparedDataset
-from training.dense import FrozenFeatures
+from training.data.dataset import PreparedDataset
+from training.data.frozen_features import FrozenFeatures
+from training.data.sampler import Sampler
 from training.distributed import Processes
 from training.fit import Fit, Material, new_model
-from training.sampler import Sampler
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import PoseModel

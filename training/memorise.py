@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.dataset import PreparedDataset
-from training.predict import batches
+from training.data.dataset import PreparedDataset
+from training.data.model_input import batches
 from vmloc_ros.core.models import MemoryModel
 from vmloc_ros.core.preprocessing import Preprocessor
 

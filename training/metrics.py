@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,14 +89,3 @@ def area_under_roc(good: ArrayLike, bad: ArrayLike) -> float:
     ordered, values = np.sort(np.asarray(good, np.float64)), np.asarray(bad, np.float64)
     below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
     return float(1 - np.mean(below) / (2 * len(ordered)))
-
-
-def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
-    """Count, bounds and mean of positions, metres."""
-    positions = np.stack([pose.position_m for pose in poses])
-    return {
-        "poses": len(poses),
-        "min_m": positions.min(axis=0).round(3).tolist(),
-        "max_m": positions.max(axis=0).round(3).tolist(),
-        "mean_m": positions.mean(axis=0).round(3).tolist(),
-    }

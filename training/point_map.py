@@ -10,8 +10,8 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm import tqdm
 
-from training.dataset import PreparedDataset
-from training.predict import prepared_input
+from training.data.dataset import PreparedDataset
+from training.data.model_input import prepared_input
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.pose_codec import PoseCodec

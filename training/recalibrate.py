@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from training.answers import ask
-from training.cache import load_dataset
 from training.calibrate import calibrate, fit_confidence, remember
-from training.config import ValidationConfig
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.cache import load_dataset
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.splits import Split, ValidationConfig
 from training.run import parse_source_options
 from training.sources.factory import open_sources
-from training.validation import Split
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError

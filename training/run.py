@@ -11,11 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from training.cache import load_dataset
 from training.config import TrainConfig, load_config, parse_config
 from training.corruption import NO_CORRUPTION, Corruption
-from training.coverage import warn_of_unknown_places
-from training.dataset import PreparedDataset, prepare_dataset
+from training.data.cache import load_dataset
+from training.data.coverage import warn_of_unknown_places
+from training.data.dataset import PreparedDataset, prepare_dataset
 from training.distributed import join_processes
 from training.evaluate import Evaluation, evaluate
 from training.logbook import check_tensorboard

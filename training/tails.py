@@ -8,6 +8,7 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.splits import FEWEST
 from training.metrics import LIMIT
 from vmloc_ros.core.confidence import SHARES, Tail, oddness
 
@@ -16,7 +17,6 @@ Bools = NDArray[np.bool_]
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 50  # frames that a distribution is fitted to
 _WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is borne
 _ANY_WRONG = 2  # so many are, in any case
 _BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches

@@ -17,19 +17,20 @@ from tqdm import tqdm
 from training.answers import ask, join
 from training.calibrate import calibrate, fit_confidence, remember
 from training.config import TrainConfig
-from training.coverage import pose_record
-from training.dataset import PreparedDataset
+from training.data.coverage import pose_record
+from training.data.dataset import PreparedDataset
+from training.data.prefetch import default_depth, prefetch
+from training.data.splits import Split
 from training.descent import arithmetic
 from training.distributed import Processes
 from training.fit import Fit, Material, frozen_features, new_model
 from training.folds import Folds
 from training.interruption import Interruption
-from training.loader import default_depth, prefetch
 from training.logbook import Logbook
 from training.memorise import memorise
 from training.progress import postfix
 from training.run_files import RunFiles, damaged_state
-from training.validation import Split, score, validate
+from training.validation import score, validate
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError

@@ -7,13 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.augment import AugmentConfig, augment, drop_modalities, move_pixels, zero_dropped
-from training.clips import clip_table, segments
-from training.dataset import PreparedDataset
-from training.predict import prepared_input
+from training.data.dataset import PreparedDataset
 from vmloc_ros.core.errors import ConfigError, DataError
-from vmloc_ros.core.models import ModelInput, PoseModel
-from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.models import PoseModel
 
 
 class Sampler:
@@ -73,27 +69,28 @@ class Sampler:
         return first, second
 
 
-def training_input(
-    tensors: dict[str, Tensor],
-    present: dict[str, Tensor],
-    config: AugmentConfig,
-    preprocessor: Preprocessor,
-    generator: torch.Generator,
-    intrinsics: Tensor | None = None,
-    twists: Tensor | None = None,
-) -> ModelInput:
-    """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld.
+def segments(sequences: Tensor, rows: Tensor) -> list[Tensor]:
+    """Runs of successive rows of one sequence.
 
     Args:
-        intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
-        twists: ``(B, 6)`` of the body, likewise.
+        sequences: ``(N,)`` which sequence each row of the data belongs to.
+        rows: ``(R,)`` increasing; a row left out (a held-out block, say) ends a run.
     """
-    tensors = augment(tensors, config, generator)
-    shown = None
-    if intrinsics is not None:
-        tensors, intrinsics, shown = move_pixels(tensors, intrinsics, config, generator)
-    offset = torch.rand(2, generator=generator).tolist()
-    kept = drop_modalities(present, config.modality_dropout, generator)
-    if config.dropped == "zeroed":
-        tensors, kept = zero_dropped(tensors, present, kept), present
-    return prepared_input(tensors, kept, preprocessor, (offset[0], offset[1]), intrinsics, twists, shown)
+    if not len(rows):
+        return []
+    breaks = (rows.diff() != 1) | (sequences[rows].diff() != 0)
+    sizes = torch.diff(torch.nonzero(breaks).flatten() + 1, prepend=torch.tensor([0]), append=torch.tensor([len(rows)]))
+    return list(rows.split(sizes.tolist()))
+
+
+def clip_table(runs: list[Tensor], length: int, spacing: int) -> Tensor:
+    """The clip of every row, ``(R, length)``, in the order of the runs: ``spacing`` apart, oldest first.
+
+    A clip ends at its row; where the run does not reach back far enough, its first row is repeated, as a robot's
+    first frame is (:meth:`ClipModel.decode_window`).
+    """
+    clips = []
+    for run in runs:
+        offsets = spacing * torch.arange(1 - length, 1)
+        clips.append(run[(torch.arange(len(run)).unsqueeze(1) + offsets).clamp(min=0)])
+    return torch.cat(clips) if clips else torch.empty(0, length, dtype=torch.long)

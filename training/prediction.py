@@ -3,58 +3,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Collection
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.clips import segments
-from training.dataset import PreparedDataset
-from vmloc_ros.core.frame import IMAGE
+from training.data.dataset import PreparedDataset
+from training.data.model_input import batches
+from training.data.sampler import segments
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
+from vmloc_ros.core.models import ClipModel, PoseModel, Prediction
 from vmloc_ros.core.models.base import decode_vectors
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _BATCH = 64
-
-
-def model_input(tensors: dict[str, Tensor], present: dict[str, Tensor]) -> ModelInput:
-    """Channels-last is what fast convolutions want, on the CPU by a factor of about two."""
-    return ModelInput({name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}, present)
-
-
-def prepared_input(
-    tensors: dict[str, Tensor],
-    present: dict[str, Tensor],
-    preprocessor: Preprocessor,
-    offset: tuple[float, float] = (0.5, 0.5),
-    intrinsics: Tensor | None = None,
-    twists: Tensor | None = None,
-    shown: Tensor | None = None,
-) -> ModelInput:
-    """A prepared batch, cropped and normalised.
-
-    Args:
-        offset: where the crop lies, as :meth:`Preprocessor.normalise` has it.
-        intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
-        twists: ``(B, 6)`` true velocities of the body, for training.
-        shown: ``(B, H, W)`` bool of the prepared images, see :class:`ModelInput`.
-    """
-    batch = model_input(preprocessor.normalise(tensors, offset), present)
-    if intrinsics is None:
-        return batch
-    return replace(
-        batch,
-        measured=preprocessor.crop(tensors, offset),
-        intrinsics=preprocessor.crop_intrinsics(intrinsics, tensors, offset),
-        twists=twists,
-        shown=None if shown is None else preprocessor.crop({IMAGE: shown.unsqueeze(1)}, offset)[IMAGE].squeeze(1),
-    )
 
 
 @torch.no_grad()
@@ -108,36 +72,6 @@ def modality_features(
 def poses(prediction: Prediction) -> list[Pose]:
     """One for each row of a prediction."""
     return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]
-
-
-def sensor_sets(data: PreparedDataset, rows: Tensor, modalities: Sequence[str]) -> dict[tuple[str, ...], Tensor]:
-    """For each set of modalities, the largest first, those of the rows that have all of it; sets without any left out.
-
-    They are what a robot may be left with when sensors fail.
-    """
-    cpu = torch.device("cpu")
-    chunks = [data.batch(chunk, cpu)[1] for chunk in rows.split(_BATCH)]
-    present = {name: torch.cat([chunk[name] for chunk in chunks]) for name in modalities}
-    sets = (names for count in range(len(modalities), 0, -1) for names in itertools.combinations(modalities, count))
-    found = {names: rows[torch.stack([present[name] for name in names]).all(dim=0)] for names in sets}
-    return {names: having for names, having in found.items() if len(having)}
-
-
-def batches(
-    data: PreparedDataset,
-    rows: Tensor,
-    preprocessor: Preprocessor,
-    device: torch.device,
-    geometry: bool = False,
-) -> Iterator[ModelInput]:
-    """The rows in their order, as they are, for networks in evaluation mode.
-
-    Args:
-        geometry: add measurements and intrinsics, for systems that need them.
-    """
-    for chunk in rows.split(_BATCH):
-        intrinsics = data.intrinsics(chunk, device) if geometry else None
-        yield prepared_input(*data.batch(chunk, device), preprocessor, intrinsics=intrinsics)
 
 
 def _joined(parts: list[Prediction]) -> Prediction:

@@ -200,31 +200,6 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def split_blocks(count: int, block: int, every: int) -> tuple[Tensor, Tensor]:
-    """Rows for training and validation: every ``every``-th block of ``block`` rows, from the second on, is held out."""
-    rows = torch.arange(count)
-    if every == 0:
-        return rows, rows[:0]
-    held_out = (rows // block) % every == 1
-    return rows[~held_out], rows[held_out]
-
-
-def split_folds(count: int, block: int, folds: int) -> list[tuple[Tensor, Tensor]]:
-    """Rows for training and validation of each fold: block i of ``block`` rows is held out of fold ``i % folds``.
-
-    Raises:
-        DataError: there are fewer blocks than folds.
-    """
-    rows = torch.arange(count)
-    number = rows // block
-    if count <= (folds - 1) * block:
-        raise DataError(
-            f"{count} frames are only {int(number[-1]) + 1} blocks of {block}, too few for {folds} folds; "
-            "reduce validation.block or validation.folds"
-        )
-    return [(rows[number % folds != fold], rows[number % folds == fold]) for fold in range(folds)]
-
-
 def _check_shape(source: str, name: str, sample: Sample, x: Tensor, others: Tensor) -> None:
     if x.shape != others.shape[1:]:
         raise DataError(

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from training.dataset import PreparedDataset
+from training.data.dataset import PreparedDataset
 
 # What a loaded batch consists of: tensors, presence, and the event after which they are on the GPU.
 _Loaded = tuple[dict[str, Tensor], dict[str, Tensor], torch.cuda.Event | None]

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from training.metrics import pose_statistics
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 from vmloc_ros.core.training_area import TrainingArea
 
@@ -111,3 +110,14 @@ def _nearest(train: Sequence[Pose], asked: Sequence[Pose]) -> tuple[NDArray[np.f
         np.stack([train[row].quaternion_wxyz for row in rows]), np.stack([pose.quaternion_wxyz for pose in asked])
     )
     return distance, angle
+
+
+def pose_statistics(poses: Sequence[Pose]) -> dict[str, Any]:
+    """Count, bounds and mean of positions, metres."""
+    positions = np.stack([pose.position_m for pose in poses])
+    return {
+        "poses": len(poses),
+        "min_m": positions.min(axis=0).round(3).tolist(),
+        "max_m": positions.max(axis=0).round(3).tolist(),
+        "mean_m": positions.mean(axis=0).round(3).tolist(),
+    }

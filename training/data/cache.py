@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.dataset import Allocate, PreparedDataset, PreparedSource, prepare_source
+from training.data.dataset import Allocate, PreparedDataset, PreparedSource, prepare_source
 from training.sources.base import Source
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.geometry import Pose
