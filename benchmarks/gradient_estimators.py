@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from training.data.dataset import prepare_dataset
 from training.data.model_input import model_input
-from training.estimators import bound_loss
-from training.losses import PoseLoss
+from training.objectives.base import PoseLoss
+from training.objectives.variational import bound_loss
 from training.simulation import simulate
 from training.sources import open_sources
 from training.sources.options import SourceOptions

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.config import ObjectiveConfig, OptimizerConfig
+from training.config import OptimizerConfig
 from training.data.augment import AugmentConfig, augment, drop_modalities
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.model_input import model_input
 from training.data.prefetch import prefetch
-from training.objectives import build_objective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import build_objective
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelConfig, build_model

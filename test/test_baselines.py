@@ -14,8 +14,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from helpers import random_frame
-from training.config import ObjectiveConfig
-from training.objectives import DENSE, OBJECTIVES, build_objective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import DENSE, OBJECTIVES, build_objective
 from training.testing import noise_input, write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import ConfigError, ModelError

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from rooms import CODEC, MOUNTS, PREPROCESS, TINY, in_map, in_room, input_of, room_data
-from training.config import ObjectiveConfig
 from training.data.frozen_features import Looks
-from training.dense import DenseObjective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.dense import DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model

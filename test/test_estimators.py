@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import helpers  # noqa: F401 (one thread for torch)
-from training.config import ObjectiveConfig
-from training.estimators import bound_loss, elbo_loss
-from training.losses import PoseLoss
-from training.objectives import Objective, build_objective
+from training.objectives.base import ObjectiveConfig, PoseLoss
+from training.objectives.registry import Objective, build_objective
+from training.objectives.variational import bound_loss, elbo_loss
 from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, VMLoc, build_model
 from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.pose_codec import PoseCodec

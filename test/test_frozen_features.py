@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from rooms import CODEC, CPU, MOUNTS, PREPROCESS, TINY, in_map, input_of, room_data
-from training.config import ObjectiveConfig
 from training.data.augment import AugmentConfig
 from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenConfig, FrozenFeatures
-from training.dense import DenseObjective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.dense import DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.models import DenseModel, build_model
 from vmloc_ros.core.preprocessing import Preprocessor

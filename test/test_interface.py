@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.config import ObjectiveConfig, parse_config
+from training.config import parse_config
 from training.data.dataset import prepare_dataset
-from training.objectives import build_objective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import build_objective
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import ModelError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import helpers  # noqa: F401 (one thread for torch)
-from training.losses import PoseLoss
+from training.objectives.base import PoseLoss
 from vmloc_ros.core.geometry import Pose, quaternion_log
 
 

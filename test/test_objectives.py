@@ -8,8 +8,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 import helpers  # noqa: F401 (one thread for torch)
-from training.config import ObjectiveConfig
-from training.objectives import build_objective
+from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import build_objective
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, build_model
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, prepared, room_data, room_frame
-from training.config import ObjectiveConfig, parse_config
+from training.config import parse_config
 from training.data.dataset import PreparedDataset
-from training.dense import DenseObjective
 from training.extent import learn_extent, spread_places
+from training.objectives.base import ObjectiveConfig
+from training.objectives.dense import DenseObjective
 from training.prediction import predict
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint

@@ -27,10 +27,10 @@ from rooms import (
     room_data,
     room_point,
 )
-from training.config import ObjectiveConfig, parse_config
+from training.config import parse_config
 from training.data.frozen_features import Looks
-from training.dense import DenseObjective
-from training.solver_loss import solver_loss
+from training.objectives.base import ObjectiveConfig
+from training.objectives.dense import DenseObjective, solver_loss
 from training.trainer import Trainer
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model

@@ -17,7 +17,8 @@ from training.config import TrainConfig, parse_config
 from training.data.augment import AugmentConfig
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.model_input import batches, training_input
-from training.objectives import OBJECTIVES, PoseObjective
+from training.objectives.registry import OBJECTIVES
+from training.objectives.regression import PoseObjective
 from training.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError

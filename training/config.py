@@ -14,6 +14,7 @@ import yaml
 from training.data.augment import AugmentConfig
 from training.data.frozen_features import FrozenConfig
 from training.data.splits import ValidationConfig
+from training.objectives.base import ObjectiveConfig
 from training.sources.options import SourceOptions
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError
@@ -50,34 +51,6 @@ class OptimizerConfig:
             raise ValueError(f"weight_decay and warmup_steps must not be negative, got {self}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay lies in [0, 1), got {self.ema_decay}")
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveConfig:
-    """VMLoc's objective (Eq. 11, 15).
-
-    Attributes:
-        samples: k.
-        estimator: of the encoders' gradient; see :mod:`training.estimators`.
-        kl_weight: lambda.
-        beta: start of the position weight.
-        gamma: start of the rotation weight.
-        cells: of each picture that a step of a dense system looks at, drawn at random; 0: all.
-        solver_weight: of the true pose's likelihood under what the solver makes of these cells together, added to that
-            of each cell by itself; see :mod:`training.solver_loss`.
-    """
-
-    samples: int = 10
-    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "iwae"
-    kl_weight: float = 1e-3
-    beta: float = -3.0
-    gamma: float = 0.0
-    cells: int = 0
-    solver_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.kl_weight < 0 or self.cells < 0 or self.solver_weight < 0:
-            raise ValueError(f"samples >= 1, kl_weight, cells and solver_weight >= 0, got {self}")
 
 
 @dataclass(frozen=True, slots=True)

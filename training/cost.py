@@ -29,8 +29,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.config import ObjectiveConfig, TrainConfig
-from training.objectives import build_objective
+from training.config import TrainConfig
+from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import build_objective
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError

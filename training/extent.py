@@ -14,7 +14,7 @@ from torch import Tensor
 
 from training.data.dataset import PreparedDataset
 from training.data.model_input import batches
-from training.dense import true_poses
+from training.objectives.dense import true_poses
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.pose_codec import PoseCodec

@@ -18,7 +18,7 @@ from training.data.sampler import Sampler
 from training.descent import Descent
 from training.distributed import Processes
 from training.extent import learn_extent
-from training.objectives import Terms, TrainingStep, build_objective
+from training.objectives.registry import Terms, TrainingStep, build_objective
 from training.point_map import build_point_map
 from training.progress import Progress
 from vmloc_ros.core.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from training.objectives import Terms
+from training.objectives.registry import Terms
 
 _SHORT = {"effective_samples": "ess"}
 

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.losses import PoseLoss
-from vmloc_ros.core.models import Posterior, VariationalModel
+from training.objectives.base import Objective, ObjectiveConfig, PoseLoss, Terms
+from vmloc_ros.core.models import ModelInput, Posterior, VariationalModel
 from vmloc_ros.core.models.fusion import Gaussian, standard_normal_log_prob
 
 
@@ -93,3 +93,43 @@ def elbo_loss(
     joint = posterior.joint
     predicted = model.decode(joint.sample(1).squeeze(0))
     return (pose_loss(predicted, target) + kl_weight * joint.kl_to_standard_normal()).mean()
+
+
+class BoundObjective(Objective):
+    """The importance-weighted bound (VMLoc Eq. 7), with the estimator of its gradient that the configuration names."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pose_loss = PoseLoss(config.beta, config.gamma)
+
+    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
+        posterior = model.encode(batch)
+        samples, kl_weight = self.config.samples, self.config.kl_weight
+        bound = bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator)
+        watched = {"effective_samples": bound.effective_samples.mean(), **_watch_posterior(posterior)}
+        return {"loss": bound.loss, **watched}
+
+
+class ElboObjective(Objective):
+    """The plain ELBO of one sample (MVAE), whatever number of samples the configuration names."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.kl_weight = config.kl_weight
+        self.pose_loss = PoseLoss(config.beta, config.gamma)
+
+    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
+        posterior = model.encode(batch)
+        loss = elbo_loss(model, posterior, target, self.pose_loss, self.kl_weight)
+        return {"loss": loss, **_watch_posterior(posterior)}
+
+
+def _watch_posterior(posterior: Posterior) -> Terms:
+    """KL to the prior in nats, and the mean variance of each modality's expert (the prior's is 1)."""
+    watched = {"kl": posterior.joint.kl_to_standard_normal().detach().mean()}
+    for name, expert in posterior.experts.items():
+        rows = posterior.present[name]
+        variance = torch.exp(expert.log_variance.detach()).mean(dim=-1)
+        watched[f"variance_{name}"] = (variance * rows).sum() / rows.sum().clamp(min=1)
+    return watched

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each system minimises in training."""
+
+from training.objectives.base import Objective, ObjectiveConfig, Terms
+from training.objectives.registry import OBJECTIVES, TrainingStep, build_objective
+
+__all__ = ["OBJECTIVES", "Objective", "ObjectiveConfig", "Terms", "TrainingStep", "build_objective"]
