@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.metrics import area_under_roc, pose_errors
-from training.run import parse_source_options
+from training.config import parse_source_options
+from training.evaluation.metrics import area_under_roc, pose_errors
 from training.sources import open_sources
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer

@@ -17,7 +17,7 @@ import numpy as np
 from dense_scale import CONFIG, SENSORS, run
 from tqdm import tqdm
 
-from training.metrics import LIMIT, THRESHOLDS
+from training.evaluation.metrics import LIMIT, THRESHOLDS
 from training.simulation import simulate, street_centre
 
 STREETS = {0: "one of two alike", 1: "unlike any other", 2: "the other"}

@@ -27,12 +27,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 
 import numpy as np
 
-from training.calibration import map_errors, nees
-from training.evaluate import Track, evaluate
-from training.metrics import pose_errors
+from training.evaluation.consistency import map_errors, nees
+from training.evaluation.metrics import pose_errors
+from training.evaluation.tracks import Track, evaluate
+from training.evaluation.trajectory import pairs_by_frames, relative_errors
 from training.sources import open_sources
 from training.sources.options import SourceOptions
-from training.trajectory_metrics import pairs_by_frames, relative_errors
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose, interpolate_poses

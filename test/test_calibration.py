@@ -16,21 +16,17 @@ from helpers import ListSource, random_frame, yaw_pose
 from training import recalibrate as recalibrate_module
 from training.answers import ask
 from training.calibrate import calibrate
-from training.calibration import (
+from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
+from training.data.dataset import PreparedDataset, prepare_dataset
+from training.evaluation.consistency import (
     calibration_summary,
     chi_square_cdf,
     confidence_levels,
-    fit_coupling,
-    fit_floor,
-    fit_inflation,
-    fit_margin,
-    gross_errors,
     independent_errors,
     map_errors,
     nees,
     pose_nees,
 )
-from training.data.dataset import PreparedDataset, prepare_dataset
 from training.recalibrate import recalibrate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint

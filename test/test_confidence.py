@@ -12,13 +12,13 @@ import torch
 from scipy.stats import kstest, mannwhitneyu
 
 from helpers import ListSource, judged, random_frame, yaw_pose
-from training import confidence as study_module
 from training.answers import ask
-from training.bad_input import bad_frames
 from training.calibrate import fit_confidence, remember
-from training.confidence import area_under_roc, detected, risk_coverage, study
 from training.data.dataset import PreparedDataset, prepare_dataset
-from training.metrics import PoseErrors
+from training.evaluation import confidence_study as study_module
+from training.evaluation.bad_input import bad_frames
+from training.evaluation.confidence_study import area_under_roc, detected, risk_coverage, study
+from training.evaluation.metrics import PoseErrors
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness, stack_cues

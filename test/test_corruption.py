@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.corruption import NO_CORRUPTION, Corruption, corrupt, parse_corruption
-from training.evaluate import evaluate
-from training.results import write_results
+from training.evaluation.corruption import NO_CORRUPTION, Corruption, corrupt, parse_corruption
+from training.evaluation.results import write_results
+from training.evaluation.tracks import evaluate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud, Sample

@@ -7,9 +7,9 @@ import torch
 import torchvision
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.corruption import Corruption
-from training.evaluate import Track, evaluate
-from training.retrieval import nearest_image_errors
+from training.evaluation.corruption import Corruption
+from training.evaluation.retrieval import nearest_image_errors
+from training.evaluation.tracks import Track, evaluate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Sample

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
 from training.data.coverage import pose_statistics
-from training.metrics import PoseErrors, confidence_summary, pose_errors
+from training.evaluation.metrics import PoseErrors, confidence_summary, pose_errors
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 

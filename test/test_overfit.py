@@ -16,7 +16,8 @@ from ros_graph import served_poses
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from training.convert import convert_seven_scenes
-from training.run import evaluate_checkpoints, train
+from training.evaluation.evaluate import evaluate_checkpoints
+from training.run import train
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.models import REGISTRY
 

@@ -13,9 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from helpers import random_frame, yaw_pose
-from training.metrics import PoseErrors
-from training.pictures import save_calibration_plot, save_corruption_plot, save_track_plot, save_trajectory_plot
-from training.plots import plot_calibration, plot_error_cdf, plot_error_map, plot_errors, plot_trajectory
+from training.evaluation.figures import (
+    save_calibration_plot,
+    save_corruption_plot,
+    save_track_plot,
+    save_trajectory_plot,
+)
+from training.evaluation.metrics import PoseErrors
+from training.evaluation.plots import plot_calibration, plot_error_cdf, plot_error_map, plot_errors, plot_trajectory
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.core.projection import CylindricalConfig

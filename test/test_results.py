@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import random_frame, yaw_pose
-from training.calibration import calibration_summary, independent_errors
-from training.corruption import Corruption
-from training.evaluate import Evaluation, Track
-from training.results import write_comparison, write_results, write_tum
-from training.tables import Row, mean_and_std, results_tables
-from training.trajectory_metrics import trajectory_summary
+from training.evaluation.consistency import calibration_summary, independent_errors
+from training.evaluation.corruption import Corruption
+from training.evaluation.results import write_comparison, write_results, write_tum
+from training.evaluation.tables import Row, mean_and_std, results_tables
+from training.evaluation.tracks import Evaluation, Track
+from training.evaluation.trajectory import trajectory_summary
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose

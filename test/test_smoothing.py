@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import chi2
 
 from helpers import yaw_pose
-from training.calibration import map_errors, nees
+from training.evaluation.consistency import map_errors, nees
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose, quaternion_exp, quaternion_multiply, rotation_angle_deg
 from vmloc_ros.core.uncertainty import moved_covariance

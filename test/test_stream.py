@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.evaluate import evaluate
+from training.evaluation.tracks import evaluate
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.frame import Estimate, Frame, Sample

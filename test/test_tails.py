@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pytest
 
-from training.metrics import LIMIT
+from training.evaluation.metrics import LIMIT
 from training.tails import fit_tails
 from vmloc_ros.core.confidence import oddness
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from helpers import yaw_pose
-from training.results import write_tum
-from training.trajectory_metrics import (
+from training.evaluation.results import write_tum
+from training.evaluation.trajectory import (
     absolute_errors_m,
     align,
     pairs_by_frames,

@@ -14,18 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.answers import Answers, BySensors
-from training.calibration import (
-    fit_coupling,
-    fit_floor,
-    fit_inflation,
-    fit_margin,
-    gross_errors,
-    independent_errors,
-)
+from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
 from training.data.dataset import PreparedDataset
 from training.data.model_input import sensor_sets
 from training.data.splits import FEWEST
-from training.metrics import pose_errors
+from training.evaluation.consistency import independent_errors
+from training.evaluation.metrics import pose_errors
 from training.prediction import modality_features
 from training.tails import fit_tails
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty

@@ -9,60 +9,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import gammainc, gammaincinv, gammaln
+from scipy.special import gammaincinv, gammaln
 
 from training.data.splits import FEWEST
-from vmloc_ros.core.frame import Estimate
-from vmloc_ros.core.geometry import (
-    Pose,
-    quaternion_conjugate,
-    quaternion_multiply,
-    rotation_vector_from_quaternion,
-)
+from training.evaluation.consistency import PARTS, chi_square_cdf, dimensions_of, map_errors, nees
+from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance
 
 Array = NDArray[np.float64]
 
-# What of the six dimensions is judged.
-PARTS = {"pose": slice(0, 6), "position": slice(0, 3), "rotation": slice(3, 6)}
-COVERAGES = (0.5, 0.9, 0.95)
 
 _PIECES = 8  # of a recording, each judged by the others
 _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
 _TINY = 1e-9
-
-
-def calibration_summary(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str, float]:
-    """For each of :data:`PARTS` the mean NEES and the shares of true poses inside the ellipsoids of :data:`COVERAGES`.
-
-    Of covariances that tell the truth, the NEES is 6 for the pose and 3 for position and rotation in the mean, and
-    the shares are the nominal ones; greater NEES and smaller shares are those of covariances that are too small.
-    """
-    result = {f"nees_{part}": float(values.mean()) for part, values in pose_nees(truth, estimates).items()}
-    for part, levels in confidence_levels(truth, estimates).items():
-        for coverage in COVERAGES:
-            result[f"coverage{100 * coverage:.0f}_{part}"] = float(np.mean(levels <= coverage))
-    return result
-
-
-def confidence_levels(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str, Array]:
-    """For each of :data:`PARTS` the probability ``(N,)`` of the smallest ellipsoid that reaches the true pose.
-
-    They are uniform in [0, 1] where covariances tell the truth.
-    """
-    return {
-        part: np.asarray(chi_square_cdf(values, _dimensions(part)))
-        for part, values in pose_nees(truth, estimates).items()
-    }
-
-
-def pose_nees(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> dict[str, Array]:
-    """Normalized estimation error squared ``(N,)`` of each of :data:`PARTS`."""
-    errors = map_errors(truth, [estimate.map_from_body for estimate in estimates])
-    covariances = np.stack([estimate.covariance for estimate in estimates])
-    return {part: nees(errors[:, rows], covariances[:, rows, rows]) for part, rows in PARTS.items()}
 
 
 def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> NDArray[np.bool_]:
@@ -81,33 +42,6 @@ def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: 
         distances = np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]))
         gross |= distances > _GROSS * np.median(distances)
     return gross
-
-
-def independent_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> float:
-    """To how many independent errors those of one recording amount, from 1 to N.
-
-    Neighbouring frames err alike, so that a share of N frames is less sure than one of N draws. ``N / (1 + 2 sum of
-    autocorrelations)``, the effective sample size of Markov chains, up to the first lag without a positive one; of
-    errors in units of their covariances, about zero, the largest twentieth cut down to the rest.
-
-    Args:
-        truth, estimates: in the order of recording.
-        covariances: ``(N, 6, 6)`` up to a scale.
-    """
-    variances, axes = np.linalg.eigh(np.asarray(covariances, np.float64))
-    least = 1e-12 * variances[:, -1:]  # a covariance may have lost its last digits
-    errors = np.einsum("nij,ni->nj", axes, map_errors(truth, estimates)) / np.sqrt(np.maximum(variances, least))
-    errors = np.einsum("nij,nj->ni", axes, errors)  # the axes of one frame are not those of the next
-    lengths = np.linalg.norm(errors, axis=1, keepdims=True)
-    errors *= np.minimum(1.0, np.quantile(lengths, 0.95) / np.maximum(lengths, _TINY))
-    total = float(np.sum(errors**2))
-    time = 1.0
-    for lag in range(1, len(errors) if total > 0 else 0):
-        correlation = float(np.sum(errors[lag:] * errors[:-lag])) / total
-        if correlation <= 0:
-            break
-        time += 2 * correlation
-    return len(errors) / time
 
 
 def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:
@@ -151,7 +85,7 @@ def _reached(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Arra
 
     def of(part: str) -> Array:
         rows = PARTS[part]
-        promised = 2 * gammaincinv(_dimensions(part) / 2, 0.95)  # the chi-square distribution's quantile
+        promised = 2 * gammaincinv(dimensions_of(part) / 2, 0.95)  # the chi-square distribution's quantile
         return np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]) / promised)
 
     return of("position"), of("rotation")
@@ -219,30 +153,3 @@ def fit_floor(
         floors += [math.exp(best.x[1] - best.x[0])] * 3
         growth.append(float(best.x[3]))
     return np.array(floors), (growth[0], growth[1])
-
-
-def map_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Array:
-    """What leads from each estimate to its truth, ``(N, 6)``, as :attr:`Estimate.covariance` has it.
-
-    Metres along the map's axes, then the rotation vector in radians about the map's fixed axes: the turn stands on
-    the left of the estimate's rotation.
-    """
-    true_rotation, rotation = (np.stack([pose.quaternion_wxyz for pose in poses]) for poses in (truth, estimates))
-    turn = quaternion_multiply(true_rotation, quaternion_conjugate(rotation))
-    step = np.stack([pose.position_m for pose in truth]) - np.stack([pose.position_m for pose in estimates])
-    return np.concatenate([step, rotation_vector_from_quaternion(turn)], axis=1)
-
-
-def nees(errors: ArrayLike, covariances: ArrayLike) -> Array:
-    """``e^T C^-1 e``, ``(N,)``: the squared Mahalanobis distance of errors ``(N, D)`` under ``(N, D, D)``."""
-    error = np.asarray(errors, np.float64)[..., None]
-    return np.sum(error * np.linalg.solve(np.asarray(covariances, np.float64), error), axis=(-2, -1))
-
-
-def chi_square_cdf(values: ArrayLike, degrees_of_freedom: int) -> Array:
-    """Probability that a chi-square variable is at most ``values``: that an ellipsoid of that radius is not left."""
-    return np.asarray(gammainc(degrees_of_freedom / 2, np.asarray(values, np.float64) / 2))
-
-
-def _dimensions(part: str) -> int:
-    return PARTS[part].stop - PARTS[part].start

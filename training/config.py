@@ -16,6 +16,7 @@ from training.data.frozen_features import FrozenConfig
 from training.data.splits import ValidationConfig
 from training.objectives.base import ObjectiveConfig
 from training.sources.options import SourceOptions
+from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import ModelConfig
@@ -133,3 +134,22 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def checkpoint_source_options(header: CheckpointHeader, overrides: list[str] | None) -> SourceOptions:
+    """The options used in training, with overrides."""
+    recorded = header.training.get("config", {}).get("source", {})
+    # A PoseStamped names no body: take it to be the checkpoint's.
+    return parse_source_options({**recorded, "body_frame": header.body_frame}, overrides)
+
+
+def parse_source_options(values: dict[str, Any], overrides: list[str] | None) -> SourceOptions:
+    """Options of data sources with overrides of the form ``source.key=value``.
+
+    Raises:
+        ConfigError: an override is of something else, or a value does not fit.
+    """
+    wrong = [override for override in overrides or [] if not override.startswith("source.")]
+    if wrong:
+        raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set here")
+    return parse_config({"source": values}, overrides, "source options").source

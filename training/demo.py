@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from training.metrics import pose_errors
-from training.pictures import save_trajectory_plot
+from training.evaluation.figures import save_trajectory_plot
+from training.evaluation.metrics import pose_errors
 from training.simulation import simulate
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from training.answers import ask
 from training.calibrate import calibrate, fit_confidence, remember
+from training.config import parse_source_options
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig
-from training.run import parse_source_options
 from training.sources.factory import open_sources
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping

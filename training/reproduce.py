@@ -16,6 +16,7 @@ import torch
 
 from training.config import TrainConfig, load_config
 from training.cost import cost_rows, cost_table, measure_cost
+from training.evaluation.tables import Summary
 from training.reproduce_experiments import EXPERIMENTS, Experiment, Input, Variant, select_variants
 from training.reproduce_runs import (
     NEAREST,
@@ -32,16 +33,7 @@ from training.reproduce_runs import (
     system_file,
 )
 from training.reproduce_scenes import Found, Scene, SceneData, describe, find_scenes, read_scene
-from training.reproduce_tables import (
-    Line,
-    averages,
-    comparisons_table,
-    scene_table,
-    write_csv,
-    write_table,
-    write_text,
-)
-from training.tables import Summary
+from training.reproduce_tables import Line, averages, comparisons_table, scene_table, write_csv, write_table, write_text
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import IMAGE

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from training.corruption import MASKED, MISSING, ZEROED
+from training.evaluation.corruption import MASKED, MISSING, ZEROED
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import REGISTRY
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainConfig, load_config, parse_config, read_layer
-from training.corruption import MISSING, NO_CORRUPTION, Corruption
+from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
+from training.evaluation.evaluate import evaluate_checkpoints
 from training.reproduce_experiments import Input, Variant
 from training.reproduce_scenes import Scene, SceneData
-from training.run import evaluate_checkpoints, train
+from training.run import train
 from training.run_files import RunFiles
 from training.sources.caching import default_cache
 from vmloc_ros.core.checkpoint import read_header
@@ -237,7 +238,7 @@ def measure(run: Run, corruption: Corruption, data: SceneData, settings: Setting
     """Evaluate a checkpoint on the scene's test data and keep the results.
 
     Raises:
-        VmlocError: as :func:`training.run.evaluate_checkpoints`.
+        VmlocError: as :func:`training.evaluation.evaluate.evaluate_checkpoints`.
     """
     folder = evaluation_folder(run, corruption, settings)
     (folder / _DATA_FILE).unlink(missing_ok=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from training.corruption import MASKED, MISSING, ZEROED
+from training.evaluation.corruption import MASKED, MISSING, ZEROED
+from training.evaluation.tables import Summary, mean_and_std
 from training.reproduce_experiments import CLEAN, Comparison, Errors, Experiment, Input
-from training.tables import Summary, mean_and_std
 from vmloc_ros.core.files import write_aside
 
 _WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}

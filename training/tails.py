@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.splits import FEWEST
-from training.metrics import LIMIT
+from training.evaluation.metrics import LIMIT
 from vmloc_ros.core.confidence import SHARES, Tail, oddness
 
 Array = NDArray[np.float64]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from training.data.dataset import PreparedDataset
 from training.distributed import Processes
+from training.evaluation.metrics import pose_errors
 from training.fit import Fit
-from training.metrics import pose_errors
 from training.prediction import poses, predict
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import ClipModel

@@ -96,7 +96,7 @@ def add_confidence(commands: Any) -> None:
 def _confidence(options: argparse.Namespace) -> None:
     if options.frames < 1:
         raise ConfigError(f"--frames must be at least 1, got {options.frames}")
-    from training.confidence import study
+    from training.evaluation.confidence_study import study
 
     text, folder = study(
         options.checkpoint,

@@ -158,7 +158,7 @@ def add_show(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from training.run import parse_source_options
+    from training.config import parse_source_options
     from training.show import show
 
     if options.frames < 1:

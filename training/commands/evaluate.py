@@ -60,8 +60,8 @@ def add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from training.corruption import parse_corruption
-    from training.run import evaluate_checkpoints
+    from training.evaluation.corruption import parse_corruption
+    from training.evaluation.evaluate import evaluate_checkpoints
 
     report = evaluate_checkpoints(
         [options.checkpoint, *options.also],

@@ -43,10 +43,10 @@ def add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from training.evaluation.tables import Row, errors_table
     from training.run import train
     from training.run_files import RunFiles
     from training.sources.caching import default_cache
-    from training.tables import Row, errors_table
 
     try:
         metrics = train(

@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from training.metrics import PoseErrors, pose_errors
-from training.plots import plot_calibration, plot_error_cdf, plot_error_map, plot_errors, plot_trajectory
-from training.trajectory_metrics import Trajectory
+from training.evaluation.metrics import PoseErrors, pose_errors
+from training.evaluation.plots import plot_calibration, plot_error_cdf, plot_error_map, plot_errors, plot_trajectory
+from training.evaluation.trajectory import Trajectory
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.geometry import Pose
@@ -74,7 +74,7 @@ def save_error_cdf(file: Path, errors: Mapping[str, PoseErrors], title: str) -> 
 
 
 def save_calibration_plot(file: Path, levels: Mapping[str, NDArray[np.float64]], title: str) -> None:
-    """See :func:`training.plots.plot_calibration`."""
+    """See :func:`training.evaluation.plots.plot_calibration`."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     plot_calibration(axes, levels)

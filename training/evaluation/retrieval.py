@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from training.metrics import PoseErrors, pose_errors
+from training.evaluation.metrics import PoseErrors, pose_errors
 from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE

@@ -15,9 +15,9 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
-from training.bad_input import bad_frames
-from training.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
-from training.run import parse_source_options
+from training.config import parse_source_options
+from training.evaluation.bad_input import bad_frames
+from training.evaluation.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
 from training.sources.base import Source
 from training.sources.factory import open_sources
 from vmloc_ros.core.errors import ConfigError, DataError

@@ -12,9 +12,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from training.calibration import COVERAGES
-from training.metrics import PoseErrors
-from training.trajectory_metrics import Trajectory
+from training.evaluation.consistency import COVERAGES
+from training.evaluation.metrics import PoseErrors
+from training.evaluation.trajectory import Trajectory
 
 Array = NDArray[np.float64]
 
@@ -117,7 +117,7 @@ def plot_calibration(axes: Axes, levels: Mapping[str, Array]) -> None:
     """How many true poses the covariance's ellipsoids hold against how many they should; marks at 50, 90 and 95 %.
 
     Args:
-        levels: by name, see :func:`training.calibration.confidence_levels`.
+        levels: by name, see :func:`training.evaluation.consistency.confidence_levels`.
     """
     nominal = np.linspace(0, 1, 201)
     axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="covariances that tell the truth")

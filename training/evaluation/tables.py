@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from training.calibration import COVERAGES, PARTS, calibration_summary, independent_errors
-from training.evaluate import Evaluation, Track
-from training.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
-from training.trajectory_metrics import RPE_FRAMES, RPE_METRES, trajectory_summary
+from training.evaluation.consistency import COVERAGES, PARTS, calibration_summary, independent_errors
+from training.evaluation.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
+from training.evaluation.tracks import Evaluation, Track
+from training.evaluation.trajectory import RPE_FRAMES, RPE_METRES, trajectory_summary
 from vmloc_ros.core.geometry import Pose
 
 Summary = dict[str, float]

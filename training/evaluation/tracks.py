@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from training.corruption import NO_CORRUPTION, Corruption, corrupt
-from training.metrics import PoseErrors, pose_errors
+from training.evaluation.corruption import NO_CORRUPTION, Corruption, corrupt
+from training.evaluation.metrics import PoseErrors, pose_errors
 from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample

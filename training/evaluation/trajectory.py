@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.metrics import PoseErrors, pose_errors
+from training.evaluation.metrics import PoseErrors, pose_errors
 from vmloc_ros.core.geometry import (
     Pose,
     matrix_from_quaternion,

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from training.calibration import confidence_levels, pose_nees
-from training.evaluate import Evaluation, Track
-from training.metrics import PoseErrors
-from training.pictures import save_calibration_plot, save_corruption_plot, save_error_cdf, save_track_plot
-from training.tables import ALL, Row, Summary, errors_table, mean_and_std, results_tables, summaries
+from training.evaluation.consistency import confidence_levels, pose_nees
+from training.evaluation.figures import save_calibration_plot, save_corruption_plot, save_error_cdf, save_track_plot
+from training.evaluation.metrics import PoseErrors
+from training.evaluation.tables import ALL, Row, Summary, errors_table, mean_and_std, results_tables, summaries
+from training.evaluation.tracks import Evaluation, Track
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 
