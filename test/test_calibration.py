@@ -13,10 +13,11 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import chi2
 
 from helpers import ListSource, random_frame, yaw_pose
-from training import recalibrate as recalibrate_module
-from training.answers import ask
-from training.calibrate import calibrate
-from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
+from training.calibration import calibrate as recalibrate_module
+from training.calibration.calibrate import recalibrate
+from training.calibration.covariance import calibrate
+from training.calibration.error_fits import fit_coupling, fit_floor, fit_inflation, fit_margin
+from training.calibration.held_out import ask, gross_errors
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation.consistency import (
     calibration_summary,
@@ -27,7 +28,6 @@ from training.evaluation.consistency import (
     nees,
     pose_nees,
 )
-from training.recalibrate import recalibrate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError

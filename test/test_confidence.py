@@ -12,8 +12,8 @@ import torch
 from scipy.stats import kstest, mannwhitneyu
 
 from helpers import ListSource, judged, random_frame, yaw_pose
-from training.answers import ask
-from training.calibrate import fit_confidence, remember
+from training.calibration.confidence import fit_confidence, remember
+from training.calibration.held_out import ask
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation import confidence_study as study_module
 from training.evaluation.bad_input import bad_frames

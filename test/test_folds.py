@@ -12,7 +12,7 @@ import torch
 
 from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
-from training.answers import Answers, BySensors, join
+from training.calibration.held_out import Answers, BySensors, join
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig, split_folds

@@ -11,13 +11,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from helpers import judged
-from rooms import (
-    CPU,
-    TINY,
-    prepared,
-)
-from training.answers import ask
-from training.calibrate import calibrate, fit_confidence, remember
+from rooms import CPU, TINY, prepared
+from training.calibration.confidence import fit_confidence, remember
+from training.calibration.covariance import calibrate
+from training.calibration.held_out import ask
 from training.data.dataset import PreparedDataset
 from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_confidence, save_checkpoint

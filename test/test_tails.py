@@ -8,8 +8,8 @@ import logging
 import numpy as np
 import pytest
 
+from training.calibration.confidence import fit_tails
 from training.evaluation.metrics import LIMIT
-from training.tails import fit_tails
 from vmloc_ros.core.confidence import oddness
 
 

@@ -9,7 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from training.commands.confidence import add_calibrate, add_confidence
+from training.commands.calibrate import add_calibrate
+from training.commands.confidence import add_confidence
 from training.commands.data import add_convert, add_show, add_simulate
 from training.commands.evaluate import add_evaluate
 from training.commands.extrinsics import add_extrinsics

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.answers import BySensors, ask, from_state, to_state
-from training.calibrate import remember
+from training.calibration.confidence import remember
+from training.calibration.held_out import BySensors, ask, from_state, to_state
 from training.config import TrainConfig
 from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenFeatures

@@ -14,8 +14,9 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from training.answers import ask, join
-from training.calibrate import calibrate, fit_confidence, remember
+from training.calibration.confidence import fit_confidence, remember
+from training.calibration.covariance import calibrate
+from training.calibration.held_out import ask, join
 from training.config import TrainConfig
 from training.data.coverage import pose_record
 from training.data.dataset import PreparedDataset

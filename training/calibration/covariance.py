@@ -5,28 +5,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from training.answers import Answers, BySensors
-from training.calibration import fit_coupling, fit_floor, fit_inflation, fit_margin, gross_errors
+from training.calibration.error_fits import fit_coupling, fit_floor, fit_inflation, fit_margin
+from training.calibration.held_out import Answers, BySensors, without_gross_errors
 from training.data.dataset import PreparedDataset
-from training.data.model_input import sensor_sets
-from training.data.splits import FEWEST
 from training.evaluation.consistency import independent_errors
 from training.evaluation.metrics import pose_errors
-from training.prediction import modality_features
-from training.tails import fit_tails
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
-from vmloc_ros.core.confidence import Confidence, FeatureMemory, oddness
+from vmloc_ros.core.confidence import Confidence, oddness
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import PoseModel
-from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.uncertainty import (
     body_errors,
     body_variances,
@@ -44,8 +35,6 @@ _RESIDUAL_FLOOR = np.array([0.01] * 3 + [math.radians(0.1)] * 3)
 _SOLVER_FLOOR = np.array([0.002] * 3 + [math.radians(0.02)] * 3)
 
 _ENOUGH = 20  # independent errors, of which one is expected outside the 95 % ellipsoid
-_LOOKED_AT = 4000  # training frames whose features are described
-_REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 
 
 def calibrate(
@@ -83,7 +72,7 @@ def calibrate(
 
 def _independent(data: PreparedDataset, answers: Answers, residuals: Residuals) -> float:
     """To how many independent errors those of the good answers amount, over all recordings."""
-    answers = _good(data, answers)
+    answers = without_gross_errors(data, answers)
     sequences, count = data.sequences[answers.rows], 0.0
     for sequence in sequences.unique():
         one = answers.some(sequences == sequence)
@@ -100,7 +89,7 @@ def _fit(
 
     Frames that are lost or grossly wrong have no part in it: that they are is said by their confidence.
     """
-    answers = _good(data, answers)
+    answers = without_gross_errors(data, answers)
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:
@@ -120,21 +109,6 @@ def _oddness(answers: Answers, modalities: tuple[str, ...], confidence: Confiden
         return np.zeros(len(answers))
     known = ~answers.cues.isnan().any(dim=1).numpy()
     return np.where(known, oddness(answers.cues.nan_to_num().numpy(), tails[:-1]), 0.0)
-
-
-def _good(data: PreparedDataset, answers: Answers) -> Answers:
-    """Those that are neither lost nor grossly wrong, in the order of recording; all where nothing else is left."""
-    answers = answers.some(answers.rows.argsort())  # folds come one after the other
-    found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
-    return found.some(~torch.from_numpy(_wrong(data, found)))
-
-
-def _wrong(data: PreparedDataset, answers: Answers) -> NDArray[np.bool_]:
-    """``(N,)``: those that are grossly wrong, which is said of a solver alone."""
-    if not answers.solved:
-        return np.zeros(len(answers), bool)
-    truth = [data.poses[i] for i in answers.rows.tolist()]
-    return gross_errors(truth, answers.poses(), answers.covariances.numpy())
 
 
 def _fit_solver(
@@ -176,56 +150,3 @@ def _scaled(
 
 def _with_residuals(estimates: list[Pose], own: NDArray[np.float64], std: NDArray[np.float64]) -> NDArray[np.float64]:
     return own + np.stack([residual_covariance(estimate, std) for estimate in estimates])
-
-
-def remember(
-    header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
-) -> dict[str, FeatureMemory]:
-    """What training rows look like to the model, by modality, for the cues of :func:`training.answers.ask`.
-
-    Empty for systems that offer no features.
-    """
-    preprocessor, memories = Preprocessor(header.preprocess), {}
-    for name in header.preprocess.modalities:
-        having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
-        if len(having) < FEWEST:
-            continue
-        seen = modality_features(model, data, having, preprocessor, name, device)
-        if seen is None:
-            return {}
-        features = seen.cpu().numpy()
-        kept = _evenly(torch.arange(len(having)), _REMEMBERED)
-        frames = [data.poses[i] for i in having[kept].tolist()]
-        memories[name] = FeatureMemory.fit(
-            features,
-            features[kept.numpy()],
-            np.stack([pose.position_m for pose in frames]),
-            np.stack([pose.quaternion_wxyz for pose in frames]),
-            header.pose_codec.scale_m,
-        )
-    return memories
-
-
-def fit_confidence(
-    memories: Mapping[str, FeatureMemory], data: PreparedDataset, answers: BySensors
-) -> Confidence | None:
-    """What estimates are judged by, fitted to answers to good frames of the data that training has not seen.
-
-    None where nothing was remembered (see :func:`remember`) or the frames are too few.
-    """
-    fitted = {}
-    for names, of_set in answers.items():
-        complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
-        if len(complete) < FEWEST or not complete.cues.shape[1]:
-            continue
-        wrong = _wrong(data, complete)
-        if np.sum(~wrong) >= FEWEST:
-            fitted[names] = fit_tails(complete.cues.numpy(), wrong, " and ".join(names))
-    return Confidence(memories, fitted) if fitted else None
-
-
-def _evenly(rows: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the rows, from the first to the last."""
-    if len(rows) <= count:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]

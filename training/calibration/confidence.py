@@ -1,27 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What good answers look like, where some of these are good by luck."""
+"""What estimates are judged by, fitted to held-out frames."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from training.calibration.held_out import BySensors, gross_error_mask
+from training.data.dataset import PreparedDataset
+from training.data.model_input import sensor_sets
 from training.data.splits import FEWEST
 from training.evaluation.metrics import LIMIT
-from vmloc_ros.core.confidence import SHARES, Tail, oddness
+from training.prediction import modality_features
+from vmloc_ros.core.checkpoint import CheckpointHeader
+from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness
+from vmloc_ros.core.models import PoseModel
+from vmloc_ros.core.preprocessing import Preprocessor
 
+_LOOKED_AT = 4000  # training frames whose features are described
+_REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
 logger = logging.getLogger(__name__)
-
 _WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is borne
 _ANY_WRONG = 2  # so many are, in any case
 _BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches
 _AS_GOOD = 0.02  # difference of Youden's J
 _NEVER = Tail(np.full(len(SHARES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
+
+
+def remember(
+    header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
+) -> dict[str, FeatureMemory]:
+    """What training rows look like to the model, by modality, for the cues of :mod:`training.calibration.held_out`.
+
+    Empty for systems that offer no features.
+    """
+    preprocessor, memories = Preprocessor(header.preprocess), {}
+    for name in header.preprocess.modalities:
+        having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
+        if len(having) < FEWEST:
+            continue
+        seen = modality_features(model, data, having, preprocessor, name, device)
+        if seen is None:
+            return {}
+        features = seen.cpu().numpy()
+        kept = _evenly(torch.arange(len(having)), _REMEMBERED)
+        frames = [data.poses[i] for i in having[kept].tolist()]
+        memories[name] = FeatureMemory.fit(
+            features,
+            features[kept.numpy()],
+            np.stack([pose.position_m for pose in frames]),
+            np.stack([pose.quaternion_wxyz for pose in frames]),
+            header.pose_codec.scale_m,
+        )
+    return memories
+
+
+def fit_confidence(
+    memories: Mapping[str, FeatureMemory], data: PreparedDataset, answers: BySensors
+) -> Confidence | None:
+    """What estimates are judged by, fitted to answers to good frames of the data that training has not seen.
+
+    None where nothing was remembered (see :func:`remember`) or the frames are too few.
+    """
+    fitted = {}
+    for names, of_set in answers.items():
+        complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
+        if len(complete) < FEWEST or not complete.cues.shape[1]:
+            continue
+        wrong = gross_error_mask(data, complete)
+        if np.sum(~wrong) >= FEWEST:
+            fitted[names] = fit_tails(complete.cues.numpy(), wrong, " and ".join(names))
+    return Confidence(memories, fitted) if fitted else None
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the rows, from the first to the last."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
 def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[Tail, ...]:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from training.data.dataset import PreparedDataset
 from training.data.model_input import sensor_sets
+from training.evaluation.consistency import PARTS, map_errors, nees
 from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
 from vmloc_ros.core.confidence import FeatureMemory, stack_cues
@@ -21,6 +22,8 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
+
+_GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,3 +148,36 @@ def from_state(state: Sequence[Mapping[str, Any]]) -> BySensors:
         tuple(one["modalities"]): Answers(**{name: x for name, x in one.items() if name != "modalities"})
         for one in state
     }
+
+
+def without_gross_errors(data: PreparedDataset, answers: Answers) -> Answers:
+    """Those that are neither lost nor grossly wrong, in the order of recording; all where nothing else is left."""
+    answers = answers.some(answers.rows.argsort())  # folds come one after the other
+    found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
+    return found.some(~torch.from_numpy(gross_error_mask(data, found)))
+
+
+def gross_error_mask(data: PreparedDataset, answers: Answers) -> NDArray[np.bool_]:
+    """``(N,)``: those that are grossly wrong, which is said of a solver alone."""
+    if not answers.solved:
+        return np.zeros(len(answers), bool)
+    truth = [data.poses[i] for i in answers.rows.tolist()]
+    return gross_errors(truth, answers.poses(), answers.covariances.numpy())
+
+
+def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> NDArray[np.bool_]:
+    """Which errors ``(N,)`` of a solver are of another kind than the rest: five times the median, or more.
+
+    A solver that finds the wrong one of several places is off by metres, whatever its covariance: no covariance could
+    hold these and still say anything of the others. To tell them is the confidence's task.
+
+    Args:
+        covariances: ``(N, 6, 6)``, by which errors are measured, position and rotation each for itself.
+    """
+    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
+    gross = np.zeros(len(errors), bool)
+    for part in ("position", "rotation"):
+        rows = PARTS[part]
+        distances = np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]))
+        gross |= distances > _GROSS * np.median(distances)
+    return gross

@@ -20,28 +20,9 @@ Array = NDArray[np.float64]
 
 
 _PIECES = 8  # of a recording, each judged by the others
-_GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
 _TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
 _FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
 _TINY = 1e-9
-
-
-def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> NDArray[np.bool_]:
-    """Which errors ``(N,)`` of a solver are of another kind than the rest: five times the median, or more.
-
-    A solver that finds the wrong one of several places is off by metres, whatever its covariance: no covariance could
-    hold these and still say anything of the others. To tell them is the confidence's task.
-
-    Args:
-        covariances: ``(N, 6, 6)``, by which errors are measured, position and rotation each for itself.
-    """
-    errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
-    gross = np.zeros(len(errors), bool)
-    for part in ("position", "rotation"):
-        rows = PARTS[part]
-        distances = np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]))
-        gross |= distances > _GROSS * np.median(distances)
-    return gross
 
 
 def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.answers import ask
-from training.calibrate import calibrate, fit_confidence, remember
+from training.calibration.confidence import fit_confidence, remember
+from training.calibration.covariance import calibrate
+from training.calibration.held_out import ask
 from training.config import parse_source_options
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
