@@ -22,7 +22,7 @@ from training.data.model_input import batches
 from training.data.sampler import clip_table, segments
 from training.prediction import predict
 from training.testing import write_random_checkpoint
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample

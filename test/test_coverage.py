@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from helpers import ListSource, random_frame, yaw_pose
 from training.data.coverage import known_views, nearest_training_poses, pose_record, warn_of_unknown_places
-from training.run import training_record
+from training.trainer.train import training_record
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose

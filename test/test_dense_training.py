@@ -13,20 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rooms import (
-    CPU,
-    MOUNTS,
-    ORIGIN_M,
-    PREPROCESS,
-    in_room,
-    prepared,
-    room_data,
-    room_frame,
-)
+from rooms import CPU, MOUNTS, ORIGIN_M, PREPROCESS, in_room, prepared, room_data, room_frame
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, body_twists
 from training.prediction import predict
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
@@ -181,7 +172,7 @@ def test_a_lidar_alone_is_trained_with_a_map_of_its_points_that_the_checkpoint_k
     assert math.isfinite(trainer.run(progress=False)["median_position_m"])
     again = make_trainer(values, data, tmp_path / "m.safetensors")
     again.resume()
-    monkeypatch.setattr("training.fit.build_point_map", None)  # the saved state has the map
+    monkeypatch.setattr("training.trainer.fit.build_point_map", None)  # the saved state has the map
     again.run(progress=False)
     points = [
         model.map.points_m for model in (trainer.model, again.model, load_checkpoint(tmp_path / "m.safetensors")[1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import helpers  # noqa: F401 (one thread for torch)
 from training.config import OptimizerConfig
-from training.descent import Descent
+from training.trainer.optimizer import Descent
 from vmloc_ros.core.errors import ConfigError
 
 CPU = torch.device("cpu")

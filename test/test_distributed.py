@@ -18,10 +18,10 @@ from torch import Tensor
 from helpers import ListSource, random_frame, yaw_pose
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
-from training.distributed import Processes, join_processes
 from training.evaluation.metrics import pose_errors
 from training.prediction import poses, predict
-from training.trainer import Trainer
+from training.trainer.distributed import Processes, join_processes
+from training.trainer.trainer import Trainer
 from training_runs import (
     SERVER,
     TIMEOUT_S,

@@ -16,9 +16,9 @@ from training.calibration.held_out import Answers, BySensors, join
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig, split_folds
-from training.fit import Fit
-from training.folds import Folds
-from training.trainer import Trainer
+from training.trainer.fit import Fit
+from training.trainer.folds import Folds
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
@@ -176,7 +176,7 @@ def test_a_training_cut_within_its_folds_ends_as_one_that_was_not(
     data, whole, out = blocks(), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     configuration = config(model)
     make_trainer(configuration, data, whole).run(progress=False)
-    monkeypatch.setattr("training.trainer._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("training.trainer.trainer._SAVE_EVERY_S", 0.0)
     step, done = Fit.step, []
 
     def count(self: Fit, *arguments: Any) -> Any:

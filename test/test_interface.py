@@ -18,7 +18,7 @@ from training.config import parse_config
 from training.data.dataset import prepare_dataset
 from training.objectives.base import ObjectiveConfig
 from training.objectives.registry import build_objective
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import MODALITIES, Frame, PinholeCamera, Sample

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from training.interruption import Interruption, Terminated
+from training.trainer.interruption import Interruption, Terminated
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training import logbook
-from training.logbook import Logbook, check_tensorboard
+from training.trainer import logbook
+from training.trainer.logbook import Logbook, check_tensorboard
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 
 

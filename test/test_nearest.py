@@ -12,7 +12,7 @@ import torchvision
 from helpers import ListSource, random_frame, yaw_pose
 from training.config import TrainConfig, parse_config
 from training.data.dataset import prepare_dataset
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, read_header, save_checkpoint
 from vmloc_ros.core.errors import CheckpointError, ModelError
 from vmloc_ros.core.frame import Sample

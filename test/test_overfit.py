@@ -17,7 +17,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from training.convert import convert_seven_scenes
 from training.evaluation.evaluate import evaluate_checkpoints
-from training.run import train
+from training.trainer.train import train
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.models import REGISTRY
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from training.point_map import _Voxels, plane_normals
+from training.trainer.dense_map import _Voxels, plane_normals
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models.dense.gauss_newton import turned
 from vmloc_ros.core.models.dense.point_map import PointMap, _Grid

@@ -17,11 +17,11 @@ from torch import Tensor
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, prepared, room_data, room_frame
 from training.config import parse_config
 from training.data.dataset import PreparedDataset
-from training.extent import learn_extent, spread_places
 from training.objectives.base import ObjectiveConfig
 from training.objectives.dense import DenseObjective
 from training.prediction import predict
-from training.trainer import Trainer
+from training.trainer.dense_map import learn_extent, spread_places
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample

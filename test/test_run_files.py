@@ -13,8 +13,8 @@ import torch
 
 from training.cli import main
 from training.config import TrainConfig, load_config
-from training.fit import Fit
-from training.run_files import RunFiles
+from training.trainer.fit import Fit
+from training.trainer.run_files import RunFiles
 from training_runs import arguments, last_lines, log, write_config, write_scene
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.config import to_mapping
@@ -144,7 +144,7 @@ def test_a_log_that_does_not_fit_is_one_line_too(
 def test_a_folder_that_takes_no_files_is_refused_before_the_data_are_read(
     begun: tuple[list[str], RunFiles], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.run.open_all", None)
+    monkeypatch.setattr("training.trainer.train.open_all", None)
     command, _ = begun
     out = command.index("--out") + 1
     assert main([*command[:out], "/proc/self/m.safetensors", *command[out + 1 :]]) == 1  # not even for root
@@ -155,8 +155,8 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_data_are_read(
 def test_a_run_without_tensorboard_installed_is_refused_before_the_data_are_read(
     begun: tuple[list[str], RunFiles], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.logbook.find_spec", lambda name: None)
-    monkeypatch.setattr("training.run.open_all", None)
+    monkeypatch.setattr("training.trainer.logbook.find_spec", lambda name: None)
+    monkeypatch.setattr("training.trainer.train.open_all", None)
     assert main([*begun[0], "--resume", "--tensorboard"]) == 1
     (line,) = last_lines(capsys.readouterr().err)
     assert line == "vmloc train: --tensorboard needs the package tensorboard: pip install tensorboard"

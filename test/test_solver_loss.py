@@ -15,23 +15,12 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import multivariate_t
 from torch import Tensor, nn
 
-from rooms import (
-    CODEC,
-    CPU,
-    MOUNTS,
-    ORIGIN_M,
-    PREPROCESS,
-    TINY,
-    in_room,
-    input_of,
-    room_data,
-    room_point,
-)
+from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, room_data, room_point
 from training.config import parse_config
 from training.data.frozen_features import Looks
 from training.objectives.base import ObjectiveConfig
 from training.objectives.dense import DenseObjective, solver_loss
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
 from vmloc_ros.core.models.dense.cells import Cells

@@ -14,7 +14,7 @@ import torch
 from helpers import ListSource, yaw_pose
 from training.config import TrainConfig, load_config, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
 from vmloc_ros.core.frame import Frame, PointCloud, Sample
@@ -486,7 +486,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
 def test_a_run_cut_between_an_epochs_last_step_and_its_validation_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.trainer._SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr("training.trainer.trainer._SAVE_EVERY_S", 0.0)
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     make_trainer(config(), whole).run(progress=False)
     trainer = make_trainer(config(), cut)

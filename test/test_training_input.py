@@ -19,7 +19,7 @@ from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.model_input import batches, training_input
 from training.objectives.registry import OBJECTIVES
 from training.objectives.regression import PoseObjective
-from training.trainer import Trainer
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import MODALITIES, Frame, Sample

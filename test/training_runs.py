@@ -19,9 +19,9 @@ import torch
 import yaml
 
 from helpers import yaw_pose
-from training import trainer
 from training.cli import main
-from training.fit import Fit
+from training.trainer import trainer
+from training.trainer.fit import Fit
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 
 # Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after a break.
@@ -39,7 +39,7 @@ TIMINGS = ("images_per_s", "seconds")
 
 # Each process starts as a copy of one that has imported everything: that takes longer than a small training.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["training_runs", "training.run", "training.data.cache"])
+SERVER.set_forkserver_preload(["training_runs", "training.trainer.train", "training.data.cache"])
 
 
 def write_scene(root: Path, frames: int = 24) -> Path:

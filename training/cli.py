@@ -18,7 +18,7 @@ from training.commands.inspect import add_info, add_models
 from training.commands.reproduce import add_reproduce
 from training.commands.robot import add_demo, add_replay
 from training.commands.train import add_train
-from training.interruption import Terminated
+from training.trainer.interruption import Terminated
 from vmloc_ros import __version__
 from vmloc_ros.core.errors import VmlocError
 

@@ -16,9 +16,9 @@ from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.reproduce_experiments import Input, Variant
 from training.reproduce_scenes import Scene, SceneData
-from training.run import train
-from training.run_files import RunFiles
 from training.sources.caching import default_cache
+from training.trainer.run_files import RunFiles
+from training.trainer.train import train
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
@@ -179,7 +179,7 @@ def carry_out(run: Run, state: State, settings: Settings) -> None:
     """Train, from where an interrupted training stopped.
 
     Raises:
-        VmlocError: as :func:`training.run.train`.
+        VmlocError: as :func:`training.trainer.train.train`.
     """
     path = run.checkpoint(settings)
     files, overrides = run.layers(settings)

@@ -44,9 +44,9 @@ def add_train(commands: Any) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from training.evaluation.tables import Row, errors_table
-    from training.run import train
-    from training.run_files import RunFiles
     from training.sources.caching import default_cache
+    from training.trainer.run_files import RunFiles
+    from training.trainer.train import train
 
     try:
         metrics = train(

@@ -13,12 +13,12 @@ from typing import Any
 from training.config import TrainConfig, load_config
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
-from training.distributed import join_processes
-from training.logbook import check_tensorboard
-from training.run_files import RunFiles
 from training.sources.base import Source
 from training.sources.factory import open_all
-from training.trainer import Trainer
+from training.trainer.distributed import join_processes
+from training.trainer.logbook import check_tensorboard
+from training.trainer.run_files import RunFiles
+from training.trainer.trainer import Trainer
 from vmloc_ros.core.errors import DataError, OutputError
 from vmloc_ros.core.localizer import select_device
 from vmloc_ros.core.models import select_modalities

@@ -22,16 +22,15 @@ from training.data.coverage import pose_record
 from training.data.dataset import PreparedDataset
 from training.data.prefetch import default_depth, prefetch
 from training.data.splits import Split
-from training.descent import arithmetic
-from training.distributed import Processes
-from training.fit import Fit, Material, frozen_features, new_model
-from training.folds import Folds
-from training.interruption import Interruption
-from training.logbook import Logbook
-from training.memorise import memorise
-from training.progress import postfix
-from training.run_files import RunFiles, damaged_state
-from training.validation import score, validate
+from training.trainer.distributed import Processes
+from training.trainer.fit import Fit, Material, frozen_features, new_model, postfix
+from training.trainer.folds import Folds
+from training.trainer.interruption import Interruption
+from training.trainer.logbook import Logbook
+from training.trainer.memorise import memorise
+from training.trainer.optimizer import arithmetic
+from training.trainer.run_files import RunFiles, damaged_state
+from training.trainer.validation import score, validate
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
@@ -47,8 +46,9 @@ _SHOW_EVERY_S = 0.5  # more often, a GPU would wait for the bar
 class Trainer:
     """Fits one model to one dataset, and where ``validation.folds`` says so, others to parts of it.
 
-    Its files are :class:`training.run_files.RunFiles`. A training that is killed at any moment and resumed ends with
-    the weights of one that was not (on the CPU with the same number of threads; on a GPU with ``deterministic``).
+    Its files are :class:`training.trainer.run_files.RunFiles`. A training that is killed at any moment and resumed
+    ends with the weights of one that was not (on the CPU with the same number of threads; on a GPU with
+    ``deterministic``).
 
     Args:
         config: what to train and how.
@@ -115,8 +115,8 @@ class Trainer:
         Raises:
             OutputError: a file cannot be written.
             DataError: the loss became NaN or infinite.
-            KeyboardInterrupt: Ctrl-C, or SIGTERM as :class:`training.interruption.Terminated`, after the step under
-                way has been finished and the state saved.
+            KeyboardInterrupt: Ctrl-C, or SIGTERM as :class:`training.trainer.interruption.Terminated`, after the step
+                under way has been finished and the state saved.
         """
         if isinstance(self.model, MemoryModel):
             memorise(self.model, self._data, self._split.train, self._preprocessor, self._device, progress)

@@ -16,8 +16,8 @@ from training.config import TrainConfig
 from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenFeatures
 from training.data.sampler import Sampler
-from training.distributed import Processes
-from training.fit import Fit, Material, new_model
+from training.trainer.distributed import Processes
+from training.trainer.fit import Fit, Material, new_model
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import PoseModel

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,16 +16,16 @@ from training.data.dataset import PreparedDataset, common_mounts, usual_twist
 from training.data.frozen_features import FrozenFeatures, Looks
 from training.data.model_input import training_input
 from training.data.sampler import Sampler
-from training.descent import Descent
-from training.distributed import Processes
-from training.extent import learn_extent
 from training.objectives.registry import Terms, TrainingStep, build_objective
-from training.point_map import build_point_map
-from training.progress import Progress
+from training.trainer.dense_map import build_point_map, learn_extent
+from training.trainer.distributed import Processes
+from training.trainer.optimizer import Descent
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.models import DenseModel, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
+
+_SHORT = {"effective_samples": "ess"}
 
 Material = PreparedDataset | FrozenFeatures  # what steps draw from
 
@@ -180,3 +181,31 @@ class Fit:
         self.descent.load_state_dict(state["descent"])
         sums = {name: x.to(self._device) for name, x in state["progress"]["sums"].items()}
         self.progress = replace(Progress(**state["progress"]), sums=sums)
+
+
+@dataclass(slots=True)
+class Progress:
+    """With weights and optimizer all that a training depends on, for every draw is seeded anew.
+
+    Attributes:
+        epoch: finished ones.
+        step: finished ones of the epoch that is under way.
+        best: score of the best checkpoint.
+        stale: validations since then.
+        sums: of the epoch's terms so far.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: float = math.inf
+    stale: int = 0
+    sums: Terms = field(default_factory=dict)
+
+
+def postfix(epoch: int, terms: Mapping[str, float], metrics: Mapping[str, float] | None = None) -> dict[str, str]:
+    """What the bar shows, in few characters."""
+    short = {_SHORT.get(name, name).replace("variance_", "var_"): value for name, value in terms.items()}
+    shown = {"epoch": str(epoch), **{name: f"{value:.3g}" for name, value in short.items()}}
+    if metrics:
+        shown["val"] = f"{metrics['median_position_m']:.2f} m {metrics['median_rotation_deg']:.1f} deg"
+    return shown

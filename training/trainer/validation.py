@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from training.data.dataset import PreparedDataset
-from training.distributed import Processes
 from training.evaluation.metrics import pose_errors
-from training.fit import Fit
 from training.prediction import poses, predict
+from training.trainer.distributed import Processes
+from training.trainer.fit import Fit
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import ClipModel
 from vmloc_ros.core.preprocessing import Preprocessor
