@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.convert import convert_seven_scenes, write_bag
+from training.conversion.datasets import convert_seven_scenes, write_bag
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource

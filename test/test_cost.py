@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import helpers  # noqa: F401  (one torch thread)
-from training import cost
 from training.cli import main
 from training.config import TrainConfig, parse_config
-from training.cost import SUBJECTS, Cost, cost_rows, cost_table, measure_cost
+from training.reproduction import cost
+from training.reproduction.cost import SUBJECTS, Cost, cost_rows, cost_table, measure_cost
 from vmloc_ros.core.errors import ConfigError
 
 TINY = {
@@ -110,7 +110,9 @@ def test_the_command_writes_the_table_three_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
-    monkeypatch.setattr("training.reproduce.measure_cost", lambda *given: seen.append(given) or known_costs())
+    monkeypatch.setattr(
+        "training.reproduction.reproduce.measure_cost", lambda *given: seen.append(given) or known_costs()
+    )
     arguments = ["--set", "preprocess.shortest_side=40", "--set", "optimizer.batch_size=3", "--repeats", "7"]
     assert main(["reproduce", "cost", "--out", str(tmp_path), "--device", "cpu", *arguments]) == 0
     config, device, repeats = seen[0]

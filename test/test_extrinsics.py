@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from helpers import ListSource
-from training import extrinsics_report
 from training.config import parse_config
-from training.extrinsics import EdgeFrame, estimate_correction
-from training.extrinsics_report import estimate_mount, instructions
-from training.range_edges import depth_edges, scan_edges
+from training.extrinsics import report as extrinsics_report
+from training.extrinsics.edges import depth_edges, scan_edges
+from training.extrinsics.estimate import EdgeFrame, estimate_correction
+from training.extrinsics.report import estimate_mount, instructions
 from training.simulation import Rates, Traversal, simulate
 from training.simulation.traversal import BASE_FROM_CAMERA, BASE_FROM_LIDAR
 from training.sources.options import SourceOptions

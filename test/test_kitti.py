@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
 from training.cli import main
-from training.convert import convert_kitti
+from training.conversion.datasets import convert_kitti
 from training.sources import open_sources
 from training.sources.kitti.files import poses_from_oxts, read_scan, read_timestamps
 from training.sources.kitti.source import KittiSource

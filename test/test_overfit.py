@@ -15,7 +15,7 @@ from ros_graph import served_poses
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from training.convert import convert_seven_scenes
+from training.conversion.datasets import convert_seven_scenes
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.trainer.train import train
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint

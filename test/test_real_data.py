@@ -12,7 +12,7 @@ from ros_graph import served_poses
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from training.convert import convert_seven_scenes
+from training.conversion.datasets import convert_seven_scenes
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.testing import write_random_checkpoint
 

@@ -12,7 +12,7 @@ from torch import nn
 import helpers  # noqa: F401 (one thread for torch)
 import vmloc_ros
 from training.config import parse_config
-from training.report import checkpoint_text, count_parameters, report_text, systems_text
+from training.info import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail

@@ -19,13 +19,13 @@ import torchvision
 
 from bag_builders import calibration, clouds, images, poses, write_bag
 from helpers import yaw_pose
-from training import reproduce_runs
 from training.cli import main
 from training.config import TrainConfig, load_config
-from training.reproduce_experiments import EXPERIMENTS, VARIANTS, Comparison, Damage
-from training.reproduce_runs import Run, Settings, State, corruption_of, examine
-from training.reproduce_scenes import Scene, SceneData, describe, find_scenes, read_scene
-from training.reproduce_tables import Line, averages, comparisons_table, scene_table
+from training.reproduction import runs as reproduce_runs
+from training.reproduction.experiments import EXPERIMENTS, VARIANTS, Comparison, Damage
+from training.reproduction.runs import Run, Settings, State, corruption_of, examine
+from training.reproduction.scenes import Scene, SceneData, describe, find_scenes, read_scene
+from training.reproduction.tables import Line, averages, comparisons_table, scene_table
 from training.simulation.traversal import CLOUD_TOPIC, IMAGE_TOPIC, TRUTH_TOPIC, Traversal, is_traversal
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header, save_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError

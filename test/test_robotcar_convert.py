@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 import robotcar_sequence as mini
 from training.cli import main
-from training.convert_robotcar import convert_robotcar
+from training.conversion.robotcar import convert_robotcar
 from training.sources.options import RobotCarOptions, SourceOptions
 from training.sources.robotcar.source import RobotCarSource
 from training.sources.rosbag.source import RosbagSource

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation, Slerp
 
 from training.cli import main
-from training.convert import convert_tum
+from training.conversion.datasets import convert_tum
 from training.sources import open_sources
 from training.sources.files import parse_stamp_ns
 from training.sources.options import SourceOptions

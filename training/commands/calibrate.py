@@ -53,7 +53,7 @@ def add_calibrate(commands: Any) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     from training.calibration.calibrate import recalibrate
-    from training.report import uncertainty_text
+    from training.info import uncertainty_text
     from training.sources.caching import default_cache
 
     header = recalibrate(

@@ -102,7 +102,7 @@ def add_convert(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from training.convert import convert_kitti, convert_seven_scenes, convert_tum
+    from training.conversion.datasets import convert_kitti, convert_seven_scenes, convert_tum
     from training.sources.options import SourceOptions
 
     if options.stride < 1:
@@ -125,7 +125,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _convert_robotcar(options: argparse.Namespace) -> None:
-    from training.convert_robotcar import convert_robotcar
+    from training.conversion.robotcar import convert_robotcar
     from training.sources.options import RobotCarOptions, SourceOptions
 
     with_lidar = options.lidar != "none"

@@ -28,7 +28,7 @@ def add_extrinsics(commands: Any) -> None:
 
 def _extrinsics(options: argparse.Namespace) -> None:
     from training.config import parse_source_options
-    from training.extrinsics_report import estimate_mount
+    from training.extrinsics.report import estimate_mount
 
     if options.frames < 1:
         raise ConfigError(f"--frames must be at least 1, got {options.frames}")

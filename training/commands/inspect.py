@@ -17,7 +17,7 @@ def add_models(commands: Any) -> None:
 
 
 def _models(_: argparse.Namespace) -> None:
-    from training.report import systems_text
+    from training.info import systems_text
     from vmloc_ros.core.models import REGISTRY
 
     print(systems_text(REGISTRY))
@@ -31,7 +31,7 @@ def add_info(commands: Any) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from training.report import checkpoint_text
+    from training.info import checkpoint_text
     from vmloc_ros.core.checkpoint import read_header
     from vmloc_ros.core.config import to_mapping
 

@@ -65,8 +65,8 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> str:
-    from training.reproduce import reproduce
-    from training.reproduce_runs import Settings
+    from training.reproduction.reproduce import reproduce
+    from training.reproduction.runs import Settings
 
     if options.data is None:
         raise ConfigError(f"{options.table} needs --data ROOT")
@@ -87,7 +87,7 @@ def _table(options: argparse.Namespace) -> str:
 
 def _cost(options: argparse.Namespace) -> str:
     from training.config import load_config
-    from training.reproduce import reproduce_cost
+    from training.reproduction.reproduce import reproduce_cost
 
     config = load_config(options.config, options.set)
     return reproduce_cost(config, options.out, device=options.device, repeats=options.repeats)

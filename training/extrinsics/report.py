@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from training.data.dataset import body_twists
-from training.extrinsics import Correction, EdgeFrame, estimate_correction
-from training.range_edges import depth_edges, image_edges, scan_edges
+from training.extrinsics.edges import depth_edges, image_edges, scan_edges
+from training.extrinsics.estimate import Correction, EdgeFrame, estimate_correction
 from training.sources.base import Source
 from training.sources.factory import open_sources
 from training.sources.options import SourceOptions

@@ -15,7 +15,7 @@ import numpy as np
 
 from training.evaluation.corruption import MASKED, MISSING, ZEROED
 from training.evaluation.tables import Summary, mean_and_std
-from training.reproduce_experiments import CLEAN, Comparison, Errors, Experiment, Input
+from training.reproduction.experiments import CLEAN, Comparison, Errors, Experiment, Input
 from vmloc_ros.core.files import write_aside
 
 _WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}

@@ -14,8 +14,8 @@ from typing import Any
 from training.config import TrainConfig, load_config, parse_config, read_layer
 from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
-from training.reproduce_experiments import Input, Variant
-from training.reproduce_scenes import Scene, SceneData
+from training.reproduction.experiments import Input, Variant
+from training.reproduction.scenes import Scene, SceneData
 from training.sources.caching import default_cache
 from training.trainer.run_files import RunFiles
 from training.trainer.train import train

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from training.config import TrainConfig, load_config
-from training.cost import cost_rows, cost_table, measure_cost
 from training.evaluation.tables import Summary
-from training.reproduce_experiments import EXPERIMENTS, Experiment, Input, Variant, select_variants
-from training.reproduce_runs import (
+from training.reproduction.cost import cost_rows, cost_table, measure_cost
+from training.reproduction.experiments import EXPERIMENTS, Experiment, Input, Variant, select_variants
+from training.reproduction.runs import (
     NEAREST,
     Run,
     Settings,
@@ -32,8 +32,16 @@ from training.reproduce_runs import (
     measure,
     system_file,
 )
-from training.reproduce_scenes import Found, Scene, SceneData, describe, find_scenes, read_scene
-from training.reproduce_tables import Line, averages, comparisons_table, scene_table, write_csv, write_table, write_text
+from training.reproduction.scenes import Found, Scene, SceneData, describe, find_scenes, read_scene
+from training.reproduction.tables import (
+    Line,
+    averages,
+    comparisons_table,
+    scene_table,
+    write_csv,
+    write_table,
+    write_text,
+)
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import IMAGE
@@ -278,7 +286,7 @@ def reproduce_cost(config: TrainConfig, out: Path, *, device: str = "auto", repe
     """Time training steps and answers; ``OUT/cost.md``, ``.csv`` and ``.json``.
 
     Args:
-        config: see :func:`training.cost.measure_cost`.
+        config: see :func:`training.reproduction.cost.measure_cost`.
 
     Raises:
         VmlocError: settings, device or output are at fault.
