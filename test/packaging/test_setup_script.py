@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "bash cat cp df dirname env flock grep mkdir mv rm sed sha256sum tail uname"
 
 # A python3 without rclpy, that lacks ensurepip or Python.h where files of these names say so; its `-m venv`

@@ -237,13 +237,12 @@ def test_the_thread_ends_when_waiting_for_a_batch_is_interrupted(parts: list[Pre
 
 def test_an_iterator_that_was_left_half_way_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     script = (
-        "import itertools, pathlib, sys, torch, test_loader as t\n"
+        "import itertools, pathlib, sys, torch, test_prefetch as t\n"
         "data = t.PreparedDataset(t.make_parts(pathlib.Path(sys.argv[1])), tuple(t.SHAPES))\n"
         "batches = t.prefetch(data, itertools.repeat(torch.tensor([1, 12])), t.CPU)\n"
         "print(next(batches)[0].tolist(), len(t.running()))\n"
     )
-    folder = Path(__file__).parent
-    path = os.pathsep.join([str(folder), str(folder.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": path},

@@ -41,7 +41,7 @@ def test_missing_file_names_every_place_that_was_searched(monkeypatch: pytest.Mo
     with pytest.raises(DataError, match=r"config/absent\.yaml does not ship .* looked for") as error:
         share_path("config", "absent.yaml")
     assert str(Path(sys.prefix) / "share" / "vmloc_ros" / "config" / "absent.yaml") in str(error.value)
-    assert str(Path(__file__).resolve().parents[1] / "config" / "absent.yaml") in str(error.value)
+    assert str(Path(__file__).resolve().parents[2] / "config" / "absent.yaml") in str(error.value)
 
 
 def test_dds_profile_ships() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the launch tests in test/launch by launch_testing, wherever launch can be imported."""
+"""Runs the launch tests in test/node/launch by launch_testing, wherever launch can be imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ros_graph import ament_prefix
 from training.testing import write_random_checkpoint
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("launch_ros.actions", "launch_testing")
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
@@ -41,7 +41,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
 def test_the_launch_test_passes(name: str, environment: dict[str, str], tmp_path: Path) -> None:
     checkpoint = tmp_path / "model.safetensors"
     write_random_checkpoint(checkpoint, ("image",))
-    command = [sys.executable, "-m", "launch_testing.launch_test", str(ROOT / "test/launch" / name)]
+    command = [sys.executable, "-m", "launch_testing.launch_test", str(ROOT / "test/node/launch" / name)]
     command += [f"checkpoint:={checkpoint}"] + (["bag:=drive"] if name.startswith("replay") else [])
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-5000:]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vmloc.launch.py as a robot starts it; run by ``launch_test``, see test/test_launch_testing.py.
+"""vmloc.launch.py as a robot starts it; run by ``launch_test``, see test/node/test_launch_testing.py.
 
-``launch_test test/launch/node_launch_test.py checkpoint:=model.safetensors``: the checkpoint takes images.
+``launch_test test/node/launch/node_launch_test.py checkpoint:=model.safetensors``: the checkpoint takes images.
 """
 
 import os

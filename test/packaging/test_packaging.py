@@ -15,7 +15,7 @@ import pytest
 
 import vmloc_ros
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROS_NAMES = ("_msgs", "_srvs", "_ros", "_bridge", "rclpy", "launch", "_index_python")
 
 
@@ -93,8 +93,11 @@ def test_every_folder_with_code_is_a_declared_package(declared: dict[str, Any]) 
 def test_executables_name_functions_that_exist(declared: dict[str, Any]) -> None:
     for script in declared["entry_points"]["console_scripts"]:
         module, _, function = script.partition(" = ")[2].partition(":")
-        tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))
-        assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        place = ROOT / module.replace(".", "/")
+        file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        imported = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+        assert function in {*imported, *(node.name for node in tree.body if isinstance(node, ast.FunctionDef))}
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 100_000_000
 
 def rows_of_the_readme() -> dict[str, re.Pattern[str]]:
     """Keys of the table and what they match: ``<sensor>`` stands for any words."""
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     table = readme.partition("### Diagnostics")[2].partition("\n### ")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     keys = [key for cell in cells for key in re.findall(r"`(.*?)`", cell)]

@@ -529,7 +529,7 @@ def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):
 
 
 def test_the_readme_lists_every_parameter_with_its_default():
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     table = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? \|", readme.partition("### Parameters")[2], re.MULTILINE))
     quoted = {str: '"{}"', bool: "{}", int: "{}", float: "{}", type(None): ""}
     defaults = {

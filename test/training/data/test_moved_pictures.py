@@ -9,13 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rooms import (
-    CPU,
-    MOUNTS,
-    PREPROCESS,
-    TINY,
-    room_data,
-)
+from rooms import CPU, MOUNTS, PREPROCESS, TINY, room_data
 from training.data.augment import AugmentConfig, move_pixels
 from training.data.model_input import training_input
 from vmloc_ros.core.errors import DataError

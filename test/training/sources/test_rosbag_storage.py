@@ -18,19 +18,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from bag_builders import (
-    CAMERA,
-    MS,
-    T0,
-    Message,
-    calibration,
-    clouds,
-    images,
-    poses,
-    source,
-    true_pose,
-    write_bag,
-)
+from bag_builders import CAMERA, MS, T0, Message, calibration, clouds, images, poses, source, true_pose, write_bag
 from training.sources.rosbag.frames import read_header
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import image_message, tf_message, typestore

@@ -72,7 +72,7 @@ def test_parameters_that_only_fit_together_can_be_set_together(node) -> None:
 
 
 def test_the_readme_says_of_each_parameter_what_ros_says() -> None:
-    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     table = readme.partition("### Parameters")[2].partition("\n### ")[0]
     said = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", table, re.MULTILINE))
     assert said == {name: row.metadata["description"] for name, row in ROWS.items()}

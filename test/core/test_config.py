@@ -261,7 +261,7 @@ def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: st
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "config" / "train").glob("*.yaml")), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[2] / "config" / "train").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_the_configurations_that_ship_are_valid(path: Path) -> None:
     assert load_config([path]) != TrainConfig()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmloc_ros.core.localizer import Localizer
 
 LIMIT_S = 30.0
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def localizer_of_the_node(checkpoint: Path) -> Localizer:

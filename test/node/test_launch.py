@@ -28,7 +28,7 @@ from vmloc_ros.ros.diagnostics import values_of
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.health import Health
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_MODULES = (
     "launch",
     "launch.actions",

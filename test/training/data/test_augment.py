@@ -9,13 +9,7 @@ from scipy.stats import binom
 
 import helpers  # noqa: F401 (one thread for torch)
 from training.data.augment import AugmentConfig, augment, drop_modalities, zero_dropped
-from vmloc_ros.core.projection import (
-    RANGE,
-    VALIDITY,
-    CylindricalConfig,
-    cylindrical_points,
-    cylindrical_projection,
-)
+from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_points, cylindrical_projection
 
 
 def seeded(seed: int = 0) -> torch.Generator:

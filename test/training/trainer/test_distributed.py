@@ -254,7 +254,7 @@ def test_torchrun_trains_and_what_was_killed_in_the_middle_of_an_epoch_ends_as_i
     whole, cut = tmp_path / "whole" / "m.safetensors", tmp_path / "cut" / "m.safetensors"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*torchrun, "-m", "training.cli", *arguments(scene, settings, whole)]
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=TIMEOUT_S, check=False
     )
