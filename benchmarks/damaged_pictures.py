@@ -25,7 +25,8 @@ from training.sources import open_sources
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
 
-CUES = ("inliers", "residual", "on the map")  # `Prediction.oddities` as `DenseModel.locate` gives them, or 1 - them
+# `Prediction.outlier_scores` as `DenseModel.locate` gives them, or 1 - them
+CUES = ("inliers", "residual", "on the map")
 READ_NOISE = 0.02  # of full scale: what is left of a dark picture
 
 
@@ -83,7 +84,7 @@ def judged(localizer: Localizer, samples: Iterable[Sample], change: Callable[[Fr
             prediction = localizer.model.locate(batch, localizer.header.pose_codec)
         found.append(localizer.estimate(0, localizer.present(batch), prediction).map_from_body)
         truth.append(sample.map_from_body)
-        cues.append(np.array([1, 0, 1]) - prediction.oddities[0])
+        cues.append(np.array([1, 0, 1]) - prediction.outlier_scores[0])
     errors = pose_errors(truth, found).summary()
     median = f"{errors['median_position_m']:.3f} m, {errors['median_rotation_deg']:.2f} deg"
     return f"{len(found)} | {median} | {errors['p95_position_m']:.3f} m", np.array(cues)

@@ -61,7 +61,7 @@ def run_node(arguments: list[str], report: Path) -> None:
     from vmloc_ros import node
     from vmloc_ros.core import preprocessing
     from vmloc_ros.core.localizer import Localizer
-    from vmloc_ros.node.worker import Answers
+    from vmloc_ros.node.worker import Worker
     from vmloc_ros.ros.publishers import Outputs
     from vmloc_ros.runtime.frame_builder import FrameBuilder
     from vmloc_ros.runtime.health import Health
@@ -73,6 +73,6 @@ def run_node(arguments: list[str], report: Path) -> None:
     stopwatch.watch("estimate", Localizer, "estimate")
     stopwatch.watch("localize", Localizer, "localize")
     stopwatch.watch("publish", Outputs, "publish")
-    stopwatch.close_frames(Answers, Outputs, Health)
+    stopwatch.close_frames(Worker, Outputs, Health)
     node.main(arguments)
     report.write_text(json.dumps(stopwatch.frames))

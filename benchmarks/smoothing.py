@@ -29,7 +29,7 @@ import numpy as np
 
 from training.evaluation.consistency import map_errors, nees
 from training.evaluation.metrics import pose_errors
-from training.evaluation.tracks import Track, evaluate
+from training.evaluation.tracks import EvaluatedTrack, evaluate
 from training.evaluation.trajectory import pairs_by_frames, relative_errors
 from training.sources import open_sources
 from training.sources.options import SourceOptions
@@ -98,7 +98,7 @@ def read_odometry(bag: Path, topic: str) -> tuple[list[int], list[Pose]]:
 
 
 def follow(
-    track: Track, odometry: Sequence[Pose | None], delay_s: tuple[float, float], rng: np.random.Generator
+    track: EvaluatedTrack, odometry: Sequence[Pose | None], delay_s: tuple[float, float], rng: np.random.Generator
 ) -> dict[str, Trajectory]:
     """The four trajectories of a drive."""
     stamps_ns = np.array(track.stamps_ns)

@@ -84,7 +84,9 @@ def _joined(parts: list[Prediction]) -> Prediction:
         np.concatenate([part.sample_quaternions_wxyz for part in parts], axis=1),
         None if first.covariances is None else np.concatenate([part.covariances for part in parts]),
         features={name: torch.cat([part.features[name] for part in parts]) for name in first.features},
-        oddities=None if first.oddities is None else np.concatenate([part.oddities for part in parts]),
+        outlier_scores=None
+        if first.outlier_scores is None
+        else np.concatenate([part.outlier_scores for part in parts]),
         lost=None if first.lost is None else np.concatenate([part.lost for part in parts]),
     )
 

@@ -13,7 +13,7 @@ from scipy.stats import kstest, mannwhitneyu
 
 from helpers import ListSource, judged, random_frame, yaw_pose
 from training.calibration.confidence import fit_confidence, remember
-from training.calibration.held_out import ask
+from training.calibration.held_out import predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation import confidence_study as study_module
 from training.evaluation.bad_input import bad_frames
@@ -21,7 +21,7 @@ from training.evaluation.confidence_study import area_under_roc, detected, risk_
 from training.evaluation.metrics import PoseErrors
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness, stack_cues
+from vmloc_ros.core.confidence import SHARES, Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value, stack_cues
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
@@ -67,14 +67,14 @@ def test_dropping_the_least_confident_frames_leaves_the_errors_of_the_others() -
 def test_shares_of_other_frames_of_the_same_kind_are_uniform() -> None:
     """Kolmogorov's distance of two empirical distributions of 5000: below 0.0326 with probability 0.99."""
     rng = np.random.default_rng(2)
-    tail = Tail.fit(rng.gumbel(size=5000))
-    shares = np.exp(tail.log_share(rng.gumbel(size=5000)))
+    tail = EmpiricalTail.fit(rng.gumbel(size=5000))
+    shares = np.exp(tail.log_p_value(rng.gumbel(size=5000)))
     assert kstest(shares, "uniform").statistic < 0.0326
 
 
 def test_a_share_is_one_for_the_least_odd_and_falls_without_end_for_the_oddest() -> None:
-    tail = Tail.fit(np.linspace(0, 1, 101))
-    values = tail.log_share([-5.0, 0.0, 0.5, 0.9, 1.0, 2.0, 20.0])
+    tail = EmpiricalTail.fit(np.linspace(0, 1, 101))
+    values = tail.log_p_value([-5.0, 0.0, 0.5, 0.9, 1.0, 2.0, 20.0])
     assert values[0] == values[1] == 0
     assert np.exp(values[2]) == pytest.approx(0.5)
     assert np.exp(values[3]) == pytest.approx(0.1)
@@ -84,10 +84,10 @@ def test_a_share_is_one_for_the_least_odd_and_falls_without_end_for_the_oddest()
 
 def test_frames_that_are_all_alike_have_the_share_of_all_that_are_as_odd() -> None:
     """Most cues of good frames may be exactly zero: none of these is odd."""
-    tail = Tail.fit(np.concatenate([np.zeros(75), np.linspace(0.1, 1, 25)]))
-    assert tail.log_share(0.0) == 0
-    assert np.exp(tail.log_share(0.1)) == pytest.approx(0.25, abs=0.05)
-    assert np.exp(Tail.fit(np.zeros(50)).log_share([0.0, 1e-3])).tolist() == [1.0, 0.0]
+    tail = EmpiricalTail.fit(np.concatenate([np.zeros(75), np.linspace(0.1, 1, 25)]))
+    assert tail.log_p_value(0.0) == 0
+    assert np.exp(tail.log_p_value(0.1)) == pytest.approx(0.25, abs=0.05)
+    assert np.exp(EmpiricalTail.fit(np.zeros(50)).log_p_value([0.0, 1e-3])).tolist() == [1.0, 0.0]
 
 
 # --- cues --------------------------------------------------------------------------------------------------------
@@ -114,8 +114,8 @@ def test_strangeness_is_the_mahalanobis_distance_under_the_low_rank_gaussian() -
     asked = np.random.default_rng(4).normal(scale=4, size=(30, 12))
     centred = asked - features.mean(axis=0)
     expected = np.log(1 + np.einsum("ni,ij,nj->n", centred, inverse, centred))
-    strangeness = memory.cues(asked, positions[:30], np.tile(UPRIGHT, (30, 1)))[:, 0]
-    np.testing.assert_allclose(strangeness, expected, atol=0.02)  # the basis is stored in half precision
+    novelty = memory.cues(asked, positions[:30], np.tile(UPRIGHT, (30, 1)))[:, 0]
+    np.testing.assert_allclose(novelty, expected, atol=0.02)  # the basis is stored in half precision
 
 
 def test_contradiction_is_the_share_of_frames_that_look_more_alike_than_those_of_the_place() -> None:
@@ -165,8 +165,8 @@ def test_memories_of_fewer_frames_than_features_work() -> None:
 def judge_of(memory: FeatureMemory, positions: np.ndarray, features: np.ndarray) -> Confidence:
     quaternions = np.tile(UPRIGHT, (len(features), 1))
     cues = stack_cues({"image": memory}, ("image",), {"image": features}, positions, quaternions)
-    tails = tuple(Tail.fit(cue) for cue in cues.T)
-    return Confidence({"image": memory}, {("image",): (*tails, Tail.fit(oddness(cues, tails)))})
+    tails = tuple(EmpiricalTail.fit(cue) for cue in cues.T)
+    return Confidence({"image": memory}, {("image",): (*tails, EmpiricalTail.fit(neg_log_p_value(cues, tails)))})
 
 
 def test_confidence_is_uniform_on_good_frames_and_small_on_others() -> None:
@@ -218,7 +218,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)
     memories = remember(header, model, data, rows[::2].clone(), CPU)
-    confidence = fit_confidence(memories, data, ask(header, model, data, rows[1::2].clone(), CPU, memories))
+    confidence = fit_confidence(
+        memories, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, memories)
+    )
     save_checkpoint(path, header, model.state_dict(), confidence)
     return path
 
@@ -275,7 +277,7 @@ def test_the_covariance_grows_with_how_odd_a_frame_looks(checkpoint: Path) -> No
     even, growing = Localizer.load(checkpoint, "cpu"), Localizer.load(checkpoint, "cpu")
     uncertainty = dataclasses.replace(growing.header.uncertainty, growth=(0.2, 0.1))
     growing.header = dataclasses.replace(growing.header, uncertainty=uncertainty)
-    even.leaves_out = growing.leaves_out = False
+    even.drop_outlier_sensors = growing.drop_outlier_sensors = False
     grown = []
     for frame in frames:
         covariances = (localizer.localize(frame).covariance for localizer in (growing, even))
@@ -287,7 +289,7 @@ def test_the_covariance_grows_with_how_odd_a_frame_looks(checkpoint: Path) -> No
 
 def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
-    localizer.leaves_out = False
+    localizer.drop_outlier_sensors = False
     good = random_frame(500, (32, 40))
     assert good.image is not None
     black = dataclasses.replace(good, image=np.zeros_like(good.image))
@@ -303,8 +305,8 @@ def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(chec
     assert good.image is not None
     grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
     found, alone = localizer.localize(grey), localizer.localize(dataclasses.replace(good, image=None))
-    assert (found.modalities, found.left_out) == (("lidar",), ("image",))
-    assert (alone.modalities, alone.left_out) == (("lidar",), ())
+    assert (found.modalities, found.dropped_sensors) == (("lidar",), ("image",))
+    assert (alone.modalities, alone.dropped_sensors) == (("lidar",), ())
     np.testing.assert_array_equal(found.map_from_body.matrix, alone.map_from_body.matrix)
     np.testing.assert_array_equal(found.covariance, alone.covariance)
     assert found.confidence == alone.confidence
@@ -314,13 +316,15 @@ def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(chec
 
 def test_nothing_is_left_out_of_good_frames_or_where_nothing_would_be_left(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
-    left_out = [bool(localizer.localize(random_frame(seed, (32, 40))).left_out) for seed in range(600, 640)]
-    assert sum(left_out) <= 3  # one of two sensors, of one in a hundred each
+    dropped_sensors = [
+        bool(localizer.localize(random_frame(seed, (32, 40))).dropped_sensors) for seed in range(600, 640)
+    ]
+    assert sum(dropped_sensors) <= 3  # one of two sensors, of one in a hundred each
     good = random_frame(500, (32, 40))
     assert good.image is not None
     grey = dataclasses.replace(good, image=np.full_like(good.image, 128), cloud=None)
     found = localizer.localize(grey)
-    assert (found.modalities, found.left_out) == (("image",), ())
+    assert (found.modalities, found.dropped_sensors) == (("image",), ())
     assert found.confidence is not None
     assert found.confidence < 0.02
 
@@ -333,7 +337,7 @@ def test_nothing_is_left_out_where_the_rest_could_not_be_judged(checkpoint: Path
     good = random_frame(500, (32, 40))
     assert good.image is not None
     found = localizer.localize(dataclasses.replace(good, image=np.full_like(good.image, 128)))
-    assert (found.modalities, found.left_out) == (("image", "lidar"), ())
+    assert (found.modalities, found.dropped_sensors) == (("image", "lidar"), ())
 
 
 def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoint: Path) -> None:
@@ -342,15 +346,15 @@ def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoin
     good = random_frame(500, (32, 40))
     assert good.image is not None
     grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
-    localizer.leaves_out = False
+    localizer.drop_outlier_sensors = False
     whole = localizer.localize(grey)
     assert localizer.confidence is not None
     tails = dict(localizer.confidence.tails)
-    never = Tail(np.full(len(SHARES), -1e9), 1e-9)  # nothing is as odd as this takes a scan to be
+    never = EmpiricalTail(np.full(len(SHARES), -1e9), 1e-9)  # nothing is as odd as this takes a scan to be
     tails["lidar",] = (never,) * len(tails["lidar",])
-    localizer.confidence, localizer.leaves_out = Confidence(localizer.confidence.memories, tails), True
+    localizer.confidence, localizer.drop_outlier_sensors = Confidence(localizer.confidence.memories, tails), True
     found = localizer.localize(grey)
-    assert (found.modalities, found.left_out) == (("image", "lidar"), ())
+    assert (found.modalities, found.dropped_sensors) == (("image", "lidar"), ())
     assert found.confidence == whole.confidence
 
 
@@ -359,11 +363,11 @@ def test_a_strange_sensor_stays_where_the_others_alone_are_far_less_precise(chec
     good = random_frame(500, (32, 40))
     assert good.image is not None
     grey = dataclasses.replace(good, image=np.full_like(good.image, 128))
-    assert localizer.localize(grey).left_out == ("image",)
+    assert localizer.localize(grey).dropped_sensors == ("image",)
     coarse = Residuals((100.0,) * 6, (1.0, 1.0), ("lidar",))
     uncertainty = dataclasses.replace(localizer.header.uncertainty, missing=(coarse,))
     localizer.header = dataclasses.replace(localizer.header, uncertainty=uncertainty)
-    assert localizer.localize(grey).left_out == ()
+    assert localizer.localize(grey).dropped_sensors == ()
 
 
 @pytest.mark.parametrize("system", ["vmloc", "vmloc_dense"])
@@ -388,14 +392,16 @@ def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path
     header, model = load_checkpoint(tmp_path / "atloc.safetensors")
     data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
     assert remember(header, model, data, torch.arange(60), CPU) == {}
-    assert fit_confidence({}, data, ask(header, model, data, torch.arange(60), CPU, {})) is None
+    assert fit_confidence({}, data, predict_held_out(header, model, data, torch.arange(60), CPU, {})) is None
     write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
     memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
     assert set(memories) == {"image", "lidar"}
     assert (
         fit_confidence(
-            memories, prepared(samples), ask(header, model, prepared(samples), torch.arange(20), CPU, memories)
+            memories,
+            prepared(samples),
+            predict_held_out(header, model, prepared(samples), torch.arange(20), CPU, memories),
         )
         is None
     )

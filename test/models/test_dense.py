@@ -37,7 +37,7 @@ from vmloc_ros.core.frame import MODALITIES, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import DenseModel, Prediction, build_model
-from vmloc_ros.core.models.dense.model import Look
+from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.models.encoder import Pyramid, make_trunk
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -53,7 +53,7 @@ class Knowing(DenseModel):
     std_m = 0.02
     outliers = 0.3
 
-    def predict(self, name: str, look: Look, *_: Any) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(5)
         predicted = []
         for number, row in enumerate(look.rows.tolist()):
@@ -114,11 +114,11 @@ def test_from_right_predictions_the_pose_is_solved_in_a_map_of_utm_coordinates(
     prediction = model.locate(input_of(data, preprocess), CODEC)
     assert_poses(prediction, data.poses, position_m, rotation_deg)
     assert prediction.covariances is not None
-    assert prediction.oddities is not None
+    assert prediction.outlier_scores is not None
     assert (np.linalg.eigvalsh(prediction.covariances) > 0).all()
     assert prediction.positions_m.dtype == np.float64
-    np.testing.assert_allclose(prediction.oddities[:, 0], 0.3, atol=0.1)  # share of outliers
-    np.testing.assert_allclose(prediction.oddities[:, 1], 1.0, atol=0.15)  # residual in sigma
+    np.testing.assert_allclose(prediction.outlier_scores[:, 0], 0.3, atol=0.1)  # share of outliers
+    np.testing.assert_allclose(prediction.outlier_scores[:, 1], 1.0, atol=0.15)  # residual in sigma
     for row, pose in enumerate(data.poses):
         deviations = (prediction.positions_m[row] - pose.position_m) / np.sqrt(np.diag(prediction.covariances[row])[:3])
         assert np.abs(deviations).max() < 4.5
@@ -140,7 +140,7 @@ def test_each_row_of_a_batch_is_answered_from_its_own_sensors_whatever_stands_be
         np.testing.assert_allclose(alone.positions_m[0], together.positions_m[row], rtol=0, atol=1e-5)
         np.testing.assert_allclose(alone.quaternions_wxyz[0], together.quaternions_wxyz[row], atol=1e-6)
         np.testing.assert_allclose(alone.covariances[0], together.covariances[row], rtol=1e-3, atol=1e-12)
-        np.testing.assert_allclose(alone.oddities[0], together.oddities[row], atol=1e-4)
+        np.testing.assert_allclose(alone.outlier_scores[0], together.outlier_scores[row], atol=1e-4)
         for name in names:
             torch.testing.assert_close(alone.features[name][0], together.features[name][row], rtol=1e-4, atol=1e-4)
 

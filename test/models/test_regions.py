@@ -28,7 +28,7 @@ from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import DenseModel, ModelConfig, Prediction
 from vmloc_ros.core.models.base import ModelInput
-from vmloc_ros.core.models.dense.model import Answer, Look
+from vmloc_ros.core.models.dense.model import CellFeatures, PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -84,11 +84,11 @@ class Town(DenseModel):
     opinions: dict[str, list[list[float]]]
     shifts_m: Sequence[float | None] = (0.0, None, None)
 
-    def look(self, batch: ModelInput) -> dict[str, Look]:
+    def look(self, batch: ModelInput) -> dict[str, CellFeatures]:
         self.whole = super().look(batch)
         return self.whole
 
-    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         assert regions is not None
         known = list(self.whole[name].cells.points_m.nan_to_num())
         points = []
@@ -124,13 +124,13 @@ def off_m(prediction: Prediction, truth: Sequence[Pose]) -> np.ndarray:
 
 
 def ambiguity(prediction: Prediction) -> np.ndarray:
-    assert prediction.oddities is not None
-    return prediction.oddities[:, 2]
+    assert prediction.outlier_scores is not None
+    return prediction.outlier_scores[:, 2]
 
 
 def doubt(prediction: Prediction) -> np.ndarray:
-    assert prediction.oddities is not None
-    return prediction.oddities[:, 3]
+    assert prediction.outlier_scores is not None
+    return prediction.outlier_scores[:, 3]
 
 
 def test_of_the_two_likeliest_regions_the_one_whose_cells_agree_answers() -> None:
@@ -152,7 +152,7 @@ def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as
     asked: list[int] = []
     answer = DenseModel._answer
 
-    def count(self: DenseModel, looks: Any, number: int, regions: Tensor) -> Answer:
+    def count(self: DenseModel, looks: Any, number: int, regions: Tensor) -> PoseSet:
         asked.append(number)
         return answer(self, looks, number, regions)
 

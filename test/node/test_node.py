@@ -504,7 +504,9 @@ def test_a_sensor_left_out_as_strange_is_told_and_withheld_where_all_are_wanted(
     set_parameter(idle_node, "modalities", ["image"])  # or frames without a scan would be refused before
     assert idle_node.start()
     (frame,) = frames_from(next(STARTS_NS), 1)
-    answer = Estimate(frame.stamp_ns, Pose.identity(), np.eye(6), ("image",), confidence=0.5, left_out=("lidar",))
+    answer = Estimate(
+        frame.stamp_ns, Pose.identity(), np.eye(6), ("image",), confidence=0.5, dropped_sensors=("lidar",)
+    )
     monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
     process(idle_node, frame, 0)
     _, text, values = idle_node._session.diagnose()

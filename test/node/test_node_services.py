@@ -39,7 +39,7 @@ from tf2_msgs.msg import TFMessage
 from training.testing import write_random_checkpoint
 from vmloc_ros.bags.files import BagWriter, image_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
-from vmloc_ros.core.confidence import Confidence, FeatureMemory, Tail, oddness, stack_cues
+from vmloc_ros.core.confidence import Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value, stack_cues
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
@@ -71,8 +71,8 @@ def write_judging_checkpoint(path: Path, seed: int = 0) -> Path:
     cues = stack_cues(
         {IMAGE: memory}, (IMAGE,), {IMAGE: features[held_out]}, positions[held_out], quaternions[held_out]
     )
-    tails = tuple(Tail.fit(cue) for cue in cues.T)
-    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, Tail.fit(oddness(cues, tails)))})
+    tails = tuple(EmpiricalTail.fit(cue) for cue in cues.T)
+    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, EmpiricalTail.fit(neg_log_p_value(cues, tails)))})
     save_checkpoint(path, header, load_checkpoint(path)[1].state_dict(), confidence)
     return path
 

@@ -38,8 +38,8 @@ def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequenc
 
 
 def judged(confidence: Confidence, modalities: tuple[str, ...], *seen: Any) -> NDArray[np.float64] | None:
-    """Confidence ``(B,)`` of estimates; what was seen as of :meth:`Confidence.oddness`."""
-    odd = confidence.oddness(modalities, *seen)
+    """Confidence ``(B,)`` of estimates; what was seen as of :meth:`Confidence.neg_log_p_value`."""
+    odd = confidence.neg_log_p_value(modalities, *seen)
     return None if odd is None else confidence.judge(modalities, odd)
 
 

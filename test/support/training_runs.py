@@ -21,7 +21,7 @@ import yaml
 from helpers import yaw_pose
 from training.cli import main
 from training.trainer import trainer
-from training.trainer.fit import Fit
+from training.trainer.fit import ModelTraining
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 
 # Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after a break.
@@ -131,7 +131,7 @@ def _run(
 
 def wait_in_the_fifth_step(gate: Path) -> None:
     """A preparation: make a file ``reached`` in the folder, and wait for one named ``go``."""
-    step, done = Fit.step, []
+    step, done = ModelTraining.step, []
 
     def wait(*arguments: Any) -> Any:
         done.append(None)
@@ -141,7 +141,7 @@ def wait_in_the_fifth_step(gate: Path) -> None:
                 time.sleep(0.01)
         return step(*arguments)
 
-    Fit.step = wait  # type: ignore[method-assign]
+    ModelTraining.step = wait  # type: ignore[method-assign]
 
 
 def save_after_every_step() -> None:

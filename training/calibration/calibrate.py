@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.covariance import calibrate
-from training.calibration.held_out import ask
+from training.calibration.held_out import predict_held_out
 from training.config import parse_source_options
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
@@ -92,7 +92,7 @@ def recalibrate(
     else:
         before = load_confidence(checkpoint)
         memories = {} if before is None else dict(before.memories)
-    answers = ask(header, model, held_out, rows, torch_device, memories)
+    answers = predict_held_out(header, model, held_out, rows, torch_device, memories)
     confidence = fit_confidence(memories, held_out, answers)
     fitted = calibrate(header, held_out, answers, confidence)
     fitted = replace(fitted, metrics={**fitted.metrics, "held_out": 1.0})

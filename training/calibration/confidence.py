@@ -18,7 +18,7 @@ from training.data.splits import FEWEST
 from training.evaluation.metrics import LIMIT
 from training.prediction import modality_features
 from vmloc_ros.core.checkpoint import CheckpointHeader
-from vmloc_ros.core.confidence import SHARES, Confidence, FeatureMemory, Tail, oddness
+from vmloc_ros.core.confidence import SHARES, Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -31,7 +31,7 @@ _WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is
 _ANY_WRONG = 2  # so many are, in any case
 _BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches
 _AS_GOOD = 0.02  # difference of Youden's J
-_NEVER = Tail(np.full(len(SHARES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
+_NEVER = EmpiricalTail(np.full(len(SHARES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
 
 
 def remember(
@@ -87,7 +87,7 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
-def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[Tail, ...]:
+def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[EmpiricalTail, ...]:
     """Tails of the cues of good answers and of what these give together, as :attr:`Confidence.tails` has them.
 
     In a map with two places that look the same, every other answer there is right by luck, and nothing is odd about
@@ -103,7 +103,7 @@ def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[Tail, ...]:
     good, ends = ~wrong, np.full(cues.shape[1], np.inf)
     while np.sum(good) >= FEWEST:
         tails = _tails(cues[good], ends)
-        out = np.exp(tails[-1].log_share(oddness(cues, tails[:-1]))) >= LIMIT
+        out = np.exp(tails[-1].log_p_value(neg_log_p_value(cues, tails[:-1]))) >= LIMIT
         if np.sum(wrong & out) <= max(_ANY_WRONG, _WRONG * np.sum(out)):
             if np.any(good != ~wrong):
                 _warn(
@@ -131,16 +131,16 @@ def _warn(sensors: str, wrong: Bools, therefore: str) -> None:
     )
 
 
-def _tails(cues: Array, ends: Array) -> tuple[Tail, ...]:
+def _tails(cues: Array, ends: Array) -> tuple[EmpiricalTail, ...]:
     """Fitted to good answers' ``(N, C)``, which are below the ends ``(C,)``: from there on, hardly any is."""
-    single = tuple(_ended(Tail.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
-    return (*single, Tail.fit(oddness(cues, single)))
+    single = tuple(_ended(EmpiricalTail.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
+    return (*single, EmpiricalTail.fit(neg_log_p_value(cues, single)))
 
 
-def _ended(tail: Tail, end: float) -> Tail:
+def _ended(tail: EmpiricalTail, end: float) -> EmpiricalTail:
     """The tail, falling so fast that its share at the end is as good as none."""
     steepest = (end - tail.quantiles[-1]) / np.log(SHARES[-1] / _BEYOND)
-    return Tail(tail.quantiles, min(tail.decay, float(steepest)))
+    return EmpiricalTail(tail.quantiles, min(tail.decay, float(steepest)))
 
 
 def _divide(cues: Array, wrong: Bools) -> tuple[int, float]:

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.calibration.error_fits import fit_coupling, fit_floor, fit_inflation, fit_margin
-from training.calibration.held_out import Answers, BySensors, without_gross_errors
+from training.calibration.held_out import BySensors, HeldOut, without_gross_errors
 from training.data.dataset import PreparedDataset
 from training.evaluation.consistency import independent_errors
 from training.evaluation.metrics import pose_errors
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty
-from vmloc_ros.core.confidence import Confidence, oddness
+from vmloc_ros.core.confidence import Confidence, neg_log_p_value
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import (
     body_errors,
@@ -70,7 +70,7 @@ def calibrate(
     return replace(header, uncertainty=uncertainty, metrics=metrics)
 
 
-def _independent(data: PreparedDataset, answers: Answers, residuals: Residuals) -> float:
+def _independent(data: PreparedDataset, answers: HeldOut, residuals: Residuals) -> float:
     """To how many independent errors those of the good answers amount, over all recordings."""
     answers = without_gross_errors(data, answers)
     sequences, count = data.sequences[answers.rows], 0.0
@@ -83,7 +83,7 @@ def _independent(data: PreparedDataset, answers: Answers, residuals: Residuals) 
 
 
 def _fit(
-    data: PreparedDataset, answers: Answers, modalities: tuple[str, ...], confidence: Confidence | None
+    data: PreparedDataset, answers: HeldOut, modalities: tuple[str, ...], confidence: Confidence | None
 ) -> Residuals:
     """What the system's own covariances leave unexplained of the answers' errors, and their heavier tails.
 
@@ -93,7 +93,7 @@ def _fit(
     truth = [data.poses[i] for i in answers.rows.tolist()]
     estimates, own = answers.poses(), answers.covariances.numpy()
     if answers.solved:
-        return _fit_solver(truth, estimates, own, modalities, _oddness(answers, modalities, confidence))
+        return _fit_solver(truth, estimates, own, modalities, _neg_log_p_value(answers, modalities, confidence))
     std = fit_residual_std(
         [body_errors(t, e) for t, e in zip(truth, estimates, strict=True)],
         [body_variances(e, covariance) for e, covariance in zip(estimates, own, strict=True)],
@@ -102,13 +102,15 @@ def _fit(
     return _scaled(truth, estimates, own, std, modalities, np.zeros(len(own)), (0.0, 0.0))
 
 
-def _oddness(answers: Answers, modalities: tuple[str, ...], confidence: Confidence | None) -> NDArray[np.float64]:
+def _neg_log_p_value(
+    answers: HeldOut, modalities: tuple[str, ...], confidence: Confidence | None
+) -> NDArray[np.float64]:
     """``(N,)``; 0 where nothing is known of it."""
     tails = None if confidence is None else confidence.tails.get(modalities)
     if tails is None:
         return np.zeros(len(answers))
     known = ~answers.cues.isnan().any(dim=1).numpy()
-    return np.where(known, oddness(answers.cues.nan_to_num().numpy(), tails[:-1]), 0.0)
+    return np.where(known, neg_log_p_value(answers.cues.nan_to_num().numpy(), tails[:-1]), 0.0)
 
 
 def _fit_solver(
@@ -116,7 +118,7 @@ def _fit_solver(
     estimates: list[Pose],
     own: NDArray[np.float64],
     modalities: tuple[str, ...],
-    odd: NDArray[np.float64],
+    neg_log_p: NDArray[np.float64],
 ) -> Residuals:
     """A solver's own covariance with a floor, both scaled up until they hold the errors.
 
@@ -124,11 +126,11 @@ def _fit_solver(
     scale. It knows nothing of what is wrong in all frames alike, such as a bent map or cameras that are not quite
     where they are said to be: hence the floor. And it errs more where a frame looks odd.
     """
-    floor, growth = fit_floor(truth, estimates, own, odd)
-    grown = inflated_covariance(_with_residuals(estimates, own, floor), growth_factors(odd, growth))
+    floor, growth = fit_floor(truth, estimates, own, neg_log_p)
+    grown = inflated_covariance(_with_residuals(estimates, own, floor), growth_factors(neg_log_p, growth))
     inflation = fit_inflation(truth, estimates, grown)
     floor = np.maximum(floor, _SOLVER_FLOOR / np.repeat(inflation, 3))  # inflated again with the rest
-    return _scaled(truth, estimates, own, floor, modalities, odd, growth)
+    return _scaled(truth, estimates, own, floor, modalities, neg_log_p, growth)
 
 
 def _scaled(
@@ -137,11 +139,11 @@ def _scaled(
     own: NDArray[np.float64],
     std: NDArray[np.float64],
     modalities: tuple[str, ...],
-    odd: NDArray[np.float64],
+    neg_log_p: NDArray[np.float64],
     growth: tuple[float, float],
 ) -> Residuals:
     """These residuals ``(6,)`` and growth with inflation and coupling."""
-    covariances = inflated_covariance(_with_residuals(estimates, own, std), growth_factors(odd, growth))
+    covariances = inflated_covariance(_with_residuals(estimates, own, std), growth_factors(neg_log_p, growth))
     inflation, margin = (fit(truth, estimates, covariances) for fit in (fit_inflation, fit_margin))
     coupling = fit_coupling(truth, estimates, inflated_covariance(covariances, inflation))
     factors = inflation[0] * margin[0], inflation[1] * margin[1]

@@ -94,7 +94,7 @@ def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: 
 
 
 def fit_floor(
-    truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike, oddness: ArrayLike
+    truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike, neg_log_p: ArrayLike
 ) -> tuple[Array, tuple[float, float]]:
     """What errors say that covariances do not know: a floor, and how errors grow with a frame's oddness.
 
@@ -105,7 +105,7 @@ def fit_floor(
 
     Args:
         covariances: C, ``(N, 6, 6)``, which know only a part of what is wrong.
-        oddness: o, ``(N,)``.
+        neg_log_p: o, ``(N,)``.
 
     Returns:
         Standard deviations ``(6,)`` to add to covariances, equal for the three axes of position and of rotation; and g
@@ -121,7 +121,7 @@ def fit_floor(
 
         def loss(logs: Array, squares: Array = squares, variances: Array = variances) -> float:
             a, b, tails = np.exp(logs[:3])
-            total = (a**2 * variances + b**2) * growth_factors(oddness, (logs[3], logs[3]))[:, :1] ** 2
+            total = (a**2 * variances + b**2) * growth_factors(neg_log_p, (logs[3], logs[3]))[:, :1] ** 2
             falling = (tails + 3) / 2 * np.log1p(np.sum(squares / total, axis=1) / tails)
             norm = gammaln(tails / 2) + 1.5 * math.log(tails) - gammaln((tails + 3) / 2)
             return float(np.mean(np.log(total).sum(axis=1) / 2 + falling) + norm)

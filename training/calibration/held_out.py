@@ -27,7 +27,7 @@ _GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answers:
+class HeldOut:
     """To N frames, on the CPU.
 
     Attributes:
@@ -50,11 +50,11 @@ class Answers:
     solved: bool
 
     @staticmethod
-    def of(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> Answers:
+    def of(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> HeldOut:
         own = np.stack([prediction_covariance(prediction, i) for i in range(len(rows))])
         lost = np.zeros(len(rows), bool) if prediction.lost is None else prediction.lost
         arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost, cues
-        return Answers(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
+        return HeldOut(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,15 +62,15 @@ class Answers:
     def poses(self) -> list[Pose]:
         return [Pose(p, q) for p, q in zip(self.positions_m.numpy(), self.quaternions_wxyz.numpy(), strict=True)]
 
-    def some(self, kept: Tensor) -> Answers:
+    def some(self, kept: Tensor) -> HeldOut:
         """Those of the frames ``(N,)`` bool."""
-        return Answers(*(getattr(self, field.name)[kept] for field in fields(self)[:-1]), self.solved)
+        return HeldOut(*(getattr(self, field.name)[kept] for field in fields(self)[:-1]), self.solved)
 
 
-BySensors = dict[tuple[str, ...], Answers]
+BySensors = dict[tuple[str, ...], HeldOut]
 
 
-def ask(
+def predict_held_out(
     header: CheckpointHeader,
     model: PoseModel,
     data: PreparedDataset,
@@ -90,10 +90,10 @@ def ask(
     modalities, known = header.preprocess.modalities, memories or {}
     complete = sensor_sets(data, rows, modalities)
 
-    def answers(asked: Tensor, names: tuple[str, ...]) -> Answers:
+    def answers(asked: Tensor, names: tuple[str, ...]) -> HeldOut:
         prediction = predict(model, data, asked, preprocessor, header.pose_codec, device, samples, names)
         having = torch.isin(asked, complete.get(names, asked[:0])).numpy()
-        return Answers.of(asked, prediction, _cues(known, names, prediction, having))
+        return HeldOut.of(asked, prediction, _cues(known, names, prediction, having))
 
     fewer = {names: having for names, having in complete.items() if names != modalities}
     return {modalities: answers(rows, modalities), **{names: answers(having, names) for names, having in fewer.items()}}
@@ -114,7 +114,7 @@ def _cues(
         {name: prediction.features[name].cpu().numpy()[having] for name in names},
         prediction.positions_m[having],
         prediction.quaternions_wxyz[having],
-        None if prediction.oddities is None else prediction.oddities[having],
+        None if prediction.outlier_scores is None else prediction.outlier_scores[having],
     )
     cues = np.full((len(having), found.shape[1]), np.nan)
     cues[having] = found
@@ -129,15 +129,15 @@ def join(parts: Sequence[BySensors]) -> BySensors:
         width = min(one.cues.shape[1] for one in having)
         if any(one.cues.shape[1] != width for one in having):
             having = [replace(one, cues=one.cues[:, :0]) for one in having]
-        columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(Answers)[:-1])
-        joined[names] = Answers(*columns, having[0].solved)
+        columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(HeldOut)[:-1])
+        joined[names] = HeldOut(*columns, having[0].solved)
     return joined
 
 
 def to_state(answers: BySensors) -> list[dict[str, Any]]:
     """Tensors and plain values, for a file."""
     return [
-        {"modalities": list(names), **{field.name: getattr(one, field.name) for field in fields(Answers)}}
+        {"modalities": list(names), **{field.name: getattr(one, field.name) for field in fields(HeldOut)}}
         for names, one in answers.items()
     ]
 
@@ -145,19 +145,19 @@ def to_state(answers: BySensors) -> list[dict[str, Any]]:
 def from_state(state: Sequence[Mapping[str, Any]]) -> BySensors:
     """What :func:`to_state` was given."""
     return {
-        tuple(one["modalities"]): Answers(**{name: x for name, x in one.items() if name != "modalities"})
+        tuple(one["modalities"]): HeldOut(**{name: x for name, x in one.items() if name != "modalities"})
         for one in state
     }
 
 
-def without_gross_errors(data: PreparedDataset, answers: Answers) -> Answers:
+def without_gross_errors(data: PreparedDataset, answers: HeldOut) -> HeldOut:
     """Those that are neither lost nor grossly wrong, in the order of recording; all where nothing else is left."""
     answers = answers.some(answers.rows.argsort())  # folds come one after the other
     found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
     return found.some(~torch.from_numpy(gross_error_mask(data, found)))
 
 
-def gross_error_mask(data: PreparedDataset, answers: Answers) -> NDArray[np.bool_]:
+def gross_error_mask(data: PreparedDataset, answers: HeldOut) -> NDArray[np.bool_]:
     """``(N,)``: those that are grossly wrong, which is said of a solver alone."""
     if not answers.solved:
         return np.zeros(len(answers), bool)

@@ -27,7 +27,7 @@ from training.sources.robotcar.calibration import (
     stereo_from_base,
     vehicle_from_sensor,
 )
-from training.sources.robotcar.files import UTM_ORIGIN_M, Track, integrate_vo, read_vo
+from training.sources.robotcar.files import UTM_ORIGIN_M, StampedPoses, integrate_vo, read_vo
 from training.sources.robotcar.source import RobotCarSource
 from vmloc_ros.bags.files import (
     BagWriter,
@@ -94,7 +94,7 @@ def convert_robotcar(
             bag.write(topic, message, stamp_ns)
 
 
-def _odometry(sequence: Path, extrinsics: Path) -> Track | None:
+def _odometry(sequence: Path, extrinsics: Path) -> StampedPoses | None:
     path = sequence / "vo" / "vo.csv"
     if not path.is_file():
         logger.warning("%s is missing; the bag gets no odometry", path)
@@ -135,7 +135,7 @@ def _frame_records(source: RobotCarSource, compressed: bool, progress: bool) -> 
             yield stamp_ns, "/lidar/points", point_cloud_message(stamp_ns, VEHICLE_FRAME, frame.cloud)
 
 
-def _odometry_records(track: Track) -> Iterator[_Record]:
+def _odometry_records(track: StampedPoses) -> Iterator[_Record]:
     """Odometry at the end of every motion, with the motion's mean velocity."""
     stamps: list[int] = track.stamps_ns.tolist()
     for before_ns, stamp_ns, before, pose in zip(stamps, stamps[1:], track.poses, track.poses[1:], strict=False):

@@ -15,7 +15,7 @@ from training.data.dataset import PreparedDataset
 from training.data.model_input import training_input
 from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.models.dense.cells import Cells
-from vmloc_ros.core.models.dense.model import Look
+from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _BATCH = 16
@@ -40,10 +40,10 @@ class FrozenConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
+class PrecomputedFeatures:
     """A batch whose features are there already."""
 
-    looks: Mapping[str, Look]
+    looks: Mapping[str, CellFeatures]
 
     def __len__(self) -> int:
         return max(len(look.rows) for look in self.looks.values())
@@ -116,7 +116,7 @@ class FrozenFeatures:
         return torch.cat([frames + view * count for view in range(self._views)])
 
     @staticmethod
-    def looks(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Looks:
+    def looks(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> PrecomputedFeatures:
         """The model's view of a batch."""
         looks = {}
         for name, here in present.items():
@@ -124,14 +124,14 @@ class FrozenFeatures:
             if len(rows):
                 cells = Cells(*(tensors[f"{name}.{field.name}"][rows] for field in fields(Cells)))
                 features, context = tensors[f"{name}.features"][rows], tensors[f"{name}.context"][rows]
-                looks[name] = Look(rows, features.unsqueeze(-1), context, cells)
-        return Looks(looks)
+                looks[name] = CellFeatures(rows, features.unsqueeze(-1), context, cells)
+        return PrecomputedFeatures(looks)
 
     def _keep(
         self,
         stores: dict[str, dict[str, Tensor]],
         name: str,
-        look: Look,
+        look: CellFeatures,
         start: int,
         cells: int,
         generator: torch.Generator,

@@ -57,7 +57,7 @@ def study(
         VmlocError: checkpoint, data or output are at fault, or the checkpoint holds no confidence.
     """
     localizer = Localizer.load(checkpoint, device)
-    localizer.leaves_out = False  # what is judged is the answer that rests on all sensors, bad ones included
+    localizer.drop_outlier_sensors = False  # what is judged is the answer that rests on all sensors, bad ones included
     if localizer.confidence is None:
         raise ConfigError(f"{checkpoint} was written without a confidence; add one with `vmloc calibrate`")
     known = _open(localizer, data, split, overrides, frames, localizer.modalities)

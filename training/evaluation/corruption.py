@@ -24,7 +24,7 @@ _FIELDS = {IMAGE: "image", DEPTH: "depth_m", LIDAR: "cloud"}
 _MASKED_SHARE = 3 / 16
 _EDGE_CELLS = 1e-3  # beams on the limit of the field of view are in the picture, in spite of rounding
 
-Cells = tuple[NDArray[np.float64], NDArray[np.float64]]  # row and column of each point
+CellIndices = tuple[NDArray[np.float64], NDArray[np.float64]]  # row and column of each point
 Window = tuple[slice, slice]
 T = TypeVar("T", NDArray[np.uint8], NDArray[np.float32])
 
@@ -166,7 +166,7 @@ def _within(cell: NDArray[np.float64], span: slice) -> NDArray[np.bool_]:
     return (cell >= span.start) & (cell < span.stop)
 
 
-def _cylinder_cells(xyz_m: NDArray[np.float32], config: CylindricalConfig) -> Cells:
+def _cylinder_cells(xyz_m: NDArray[np.float32], config: CylindricalConfig) -> CellIndices:
     """Cells of the range image; -1 outside of it."""
     x, y, z = xyz_m.astype(np.float64).T
     return (
@@ -181,7 +181,7 @@ def _angular_cell(angle_rad: NDArray[np.float64], cells: int, low_deg: float, hi
     return np.where(inside, np.floor(offset).clip(0, cells - 1), -1)
 
 
-def _camera_cells(xyz_m: NDArray[np.float32], camera: PinholeCamera, camera_from_lidar: Pose) -> Cells:
+def _camera_cells(xyz_m: NDArray[np.float32], camera: PinholeCamera, camera_from_lidar: Pose) -> CellIndices:
     """Pixels, whose centres are integers; -1 behind the camera."""
     with np.errstate(divide="ignore", invalid="ignore"):  # "no return" is NaN, infinite or zero
         x, y, z = camera_from_lidar.transform(xyz_m).T

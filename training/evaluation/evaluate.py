@@ -56,7 +56,7 @@ def evaluate_checkpoints(
     data, the retrieval baseline is added; its images are never corrupted.
 
     Args:
-        all_sensors: answer by every sensor, even by one that is strange by itself (``Localizer.leaves_out``).
+        all_sensors: answer by every sensor, even by one that is strange by itself (``Localizer.drop_outlier_sensors``).
 
     Raises:
         VmlocError: checkpoints, data or output are at fault.
@@ -75,7 +75,7 @@ def evaluate_checkpoints(
     text = ""
     for number, checkpoint in enumerate(checkpoints, start=1):
         localizer = Localizer.load(checkpoint, device)
-        localizer.leaves_out = not all_sensors
+        localizer.drop_outlier_sensors = not all_sensors
         warn_of_unknown_places(localizer.header.training, [pose for source in sources for pose in source.poses()])
         evaluation = evaluate(localizer, sources, progress, lookahead, corruption)
         evaluations.append(replace(evaluation, checkpoint=str(checkpoint)))

@@ -73,11 +73,11 @@ def confidence_summary(errors: PoseErrors, estimates: Sequence[Estimate]) -> dic
     if not known.any():
         return {}
     confidence = np.array([estimate.confidence for estimate in estimates if estimate.confidence is not None])
-    left_out = np.array([bool(estimate.left_out) for estimate in estimates])[known]
+    dropped_sensors = np.array([bool(estimate.dropped_sensors) for estimate in estimates])[known]
     metres, degrees = FAR_OFF
     far = (errors.position_m[known] > metres) | (errors.rotation_deg[known] > degrees)
     withheld = confidence < LIMIT
-    shares = {"left_out": left_out, "withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
+    shares = {"left_out": dropped_sensors, "withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
     summary = {name: float(np.mean(share)) for name, share in shares.items()}
     if far.any() and not far.all():
         summary["far_off_auc"] = area_under_roc(confidence[~far], confidence[far])

@@ -16,7 +16,7 @@ from training.evaluation.consistency import confidence_levels, pose_nees
 from training.evaluation.figures import save_calibration_plot, save_corruption_plot, save_error_cdf, save_track_plot
 from training.evaluation.metrics import PoseErrors
 from training.evaluation.tables import ALL, Row, Summary, errors_table, mean_and_std, results_tables, summaries
-from training.evaluation.tracks import Evaluation, Track
+from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 
@@ -146,7 +146,7 @@ def _write_csv(file: Path, evaluation: Evaluation, lines: Sequence[tuple[str, st
             writer.writerow({**known, "checkpoint": checkpoint, "sequence": sequence, **summary})
 
 
-def _write_errors(file: Path, tracks: Sequence[Track]) -> None:
+def _write_errors(file: Path, tracks: Sequence[EvaluatedTrack]) -> None:
     """A line for each frame; the confidence is empty where there is none."""
     with write_aside(file) as path, path.open("w", newline="") as stream:
         writer = csv.writer(stream)
@@ -158,7 +158,7 @@ def _write_errors(file: Path, tracks: Sequence[Track]) -> None:
             writer.writerows([*line, track.name] for line in values)
 
 
-def _write_track(folder: Path, track: Track, name: str) -> None:
+def _write_track(folder: Path, track: EvaluatedTrack, name: str) -> None:
     write_tum(folder / "estimate.tum", track.stamps_ns, track.poses)
     write_tum(folder / "truth.tum", track.stamps_ns, track.truth)
     errors = track.errors.summary()

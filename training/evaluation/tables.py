@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.evaluation.consistency import COVERAGES, PARTS, calibration_summary, independent_errors
 from training.evaluation.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
-from training.evaluation.tracks import Evaluation, Track
+from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from training.evaluation.trajectory import RPE_FRAMES, RPE_METRES, trajectory_summary
 from vmloc_ros.core.geometry import Pose
 
@@ -112,7 +112,7 @@ _CONFIDENCE = Table(
 )
 
 
-def summarise(tracks: Sequence[Track]) -> Summary:
+def summarise(tracks: Sequence[EvaluatedTrack]) -> Summary:
     """All metrics over the frames of the tracks."""
     truth = [pose for track in tracks for pose in track.truth]
     estimates = [estimate for track in tracks for estimate in track.estimates]
@@ -132,7 +132,7 @@ def summarise(tracks: Sequence[Track]) -> Summary:
     }
 
 
-def _answers(run: Track) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
+def _answers(run: EvaluatedTrack) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
     """True poses, estimated ones and their covariances ``(N, 6, 6)``."""
     return run.truth, run.poses, np.stack([estimate.covariance for estimate in run.estimates])
 

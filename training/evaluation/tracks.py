@@ -29,7 +29,7 @@ _PAUSE_S = 1.0  # as the localizer's Stream has it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
+class EvaluatedTrack:
     """Estimates of one source with their truth, in time order.
 
     Attributes:
@@ -52,7 +52,7 @@ class Track:
     def errors(self) -> PoseErrors:
         return pose_errors(self.truth, self.poses)
 
-    def runs(self) -> list[Track]:
+    def runs(self) -> list[EvaluatedTrack]:
         """The parts between pauses, where the recording went on elsewhere: more than 1 s and thrice the usual step."""
         steps_s = np.diff(self.stamps_ns) / 1e9
         if not len(steps_s):
@@ -60,7 +60,7 @@ class Track:
         breaks = np.flatnonzero(steps_s > max(_PAUSE_S, 3 * float(np.median(steps_s)))) + 1
         limits = [0, *breaks.tolist(), len(self.truth)]
         return [
-            Track(self.name, self.truth[start:end], self.estimates[start:end])
+            EvaluatedTrack(self.name, self.truth[start:end], self.estimates[start:end])
             for start, end in itertools.pairwise(limits)
         ]
 
@@ -76,7 +76,7 @@ class Evaluation:
         checkpoint: its file.
     """
 
-    tracks: list[Track]
+    tracks: list[EvaluatedTrack]
     system: str
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     corruption: Corruption = NO_CORRUPTION
@@ -122,7 +122,7 @@ def evaluate(
     """
     corruption.check(localizer.modalities)
     every = max(1, math.ceil(sum(len(source) for source in sources) / _EXAMPLES)) if corruption.tag else None
-    tracks: list[Track] = []
+    tracks: list[EvaluatedTrack] = []
     examples: list[tuple[Frame, Frame]] = []
     for source in sources:
         _check_frames(localizer, source)
@@ -140,7 +140,7 @@ def evaluate(
         estimates += stream.flush()
         assert [estimate.stamp_ns for estimate in estimates] == stamps_ns, "a stream answers every frame, in order"
         if estimates:
-            tracks.append(Track(_track_name(source.name, [track.name for track in tracks]), truth, estimates))
+            tracks.append(EvaluatedTrack(_track_name(source.name, [track.name for track in tracks]), truth, estimates))
     if not tracks:
         raise DataError("there is no frame to evaluate")
     return Evaluation(tracks, localizer.header.model.name, localizer.header.preprocess, corruption, examples)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.data.frozen_features import Looks
+from training.data.frozen_features import PrecomputedFeatures
 from training.objectives.base import Objective, ObjectiveConfig, Terms
 from vmloc_ros.core.models import DenseModel, ModelInput
 from vmloc_ros.core.models.dense.cells import Cells
@@ -47,9 +47,9 @@ class DenseObjective(Objective):
         super().__init__()
         self._cells, self._solver_weight, self._codec = config.cells, config.solver_weight, codec
 
-    def terms(self, model: DenseModel, batch: ModelInput | Looks, target: Tensor) -> Terms:
+    def terms(self, model: DenseModel, batch: ModelInput | PrecomputedFeatures, target: Tensor) -> Terms:
         rotation, translation = true_poses(target, self._codec)
-        looks = dict(batch.looks if isinstance(batch, Looks) else model.look(batch))
+        looks = dict(batch.looks if isinstance(batch, PrecomputedFeatures) else model.look(batch))
         losses, watched, predicted = [], {}, {}
         shares = None if model.regions is None else model.regions.shares(translation)
         drawn = None if shares is None else torch.multinomial(shares, 1).squeeze(1)

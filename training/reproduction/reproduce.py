@@ -32,7 +32,7 @@ from training.reproduction.runs import (
     measure,
     system_file,
 )
-from training.reproduction.scenes import Found, Scene, SceneData, describe, find_scenes, read_scene
+from training.reproduction.scenes import Found, SceneData, TableScene, describe, find_scenes, read_scene
 from training.reproduction.tables import (
     Line,
     averages,
@@ -98,7 +98,7 @@ def reproduce(
     return text
 
 
-def _plan(scenes: Sequence[Scene], variants: Sequence[Variant], seeds: int) -> list[Run]:
+def _plan(scenes: Sequence[TableScene], variants: Sequence[Variant], seeds: int) -> list[Run]:
     """Retrieval first, in which nothing is random: if its weights are not to be had, no time has been lost."""
     return [
         Run(scene, variant, seed)
@@ -142,7 +142,7 @@ def _evaluate(
     return results
 
 
-def _line(scene: Scene, row: str, variant: Variant, damage: Input, results: Results) -> Line:
+def _line(scene: TableScene, row: str, variant: Variant, damage: Input, results: Results) -> Line:
     found = results.get((scene.name, variant.name, damage), {})
     answered = {seed: metrics for seed, metrics in found.items() if metrics is not None}
     why_not = "" if answered else "no input left" if found else "not trained"
@@ -188,7 +188,7 @@ def _record(
     }
 
 
-def _differences(scene: Scene, variants: Sequence[Variant], settings: Settings) -> dict[str, str]:
+def _differences(scene: TableScene, variants: Sequence[Variant], settings: Settings) -> dict[str, str]:
     """Settings of training that are not the paper's: the defaults with those of its scenes' and systems' own files."""
     differing: dict[str, str] = {}
     of_scene = [] if scene.kind == "bags" else [share_path("config", "train", scene.config)]
@@ -255,7 +255,7 @@ def _difference_text(differing: Mapping[str, str]) -> str:
     return f"NOT the paper's settings: {listing}."
 
 
-def _recipes(scene: Scene, variants: Sequence[Variant], settings: Settings) -> dict[str, dict[str, Any]]:
+def _recipes(scene: TableScene, variants: Sequence[Variant], settings: Settings) -> dict[str, dict[str, Any]]:
     """Of the variants that have a recipe for the scene its file, and their settings that are not the file's."""
     found = {}
     for variant in variants:
@@ -277,7 +277,7 @@ def _recipe_text(recipes: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(["None of these are the paper's:", "", *lines]) if lines else ""
 
 
-def _range_name(scene: Scene, settings: Settings) -> str:
+def _range_name(scene: TableScene, settings: Settings) -> str:
     names = [name for name in data_config(scene, settings).preprocess.modalities if name != IMAGE]
     return " and ".join(names)
 

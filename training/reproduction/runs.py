@@ -15,7 +15,7 @@ from training.config import TrainConfig, load_config, parse_config, read_layer
 from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.reproduction.experiments import Input, Variant
-from training.reproduction.scenes import Scene, SceneData
+from training.reproduction.scenes import SceneData, TableScene
 from training.sources.caching import default_cache
 from training.trainer.run_files import RunFiles
 from training.trainer.train import train
@@ -71,7 +71,7 @@ class State(Enum):
 class Run:
     """A variant's training on a scene."""
 
-    scene: Scene
+    scene: TableScene
     variant: Variant
     seed: int
 
@@ -112,7 +112,7 @@ def system_file(variant: Variant) -> Path:
     return share_path("config", "train", "systems", f"{variant.system}.yaml")
 
 
-def data_config(scene: Scene, settings: Settings) -> TrainConfig:
+def data_config(scene: TableScene, settings: Settings) -> TrainConfig:
     """The scene's configuration for no system in particular."""
     files = [share_path("config", "train", scene.config), *settings.config_files]
     return load_config(files, [*scene.settings, *settings.overrides])

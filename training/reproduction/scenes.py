@@ -36,7 +36,7 @@ _ROAD_M = {"loop": 1120, "full": 9562}  # of road, as the literature has it; not
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class TableScene:
     """Data to train on and to test on.
 
     Attributes:
@@ -79,7 +79,7 @@ class SceneData:
 class Found:
     """Scenes to work on, and a line on each that is not there."""
 
-    scenes: Sequence[Scene]
+    scenes: Sequence[TableScene]
     missing: Sequence[str] = field(default_factory=list)
 
 
@@ -92,7 +92,7 @@ def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> F
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give the one that holds scenes")
     missing: dict[str, str] = {}
-    scenes: dict[str, Scene] = {}
+    scenes: dict[str, TableScene] = {}
     for name, official in _SEVEN_SCENES.items():
         if (root / name / "TrainSplit.txt").is_file():
             scenes[name] = _seven_scenes(root / name, official)
@@ -112,7 +112,7 @@ def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> F
 
 
 def _choose(
-    root: Path, scenes: dict[str, Scene], missing: dict[str, str], kind: str | None, wanted: Sequence[str] | None
+    root: Path, scenes: dict[str, TableScene], missing: dict[str, str], kind: str | None, wanted: Sequence[str] | None
 ) -> Found:
     if unknown := [name for name in wanted or () if name not in scenes]:
         known = ", ".join(scenes) or "nothing"
@@ -128,7 +128,7 @@ def _choose(
     return Found(chosen, [text for name, text in missing.items() if name in names.get(kind or "", ())])
 
 
-def read_scene(scene: Scene, config: TrainConfig) -> SceneData:
+def read_scene(scene: TableScene, config: TrainConfig) -> SceneData:
     """Count the frames that the configuration's options leave. Raises DataError: a file is malformed."""
     train, test = (
         [s for path in paths for s in open_sources(path, split, config.source, config.preprocess.modalities)]
@@ -138,7 +138,7 @@ def read_scene(scene: Scene, config: TrainConfig) -> SceneData:
     return SceneData(_frames(train), _frames(test), digest.hexdigest())
 
 
-def describe(scene: Scene, data: SceneData) -> str:
+def describe(scene: TableScene, data: SceneData) -> str:
     """Frames, and whether they are real, in a line."""
     counts = []
     for number, (what, frames) in enumerate((("training", data.train), ("test", data.test))):
@@ -154,7 +154,7 @@ def describe(scene: Scene, data: SceneData) -> str:
     return text
 
 
-def _origin(scene: Scene) -> str:
+def _origin(scene: TableScene) -> str:
     if scene.simulated:
         return "SIMULATED (`vmloc simulate`)"
     return "bags, not of `vmloc simulate`" if scene.kind == "bags" else f"REAL ({scene.kind})"
@@ -164,13 +164,15 @@ def _frames(sources: Sequence[Source]) -> dict[str, int]:
     return {source.name: len(source) for source in sources}
 
 
-def _seven_scenes(folder: Path, official: tuple[int, int]) -> Scene:
+def _seven_scenes(folder: Path, official: tuple[int, int]) -> TableScene:
     name = folder.name
     paths = (folder,)
-    return Scene(name, "7scenes", "seven_scenes.yaml", paths, paths, ("train", "test"), {name: None}, official=official)
+    return TableScene(
+        name, "7scenes", "seven_scenes.yaml", paths, paths, ("train", "test"), {name: None}, official=official
+    )
 
 
-def _robotcar(root: Path, name: str) -> Scene:
+def _robotcar(root: Path, name: str) -> TableScene:
     """Raises DataError: training sequences are missing, or all test sequences."""
     train = select_sequences(root, "train", name)
     test = select_sequences(root, "test", name, allow_missing=True)
@@ -178,16 +180,16 @@ def _robotcar(root: Path, name: str) -> Scene:
     settings = (f"source.robotcar.scene={name}",)
     split, regions = ("train", "test"), round(_ROAD_M[name] / 50)
     paths = tuple(train), tuple(test)
-    return Scene(name, "robotcar", "robotcar.yaml", *paths, split, rows, settings, regions=regions)
+    return TableScene(name, "robotcar", "robotcar.yaml", *paths, split, rows, settings, regions=regions)
 
 
-def _bags(folder: Path) -> Scene:
+def _bags(folder: Path) -> TableScene:
     name = folder.name
     bags = [path for part in ("train", "test") for path in sorted((folder / part).iterdir()) if is_bag(path)]
     simulated = all(_is_simulated(bag) for bag in bags)
     train, test = (folder / "train",), (folder / "test",)
     # Folders split these bags: no option shall split them once more.
-    return Scene(name, "bags", "robot_bag.yaml", train, test, ("all", "all"), {name: None}, simulated=simulated)
+    return TableScene(name, "bags", "robot_bag.yaml", train, test, ("all", "all"), {name: None}, simulated=simulated)
 
 
 def _has_bags(folder: Path) -> bool:

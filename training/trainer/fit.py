@@ -13,13 +13,13 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.data.dataset import PreparedDataset, common_mounts, usual_twist
-from training.data.frozen_features import FrozenFeatures, Looks
+from training.data.frozen_features import FrozenFeatures, PrecomputedFeatures
 from training.data.model_input import training_input
 from training.data.sampler import Sampler
 from training.objectives.registry import Terms, TrainingStep, build_objective
 from training.trainer.dense_map import build_point_map, learn_extent
 from training.trainer.distributed import Processes
-from training.trainer.optimizer import Descent
+from training.trainer.optimizer import Optimizer
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.models import DenseModel, ModelInput, PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
@@ -27,7 +27,7 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 _SHORT = {"effective_samples": "ess"}
 
-Material = PreparedDataset | FrozenFeatures  # what steps draw from
+TrainingData = PreparedDataset | FrozenFeatures  # what steps draw from
 
 
 def new_model(
@@ -73,7 +73,7 @@ def frozen_features(
     return FrozenFeatures(model, data, rows, preprocessor, config.augment, config.frozen, config.seed, device)
 
 
-class Fit:
+class ModelTraining:
     """A training by gradient steps, epoch by epoch.
 
     Args:
@@ -100,7 +100,7 @@ class Fit:
         codec: PoseCodec,
         data: PreparedDataset,
         rows: Tensor,
-        material: Material,
+        material: TrainingData,
         material_rows: Tensor,
         epochs: int,
         device: torch.device,
@@ -117,7 +117,7 @@ class Fit:
         self.sampler.check_processes(processes.count)
         self.objective = build_objective(config.model.name, config.objective, codec).to(device)
         self.training_step = processes.wrap(TrainingStep(model, self.objective), device)
-        self.descent = Descent(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
+        self.descent = Optimizer(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
 
     @property
     def done(self) -> bool:
@@ -145,7 +145,7 @@ class Fit:
         torch.manual_seed(seed)  # posterior samples, dropout
         generator = torch.Generator().manual_seed(augment_seed)
         if isinstance(self.material, FrozenFeatures):
-            batch: ModelInput | Looks = self.material.looks(tensors, present)
+            batch: ModelInput | PrecomputedFeatures = self.material.looks(tensors, present)
         else:
             known = (None, None)
             if self.model.needs_geometry:

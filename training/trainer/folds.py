@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from training.calibration.confidence import remember
-from training.calibration.held_out import BySensors, ask, from_state, to_state
+from training.calibration.held_out import BySensors, from_state, predict_held_out, to_state
 from training.config import TrainConfig
 from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenFeatures
 from training.data.sampler import Sampler
 from training.trainer.distributed import Processes
-from training.trainer.fit import Fit, Material, new_model
+from training.trainer.fit import ModelTraining, TrainingData, new_model
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import PoseModel
@@ -48,7 +48,7 @@ class Folds:
         header: CheckpointHeader,
         model: PoseModel,
         data: PreparedDataset,
-        material: Material,
+        material: TrainingData,
         parts: Sequence[tuple[Tensor, Tensor]],
         device: torch.device,
         processes: Processes,
@@ -63,16 +63,16 @@ class Folds:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def begin(self, number: int) -> Fit:
+    def begin(self, number: int) -> ModelTraining:
         """The training of that number, before its first step."""
         self.number, rows, config = number, self._parts[number - 1][0], self._config
         model = new_model(config, self._data, rows, self._data, self._device)
         codec = PoseCodec.fit([self._data.poses[i] for i in rows.tolist()])
         material = self._material, self._places(rows)
         epochs = config.validation.fold_epochs or config.optimizer.epochs
-        return Fit(config, model, codec, self._data, rows, *material, epochs, self._device, self._processes)
+        return ModelTraining(config, model, codec, self._data, rows, *material, epochs, self._device, self._processes)
 
-    def end(self, fit: Fit) -> None:
+    def end(self, fit: ModelTraining) -> None:
         """Ask the training for the rows that it has not seen. Raises DataError: an answer is not finite."""
         self._processes.level_buffers(fit.descent.best_model)
         if not self._processes.first:
@@ -82,7 +82,7 @@ class Folds:
         model = fit.descent.best_model
         memories = remember(header, model, self._data, rows, self._device)
         try:
-            self.answers.append(ask(header, model, self._data, asked, self._device, memories))
+            self.answers.append(predict_held_out(header, model, self._data, asked, self._device, memories))
         except ModelError as error:
             raise DataError(f"fold {self.number}: {error}; reduce optimizer.learning_rate") from error
 

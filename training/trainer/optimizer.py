@@ -34,7 +34,7 @@ def arithmetic(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-class Descent:
+class Optimizer:
     """Adam on a model and its objective.
 
     Args:

@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.covariance import calibrate
-from training.calibration.held_out import ask, join
+from training.calibration.held_out import join, predict_held_out
 from training.config import TrainConfig
 from training.data.coverage import pose_record
 from training.data.dataset import PreparedDataset
 from training.data.prefetch import default_depth, prefetch
 from training.data.splits import Split
 from training.trainer.distributed import Processes
-from training.trainer.fit import Fit, Material, frozen_features, new_model, postfix
+from training.trainer.fit import ModelTraining, TrainingData, frozen_features, new_model, postfix
 from training.trainer.folds import Folds
 from training.trainer.interruption import Interruption
 from training.trainer.logbook import Logbook
@@ -94,13 +94,15 @@ class Trainer:
         )
         self.model = new_model(config, data, self._split.train, self._validation_data, device)
         if not isinstance(self.model, MemoryModel):
-            material: Material = data
+            material: TrainingData = data
             if config.model.frozen:
                 material = frozen_features(config, self.model, data, self._split.train, device)
             rows = torch.arange(len(material)) if config.model.frozen else self._split.train
             common = device, self._processes
             epochs = config.optimizer.epochs
-            self._fit = Fit(config, self.model, codec, data, self._split.train, material, rows, epochs, *common)
+            self._fit = ModelTraining(
+                config, self.model, codec, data, self._split.train, material, rows, epochs, *common
+            )
             self._folds = Folds(config, self._header, self.model, data, material, self._split.folds, *common)
         elif self._processes.count > 1:
             raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
@@ -299,7 +301,7 @@ class Trainer:
             answers = (
                 join(self._folds.answers)
                 if self._split.folds
-                else ask(self._header, model, data, rows, self._device, memories)
+                else predict_held_out(self._header, model, data, rows, self._device, memories)
             )
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error

@@ -13,7 +13,7 @@ from training.data.dataset import PreparedDataset
 from training.evaluation.metrics import pose_errors
 from training.prediction import poses, predict
 from training.trainer.distributed import Processes
-from training.trainer.fit import Fit
+from training.trainer.fit import ModelTraining
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import ClipModel
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def validate(
-    fit: Fit,
+    fit: ModelTraining,
     data: PreparedDataset,
     rows: Tensor,
     preprocessor: Preprocessor,

@@ -44,7 +44,7 @@ class Residuals:
             dimensions holds 95 %, too: where a solver took dependent measurements for independent, it is too sure of
             how an error of the one goes with an error of the other.
         growth: by how much the logarithms of the standard deviations of position and rotation grow with each unit of
-            :meth:`vmloc_ros.core.confidence.Confidence.oddness`.
+            :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
     """
 
     residual_std: tuple[float, float, float, float, float, float]

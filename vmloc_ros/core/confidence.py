@@ -32,7 +32,7 @@ Array = NDArray[np.float64]
 SHARES = np.linspace(1.0, 0.1, 19)
 _AROUND = 0.01  # of the remembered frames are "around the estimated pose"
 _SEPARATOR = "+"
-_STRANGE = math.log(0.01)  # log of the share of good frames: sensors that see what fewer do may be broken
+_IMPLAUSIBLE_LOG_P = math.log(0.01)  # log of the share of good frames: sensors that see what fewer do may be broken
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,19 +93,19 @@ class FeatureMemory:
     def cues(self, features: ArrayLike, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
         """Strangeness and contradiction ``(B, 2)`` of features ``(B, D)`` and the poses estimated from them."""
         centred, coordinates = self._project(features)
-        contradiction = self._contradiction(coordinates, np.asarray(positions_m), np.asarray(quaternions_wxyz))
-        return np.stack([self._strangeness(centred, coordinates), contradiction], axis=1)
+        place_mismatch = self._place_mismatch(coordinates, np.asarray(positions_m), np.asarray(quaternions_wxyz))
+        return np.stack([self._novelty(centred, coordinates), place_mismatch], axis=1)
 
-    def strangeness(self, features: ArrayLike) -> Array:
+    def novelty(self, features: ArrayLike) -> Array:
         """``(B,)`` of features ``(B, D)``, the first of their :meth:`cues`."""
-        return self._strangeness(*self._project(features))
+        return self._novelty(*self._project(features))
 
     def _project(self, features: ArrayLike) -> tuple[Array, Array]:
         """Features about the mean ``(B, D)``, and along the principal directions ``(B, R)``."""
         centred = np.asarray(features, np.float64) - self.mean
         return centred, centred @ self._basis
 
-    def _strangeness(self, centred: Array, coordinates: Array) -> Array:
+    def _novelty(self, centred: Array, coordinates: Array) -> Array:
         along = np.square(coordinates) / self.variance
         # Not a difference of squared lengths: the basis is rounded to float16, and the rest may be small beside them.
         across = np.square(centred - coordinates @ self._basis.T).sum(axis=1) / self.rest
@@ -124,7 +124,7 @@ class FeatureMemory:
     def _weighted(self) -> Array:
         return np.asarray(self.remembered.astype(np.float64) * self._weight)
 
-    def _contradiction(self, coordinates: Array, positions_m: Array, quaternions_wxyz: Array) -> Array:
+    def _place_mismatch(self, coordinates: Array, positions_m: Array, quaternions_wxyz: Array) -> Array:
         unlike = _squared_distances(coordinates * self._weight, self._weighted)
         middle = self.positions_m.mean(axis=0)  # or squares of UTM coordinates would leave no digit for metres
         distances_m = np.sqrt(_squared_distances(positions_m - middle, self.positions_m - middle))
@@ -137,7 +137,7 @@ class FeatureMemory:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tail:
+class EmpiricalTail:
     """How odd held-out frames are: the share of them that reaches a value.
 
     Attributes:
@@ -149,7 +149,7 @@ class Tail:
     decay: float
 
     @classmethod
-    def fit(cls, values: ArrayLike) -> Tail:
+    def fit(cls, values: ArrayLike) -> EmpiricalTail:
         """From values ``(N,)`` of held-out frames; a larger one is odder."""
         values = np.asarray(values, np.float64)
         quantiles = np.quantile(values, 1 - SHARES)
@@ -157,7 +157,7 @@ class Tail:
         # Where no frame exceeds it, any greater value is beyond all that was seen.
         return cls(quantiles, float(excess.mean()) if len(excess) else float(np.finfo(np.float32).tiny))
 
-    def log_share(self, values: ArrayLike) -> Array:
+    def log_p_value(self, values: ArrayLike) -> Array:
         """Logarithm of the share of frames that are at least as odd; 0 for the least odd ones."""
         x = np.asarray(values, np.float64)
         above = np.searchsorted(self.quantiles, x, side="left")  # of equal quantiles the first: the largest share
@@ -180,15 +180,15 @@ class Confidence:
     """
 
     memories: Mapping[str, FeatureMemory]
-    tails: Mapping[tuple[str, ...], tuple[Tail, ...]]
+    tails: Mapping[tuple[str, ...], tuple[EmpiricalTail, ...]]
 
-    def oddness(
+    def neg_log_p_value(
         self,
         modalities: tuple[str, ...],
         features: Mapping[str, ArrayLike],
         positions_m: ArrayLike,
         quaternions_wxyz: ArrayLike,
-        oddities: ArrayLike | None = None,
+        outlier_scores: ArrayLike | None = None,
     ) -> Array | None:
         """How odd ``(B,)`` estimates from these sensors look; None for sensors that it was not fitted for.
 
@@ -198,7 +198,7 @@ class Confidence:
             features: ``(B, D)`` of each modality.
             positions_m: ``(B, 3)`` estimated.
             quaternions_wxyz: ``(B, 4)`` estimated.
-            oddities: ``(B, C)`` cues of the system itself, where it was fitted with such.
+            outlier_scores: ``(B, C)`` cues of the system itself, where it was fitted with such.
 
         Raises:
             ModelError: it was fitted with others, by another version.
@@ -206,19 +206,19 @@ class Confidence:
         tails = self.tails.get(modalities)
         if tails is None:
             return None
-        cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz, oddities)
+        cues = stack_cues(self.memories, modalities, features, positions_m, quaternions_wxyz, outlier_scores)
         if cues.shape[1] != len(tails) - 1:
             raise ModelError(
                 f"the checkpoint's confidence rests on {len(tails) - 1} cues, this version of the system gives "
                 f"{cues.shape[1]}: fit it again with `vmloc calibrate`"
             )
-        return oddness(cues, tails[:-1])
+        return neg_log_p_value(cues, tails[:-1])
 
-    def judge(self, modalities: tuple[str, ...], odd: ArrayLike) -> Array:
+    def judge(self, modalities: tuple[str, ...], neg_log_p: ArrayLike) -> Array:
         """Confidence ``(B,)`` of estimates from these sensors that look so odd ``(B,)``, by :meth:`oddness`."""
-        return np.exp(self.tails[modalities][-1].log_share(odd))
+        return np.exp(self.tails[modalities][-1].log_p_value(neg_log_p))
 
-    def sane(self, modalities: tuple[str, ...], features: Mapping[str, ArrayLike]) -> tuple[str, ...]:
+    def plausible_sensors(self, modalities: tuple[str, ...], features: Mapping[str, ArrayLike]) -> tuple[str, ...]:
         """Those of a single frame's sensors that are not strange by themselves, whatever the pose.
 
         All of them where none is left, or estimates that rest on what is left could not be judged.
@@ -230,7 +230,7 @@ class Confidence:
         strange = {
             name
             for name, tail in zip(modalities, tails[::2], strict=False)  # two cues of each sensor come first
-            if tail.log_share(self.memories[name].strangeness(features[name]))[0] < _STRANGE
+            if tail.log_p_value(self.memories[name].novelty(features[name]))[0] < _IMPLAUSIBLE_LOG_P
         }
         kept = tuple(name for name in modalities if name not in strange)
         return kept if kept in self.tails else modalities
@@ -257,7 +257,7 @@ class Confidence:
                     if array.shape[1] != len(SHARES) + 1:
                         raise ValueError(f"{key} is {array.shape}")
                     tails[tuple(name.split(_SEPARATOR))] = tuple(
-                        Tail(row[:-1], float(row[-1])) for row in array.astype(np.float64)
+                        EmpiricalTail(row[:-1], float(row[-1])) for row in array.astype(np.float64)
                     )
                 else:
                     name, _, field = name.partition(".")
@@ -276,17 +276,17 @@ def stack_cues(
     features: Mapping[str, ArrayLike],
     positions_m: ArrayLike,
     quaternions_wxyz: ArrayLike,
-    oddities: ArrayLike | None = None,
+    outlier_scores: ArrayLike | None = None,
 ) -> Array:
     """Cues ``(B, 2 * len(modalities) + C)`` of estimates: two of each modality, and the system's own ``(B, C)``."""
     cues = [memories[name].cues(features[name], positions_m, quaternions_wxyz) for name in modalities]
-    own = [] if oddities is None else [np.asarray(oddities, np.float64)]
+    own = [] if outlier_scores is None else [np.asarray(outlier_scores, np.float64)]
     return np.concatenate([*cues, *own], axis=1)
 
 
-def oddness(cues: Array, tails: tuple[Tail, ...]) -> Array:
+def neg_log_p_value(cues: Array, tails: tuple[EmpiricalTail, ...]) -> Array:
     """``(B,)``: of cues ``(B, C)`` the one that the fewest held-out frames reach, as minus the log of their share."""
-    shares = np.stack([tail.log_share(cue) for tail, cue in zip(tails, cues.T, strict=True)])
+    shares = np.stack([tail.log_p_value(cue) for tail, cue in zip(tails, cues.T, strict=True)])
     return np.asarray(-shares.min(axis=0))
 
 

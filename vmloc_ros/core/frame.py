@@ -101,7 +101,8 @@ class Estimate:
             each modality's expert; the prior's is 1.
         confidence: share in [0, 1] of good frames that look at least as odd as this one, so that a limit of 0.05
             refuses 5 % of them; None where the checkpoint holds nothing to judge by.
-        left_out: sensors that were there, but saw what they saw in hardly any good frame: a covered lens, the night.
+        dropped_sensors: sensors that delivered data, but whose features are outliers among held-out frames: a
+            covered lens, the night. The estimate does not use them.
     """
 
     stamp_ns: int
@@ -110,4 +111,4 @@ class Estimate:
     modalities: tuple[str, ...]
     posterior_std: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
-    left_out: tuple[str, ...] = ()
+    dropped_sensors: tuple[str, ...] = ()

@@ -44,12 +44,12 @@ class Localizer:
         map_frame: frame of the poses.
         body_frame: the frame whose pose is estimated.
         confidence: what estimates are judged by; None leaves them without a confidence.
-        leaves_out: whether a frame is answered without a sensor that is strange by itself (see
-            :meth:`Confidence.sane`), as if it were missing, where that answer is the more confident one and nearly as
-            precise.
+        drop_outlier_sensors: whether to estimate the pose without a sensor whose features are outliers (see
+            :meth:`Confidence.plausible_sensors`), as if it were missing. Done only where the estimate without it has
+            the higher confidence and nearly the same precision.
     """
 
-    leaves_out = True
+    drop_outlier_sensors = True
 
     def __init__(
         self,
@@ -103,15 +103,15 @@ class Localizer:
         limit_m = _NEARLY_AS_PRECISE * position_std_m(estimate.covariance)
         if not position_std_m(other.covariance) <= limit_m or other.confidence <= estimate.confidence:
             return estimate
-        return replace(other, left_out=tuple(name for name in names if name not in kept))
+        return replace(other, dropped_sensors=tuple(name for name in names if name not in kept))
 
     def _locate(self, batch: ModelInput) -> Prediction:
         return self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
 
     def _sane(self, modalities: tuple[str, ...], prediction: Prediction) -> tuple[str, ...]:
-        if not (self.leaves_out and self.confidence and prediction.features):
+        if not (self.drop_outlier_sensors and self.confidence and prediction.features):
             return modalities
-        return self.confidence.sane(modalities, _first(prediction, modalities))
+        return self.confidence.plausible_sensors(modalities, _first(prediction, modalities))
 
     def stream(self, lookahead: int = 0) -> Stream:
         """For frames that come one after another: systems that read clips then have those before at hand.
@@ -150,15 +150,15 @@ class Localizer:
         """The answer for the first frame of a prediction."""
         pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
         lost = prediction.lost is not None and bool(prediction.lost[0])
-        odd = None if lost else self._oddness(modalities, prediction)
+        neg_log_p = None if lost else self._neg_log_p_value(modalities, prediction)
         covariance = total_covariance(
-            prediction, 0, self.header.uncertainty, modalities, 0.0 if odd is None else float(odd[0])
+            prediction, 0, self.header.uncertainty, modalities, 0.0 if neg_log_p is None else float(neg_log_p[0])
         )
         posterior = prediction.posterior
         spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
         confidence = 0.0 if lost else None
-        if odd is not None and self.confidence is not None:
-            confidence = float(self.confidence.judge(modalities, odd)[0])
+        if neg_log_p is not None and self.confidence is not None:
+            confidence = float(self.confidence.judge(modalities, neg_log_p)[0])
         return Estimate(
             stamp_ns,
             pose,
@@ -168,16 +168,16 @@ class Localizer:
             confidence,
         )
 
-    def _oddness(self, modalities: tuple[str, ...], prediction: Prediction) -> NDArray[np.float64] | None:
+    def _neg_log_p_value(self, modalities: tuple[str, ...], prediction: Prediction) -> NDArray[np.float64] | None:
         """``(1,)`` of the first frame, where there is a confidence for it."""
         if self.confidence is None or not prediction.features:
             return None
-        return self.confidence.oddness(
+        return self.confidence.neg_log_p_value(
             modalities,
             _first(prediction, modalities),
             prediction.positions_m[:1],
             prediction.quaternions_wxyz[:1],
-            None if prediction.oddities is None else prediction.oddities[:1],
+            None if prediction.outlier_scores is None else prediction.outlier_scores[:1],
         )
 
     def warm_up(self) -> None:
@@ -277,18 +277,18 @@ def _first(prediction: Prediction, modalities: tuple[str, ...]) -> dict[str, NDA
 
 
 def total_covariance(
-    prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...], odd: float = 0.0
+    prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...], neg_log_p: float = 0.0
 ) -> NDArray[np.float64]:
     """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated.
 
     Args:
         modalities: the sensors that the row's answer rests on.
-        odd: how odd the row looks; see :meth:`vmloc_ros.core.confidence.Confidence.oddness`.
+        neg_log_p: how odd the row looks; see :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
     """
     pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
     residuals = uncertainty.residuals(modalities)
     covariance = prediction_covariance(prediction, row) + residual_covariance(pose, residuals.residual_std)
-    inflation = np.asarray(residuals.inflation) * growth_factors(odd, residuals.growth)
+    inflation = np.asarray(residuals.inflation) * growth_factors(neg_log_p, residuals.growth)
     return inflated_covariance(covariance, inflation, residuals.coupling)
 
 

@@ -12,7 +12,7 @@ from vmloc_ros.core.pose_buffer import OdometryBuffer
 _MAX_GAP_S = 0.5
 
 
-class Track:
+class MovingTransform:
     """The bounded past of one moving transform, interpolated, never extrapolated."""
 
     def __init__(self, jump_back_s: float) -> None:
@@ -45,7 +45,7 @@ class TransformTree:
 
     def __init__(self, jump_back_s: float) -> None:
         self._jump_back_s = jump_back_s
-        self._edges: dict[str, tuple[str, Pose | Track]] = {}
+        self._edges: dict[str, tuple[str, Pose | MovingTransform]] = {}
 
     def add(self, parent: str, child: str, parent_from_child: Pose, stamp_ns: int | None = None) -> None:
         """Add a transform, static without a stamp; one to another parent replaces all of the child's before."""
@@ -54,8 +54,8 @@ class TransformTree:
             self._edges[child] = (parent, parent_from_child)
             return
         known, motion = self._edges.get(child, ("", None))
-        if known != parent or not isinstance(motion, Track):
-            motion = Track(self._jump_back_s)
+        if known != parent or not isinstance(motion, MovingTransform):
+            motion = MovingTransform(self._jump_back_s)
             self._edges[child] = (parent, motion)
         motion.add(stamp_ns, parent_from_child)
 
@@ -94,7 +94,7 @@ class TransformTree:
         return ancestor_from_frame
 
 
-def _at(motion: Track, name: str, stamp_ns: int | None) -> Pose:
+def _at(motion: MovingTransform, name: str, stamp_ns: int | None) -> Pose:
     if stamp_ns is None:
         raise DataError(f"{name} moves")
     try:

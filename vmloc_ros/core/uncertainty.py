@@ -19,7 +19,9 @@ from vmloc_ros.core.geometry import (
 
 Array = NDArray[np.float64]
 
-_MOST_ODD = 5.0  # what fewer than one in 150 good frames reach is odder than anything that factors were fitted to
+_LARGEST_NEG_LOG_P = (
+    5.0  # what fewer than one in 150 good frames reach is odder than anything that factors were fitted to
+)
 
 
 def sample_covariance(mean: Pose, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
@@ -53,15 +55,15 @@ def inflated_covariance(covariance: ArrayLike, inflation: ArrayLike, coupling: f
     return np.asarray(covariance) * factors[..., :, None] * factors[..., None, :] * kept
 
 
-def growth_factors(oddness: ArrayLike, growth: tuple[float, float]) -> Array:
+def growth_factors(neg_log_p: ArrayLike, growth: tuple[float, float]) -> Array:
     """Factors ``(..., 2)`` on standard deviations of position and rotation of frames that look so odd ``(...)``.
 
     Args:
-        oddness: as :meth:`vmloc_ros.core.confidence.Confidence.oddness` has it.
+        neg_log_p: as :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value` has it.
         growth: logarithms of the factors, for each unit of it.
     """
-    odd = np.minimum(np.asarray(oddness, np.float64), _MOST_ODD)
-    return np.exp(odd[..., None] * np.asarray(growth, np.float64))
+    neg_log_p = np.minimum(np.asarray(neg_log_p, np.float64), _LARGEST_NEG_LOG_P)
+    return np.exp(neg_log_p[..., None] * np.asarray(growth, np.float64))
 
 
 def body_errors(truth: Pose, estimate: Pose) -> Array:

@@ -10,7 +10,7 @@ from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.synchronizer import Synchronizer
 from vmloc_ros.node.resources import Resources
-from vmloc_ros.node.worker import Answers, Outcome
+from vmloc_ros.node.worker import Outcome, Worker
 from vmloc_ros.ros.diagnostics import judge, values_of
 from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.runtime.health import Health
@@ -28,7 +28,7 @@ class Session:
         self._node, self._config, self._outputs = resources.node, resources.config, resources.outputs
         self._extrinsics, self._modalities = resources.extrinsics, resources.modalities
         self._health = Health()
-        self._answers = Answers(resources, self._health)
+        self._answers = Worker(resources, self._health)
         wanted = None if self._config.continuous else lambda: self._answers.is_awaited
         self._pipeline = Pipeline(
             self._synchronizer(), self._answers.prepare, self._answers.answer, self._config.queue_depth, wanted

@@ -50,7 +50,7 @@ class PreparedFrame:
     batch: ModelInput | None
 
 
-class Answers:
+class Worker:
     """Answers bundles and tells those who wait for an answer.
 
     :meth:`prepare` is for the first worker thread, :meth:`answer` and :meth:`forget` are for the second.
@@ -180,9 +180,9 @@ class Answers:
         self.tell(True, text)
 
     def _degraded(self, estimate: Estimate) -> str:
-        if self._resources.config.allow_degraded or not estimate.left_out:
+        if self._resources.config.allow_degraded or not estimate.dropped_sensors:
             return ""
-        return f"{' and '.join(estimate.left_out)} unlike any in training, and allow_degraded is false"
+        return f"{' and '.join(estimate.dropped_sensors)} unlike any in training, and allow_degraded is false"
 
     def _publish(self, estimate: Estimate, body_frame: str, arrival_ns: int) -> str:
         resources = self._resources

@@ -56,8 +56,10 @@ def judge(
     missing = [name for name in modalities if name not in report.modalities]
     if missing:
         notes.append(f"localizing without {' and '.join(missing)}")
-    if report.left_out:
-        notes.append(f"{' and '.join(report.left_out)} unlike any in training: covered, broken, or another light?")
+    if report.dropped_sensors:
+        notes.append(
+            f"{' and '.join(report.dropped_sensors)} unlike any in training: covered, broken, or another light?"
+        )
     if notes:
         return DiagnosticStatus.WARN, "; ".join(notes)
     return DiagnosticStatus.OK, f"localizing by {' and '.join(report.modalities)}"
@@ -77,7 +79,7 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
         "confidence": _confidence(report),
         "pose rate [Hz]": report.recent_published,
         "latest modalities": ", ".join(report.modalities) or "none",
-        "left out as strange": ", ".join(report.left_out) or "none",
+        "left out as strange": ", ".join(report.dropped_sensors) or "none",
         "latency p50 [ms]": "" if latency is None else f"{latency[0]:.1f}",
         "latency p95 [ms]": "" if latency is None else f"{latency[1]:.1f}",
         **{f"posterior std {name}": f"{value:.4g}" for name, value in report.posterior_std.items()},

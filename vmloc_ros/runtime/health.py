@@ -23,7 +23,7 @@ class HealthReport:
         errors: refused frames by kind.
         latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
         modalities: what the latest pose rests on.
-        left_out: sensors that it was made without although they were there; see
+        dropped_sensors: sensors that it was made without although they were there; see
             :class:`vmloc_ros.core.frame.Estimate`.
         posterior_std: the latest pose's; see :class:`vmloc_ros.core.frame.Estimate`.
         withheld: poses that were not to be trusted.
@@ -38,7 +38,7 @@ class HealthReport:
     errors: dict[str, int]
     latency_ms: tuple[float, float] | None
     modalities: tuple[str, ...]
-    left_out: tuple[str, ...]
+    dropped_sensors: tuple[str, ...]
     posterior_std: Mapping[str, float]
     latest_error: str
     withheld: int
@@ -56,7 +56,7 @@ class Health:
         self._errors: Counter[str] = Counter()
         self._latencies_ms: deque[float] = deque(maxlen=_WINDOW)
         self._modalities: tuple[str, ...] = ()
-        self._left_out: tuple[str, ...] = ()
+        self._dropped_sensors: tuple[str, ...] = ()
         self._posterior_std: Mapping[str, float] = {}
         self._latest_error = ""
         self._withheld = 0
@@ -68,7 +68,7 @@ class Health:
         with self._lock:
             self._published += 1
             self._latencies_ms.append(latency_ms)
-            self._modalities, self._left_out = estimate.modalities, estimate.left_out
+            self._modalities, self._dropped_sensors = estimate.modalities, estimate.dropped_sensors
             self._posterior_std = estimate.posterior_std
             self._lost, self._confidence = "", estimate.confidence
 
@@ -99,7 +99,7 @@ class Health:
                 dict(self._errors),
                 _percentiles(sorted(self._latencies_ms)),
                 self._modalities,
-                self._left_out,
+                self._dropped_sensors,
                 self._posterior_std,
                 self._latest_error,
                 self._withheld,

@@ -17,7 +17,7 @@ from training.calibration import calibrate as recalibrate_module
 from training.calibration.calibrate import recalibrate
 from training.calibration.covariance import calibrate
 from training.calibration.error_fits import fit_coupling, fit_floor, fit_inflation, fit_margin
-from training.calibration.held_out import ask, gross_errors
+from training.calibration.held_out import gross_errors, predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation.consistency import (
     calibration_summary,
@@ -316,10 +316,10 @@ def test_errors_that_are_all_of_the_scale_or_of_the_floor_leave_nothing_to_the_o
 
 def test_errors_that_grow_with_oddness_are_found_to() -> None:
     truth, estimates, covariances = floored((3.0, 2.0), (0.05, 0.01), 4000, 3)
-    odd = np.random.default_rng(4).exponential(size=4000)
-    errors = map_errors(truth, estimates) * growth_factors(odd, (0.3, 0.1)).repeat(3, axis=1)
+    neg_log_p = np.random.default_rng(4).exponential(size=4000)
+    errors = map_errors(truth, estimates) * growth_factors(neg_log_p, (0.3, 0.1)).repeat(3, axis=1)
     truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
-    floor, growth = fit_floor(truth, estimates, covariances, odd)
+    floor, growth = fit_floor(truth, estimates, covariances, neg_log_p)
     np.testing.assert_allclose(growth, (0.3, 0.1), atol=0.03)
     np.testing.assert_allclose(floor, np.repeat([0.05 / 3, 0.01 / 2], 3), rtol=0.2)
 
@@ -358,7 +358,7 @@ def reader_header() -> CheckpointHeader:
 
 def calibrated(data: PreparedDataset, rows: torch.Tensor) -> CheckpointHeader:
     header = reader_header()
-    return calibrate(header, data, ask(header, Reader(("image", "depth")), data, rows, CPU))
+    return calibrate(header, data, predict_held_out(header, Reader(("image", "depth")), data, rows, CPU))
 
 
 def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarray:
@@ -381,7 +381,7 @@ def test_a_covariance_of_few_independent_errors_is_called_a_guess(caplog: pytest
 def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
     data, rows = still_data(100), torch.arange(100)
     uncertainty = calibrate(
-        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, rows, CPU)
+        reader_header(), data, predict_held_out(reader_header(), Reader(("image", "depth")), data, rows, CPU)
     ).uncertainty
     assert {fitted.modalities for fitted in uncertainty.missing} == {("image",), ("depth",)}
     for names, shown in ((("image", "depth"), "image"), (("image",), "image"), (("depth",), "depth")):
@@ -395,7 +395,7 @@ def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
     header = calibrate(
         reader_header(),
         still_data(150),
-        ask(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU),
+        predict_held_out(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU),
     )
     localizer = Localizer(header, Reader(("image", "depth")))
     for names in (("image", "depth"), ("depth",)):
@@ -408,7 +408,7 @@ def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
 def test_rows_that_lack_a_sensor_take_part_where_they_can() -> None:
     data, rows = still_data(90, without="depth"), torch.arange(90)
     uncertainty = calibrate(
-        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, rows, CPU)
+        reader_header(), data, predict_held_out(reader_header(), Reader(("image", "depth")), data, rows, CPU)
     ).uncertainty
     std = shown_std(data, "depth", rows[::3].clone())
     fitted = uncertainty.residuals(("depth",)).residual_std[:3]
@@ -420,7 +420,9 @@ def test_sets_of_sensors_that_do_not_occur_are_not_fitted() -> None:
     frames.append(Sample(random_frame(30, (32, 40), ("image", "depth")), Pose.identity()))
     data = prepare_dataset([ListSource(frames)], Preprocessor(PREPROCESS), progress=False)
     header = calibrate(
-        reader_header(), data, ask(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU)
+        reader_header(),
+        data,
+        predict_held_out(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU),
     )
     assert [fitted.modalities for fitted in header.uncertainty.missing] == [("image",)]
     assert header.uncertainty.residuals(("depth",)).residual_std == header.uncertainty.residual_std

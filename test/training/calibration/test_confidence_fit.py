@@ -10,11 +10,11 @@ import pytest
 
 from training.calibration.confidence import fit_tails
 from training.evaluation.metrics import LIMIT
-from vmloc_ros.core.confidence import oddness
+from vmloc_ros.core.confidence import neg_log_p_value
 
 
 def confidence(tails, cues: np.ndarray) -> np.ndarray:
-    return np.exp(tails[-1].log_share(oddness(cues, tails[:-1])))
+    return np.exp(tails[-1].log_p_value(neg_log_p_value(cues, tails[:-1])))
 
 
 def answers(unlike: int, alike: int, luck: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from helpers import judged
 from rooms import CPU, TINY, prepared
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.covariance import calibrate
-from training.calibration.held_out import ask
+from training.calibration.held_out import predict_held_out
 from training.data.dataset import PreparedDataset
 from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_confidence, save_checkpoint
@@ -56,7 +56,7 @@ class Solves(PoseModel):
         numbers = self.numbers(batch)
         answers = [numbered(number) for number in numbers]
         own = np.stack([covariance for _, _, covariance in answers])
-        oddities = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
+        outlier_scores = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
         poses = [answer for _, answer, _ in answers]
         lost = np.array([self.lost_every > 0 and number % self.lost_every == 0 for number in numbers])
         positions_m = np.stack([pose.position_m for pose in poses]) + 100.0 * lost[:, None]
@@ -65,7 +65,7 @@ class Solves(PoseModel):
             np.stack([pose.quaternion_wxyz for pose in poses]),
             covariances=own,
             features=self.modality_features(batch),
-            oddities=oddities + 50.0 * lost[:, None],
+            outlier_scores=outlier_scores + 50.0 * lost[:, None],
             lost=lost & self.tells,
         )
 
@@ -96,7 +96,7 @@ def numbered_data(first: int, count: int) -> PreparedDataset:
 def calibrated() -> tuple[CheckpointHeader, PreparedDataset]:
     held_out = numbered_data(0, 500)
     header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
-    return calibrate(header, held_out, ask(header, Solves(), held_out, torch.arange(500), CPU)), held_out
+    return calibrate(header, held_out, predict_held_out(header, Solves(), held_out, torch.arange(500), CPU)), held_out
 
 
 def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
@@ -127,8 +127,8 @@ def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence
     memories = remember(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
     with_lost, without = (
         (
-            calibrate(header, data, ask(header, model, data, rows, CPU)).uncertainty,
-            fit_confidence(memories, data, ask(header, model, data, rows, CPU, memories)),
+            calibrate(header, data, predict_held_out(header, model, data, rows, CPU)).uncertainty,
+            fit_confidence(memories, data, predict_held_out(header, model, data, rows, CPU, memories)),
         )
         for model, rows in ((Solves(lost_every=5, tells=tells), torch.arange(100)), (Solves(), kept))
     )
@@ -140,7 +140,10 @@ def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence
         assert one.decay == other.decay
     # Fewer than 50 that are found are too few.
     assert (
-        fit_confidence(memories, data, ask(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)) is None
+        fit_confidence(
+            memories, data, predict_held_out(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)
+        )
+        is None
     )
 
 
@@ -150,7 +153,9 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     header, held_out = calibrated
     model = Solves()
     memories = remember(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
-    confidence = fit_confidence(memories, held_out, ask(header, model, held_out, torch.arange(500), CPU, memories))
+    confidence = fit_confidence(
+        memories, held_out, predict_held_out(header, model, held_out, torch.arange(500), CPU, memories)
+    )
     assert confidence is not None
     assert len(confidence.tails["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
     path = tmp_path / "m.safetensors"
@@ -160,12 +165,12 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     other = predict(model, numbered_data(2000, 400), torch.arange(400), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
     seen = {"image": other.features["image"].numpy()}
     poses = other.positions_m, other.quaternions_wxyz
-    found = judged(loaded, ("image",), seen, *poses, other.oddities)
-    np.testing.assert_array_equal(found, judged(confidence, ("image",), seen, *poses, other.oddities))
+    found = judged(loaded, ("image",), seen, *poses, other.outlier_scores)
+    np.testing.assert_array_equal(found, judged(confidence, ("image",), seen, *poses, other.outlier_scores))
     assert abs(np.mean(found < 0.2) - 0.2) < 0.06  # good frames of the kind: uniform
     for cue, typical in ((0, 0.1), (1, 1.0)):
-        odd = other.oddities.copy()
-        odd[:, cue] = 12 * typical
-        assert float(np.median(judged(loaded, ("image",), seen, *poses, odd))) < 0.01
+        neg_log_p = other.outlier_scores.copy()
+        neg_log_p[:, cue] = 12 * typical
+        assert float(np.median(judged(loaded, ("image",), seen, *poses, neg_log_p))) < 0.01
     with pytest.raises(ModelError, match=r"rests on 4 cues, this version .* gives 3: fit it again with `vmloc calib"):
-        judged(loaded, ("image",), seen, *poses, other.oddities[:, :1])
+        judged(loaded, ("image",), seen, *poses, other.outlier_scores[:, :1])

@@ -9,7 +9,7 @@ import torchvision
 from helpers import ListSource, random_frame, yaw_pose
 from training.evaluation.corruption import Corruption
 from training.evaluation.retrieval import nearest_image_errors
-from training.evaluation.tracks import Track, evaluate
+from training.evaluation.tracks import EvaluatedTrack, evaluate
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Sample
@@ -70,9 +70,9 @@ def test_each_source_is_a_track_of_its_own_with_a_name_fit_for_a_folder(localize
     assert result.system == result.name == "vmloc"
 
 
-def track_at(seconds: list[float]) -> Track:
+def track_at(seconds: list[float]) -> EvaluatedTrack:
     estimates = [Estimate(round(s * 1e9), yaw_pose(s), np.eye(6), ("image",)) for s in seconds]
-    return Track("drive", [estimate.map_from_body for estimate in estimates], estimates)
+    return EvaluatedTrack("drive", [estimate.map_from_body for estimate in estimates], estimates)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from training.evaluation.consistency import calibration_summary, independent_err
 from training.evaluation.corruption import Corruption
 from training.evaluation.results import write_comparison, write_results, write_tum
 from training.evaluation.tables import Row, mean_and_std, results_tables
-from training.evaluation.tracks import Evaluation, Track
+from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from training.evaluation.trajectory import trajectory_summary
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.frame import Estimate
@@ -28,7 +28,7 @@ TOGETHER = {"metrics.json", "errors.csv", "results.md", "results.csv", "error_cd
 OF_A_TRACK = {"estimate.tum", "truth.tum", "trajectory.png"}
 
 
-def track(name: str, offsets_m: list[float]) -> Track:
+def track(name: str, offsets_m: list[float]) -> EvaluatedTrack:
     """Every error is sideways, and as many degrees as ten times its metres."""
     truth = [yaw_pose(float(i), 0.0, 5.0 * i) for i in range(len(offsets_m))]
     poses = [
@@ -37,7 +37,7 @@ def track(name: str, offsets_m: list[float]) -> Track:
     ]
     start = 1_700_000_000_000_000_001
     estimates = [Estimate(start + i * 10**8, pose, np.eye(6) * 0.04, ("image",)) for i, pose in enumerate(poses)]
-    return Track(name, truth, estimates)
+    return EvaluatedTrack(name, truth, estimates)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from rooms import CODEC, MOUNTS, PREPROCESS, TINY, in_map, in_room, input_of, room_data
-from training.data.frozen_features import Looks
+from training.data.frozen_features import PrecomputedFeatures
 from training.objectives.base import ObjectiveConfig
 from training.objectives.dense import DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
 from vmloc_ros.core.models.dense.cells import Cells
-from vmloc_ros.core.models.dense.model import Look
+from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
 
 MEAN_LENGTH = {3: math.sqrt(8 / math.pi), 2: math.sqrt(math.pi / 2)}  # of a standard normal vector
@@ -31,21 +31,23 @@ class Says:
     def __init__(self, points_m: Tensor, log_std: Tensor) -> None:
         self.points_m, self.log_std, self.regions = points_m, log_std, None
 
-    def predict(self, name: str, look: Look, *_: Any) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
         return self.points_m, self.log_std
 
 
-def cells_of(points: Tensor, rays: Tensor, ranged: Tensor, valid: Tensor) -> Looks:
+def cells_of(points: Tensor, rays: Tensor, ranged: Tensor, valid: Tensor) -> PrecomputedFeatures:
     """One frame's cells, ``(N, 3)`` and ``(N,)``."""
     cells = Cells(points[None], rays[None], ranged[None], valid[None], torch.zeros(1, len(points)))
-    return Looks({"depth": Look(torch.tensor([0]), torch.zeros(1, 1, len(points), 1), torch.zeros(1, 1), cells)})
+    return PrecomputedFeatures(
+        {"depth": CellFeatures(torch.tensor([0]), torch.zeros(1, 1, len(points), 1), torch.zeros(1, 1), cells)}
+    )
 
 
 def target_of(pose: Pose) -> Tensor:
     return torch.from_numpy(CODEC.encode([pose]))
 
 
-def terms(model: Any, looks: Looks, pose: Pose) -> dict[str, float]:
+def terms(model: Any, looks: PrecomputedFeatures, pose: Pose) -> dict[str, float]:
     objective = DenseObjective(ObjectiveConfig(), CODEC)
     return {name: float(x) for name, x in objective.terms(model, looks, target_of(pose)).items()}
 
@@ -107,7 +109,7 @@ def test_the_truth_has_no_residual() -> None:
         objective = DenseObjective(ObjectiveConfig(), CODEC)
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                found = objective.terms(says, Looks({name: look}), target)
+                found = objective.terms(says, PrecomputedFeatures({name: look}), target)
             assert float(found[f"error_{name}_m"]) < 1e-3
 
 
@@ -129,7 +131,7 @@ def test_each_step_looks_at_so_many_cells() -> None:
     seen = []
 
     class Watches(Says):
-        def predict(self, name: str, look: Look, *_: Any) -> tuple[Tensor, Tensor]:
+        def predict(self, name: str, look: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
             seen.append(look.cells.points_m[0, :, 0].int().tolist())
             return torch.zeros(1, look.cells.valid.shape[1], 3), torch.zeros(1, look.cells.valid.shape[1])
 

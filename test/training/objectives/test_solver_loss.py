@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, room_data, room_point
 from training.config import parse_config
-from training.data.frozen_features import Looks
+from training.data.frozen_features import PrecomputedFeatures
 from training.objectives.base import ObjectiveConfig
 from training.objectives.dense import DenseObjective, solver_loss
 from training.trainer.trainer import Trainer
@@ -25,7 +25,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
 from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.correspondences import Correspondences
-from vmloc_ros.core.models.dense.model import Look, correspondences
+from vmloc_ros.core.models.dense.model import CellFeatures, correspondences
 from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -147,8 +147,8 @@ def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -
     looks = model.look(input_of(data, PREPROCESS))
     seen = in_true_places(looks, data.poses)
     target = torch.from_numpy(CODEC.encode(data.poses))
-    plain, weighted = (DenseObjective(ObjectiveConfig(solver_weight=w), CODEC).terms(seen, Looks(looks), target)
-                       for w in (0.0, 0.25))  # fmt: skip
+    objectives = (DenseObjective(ObjectiveConfig(solver_weight=w), CODEC) for w in (0.0, 0.25))
+    plain, weighted = (objective.terms(seen, PrecomputedFeatures(looks), target) for objective in objectives)
     assert set(weighted) - set(plain) == {"solver_m", "solver_nees"}
     c, _ = correspondences(looks, {name: seen.predict(name, look) for name, look in looks.items()}, 4)
     R = torch.from_numpy(np.stack([pose.rotation for pose in data.poses]))
@@ -166,11 +166,11 @@ class InTruePlaces:
     def __init__(self, points_m: dict[str, Tensor]) -> None:
         self.points_m = points_m
 
-    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.points_m[name], torch.full(look.cells.valid.shape, math.log(0.1))
 
 
-def in_true_places(looks: dict[str, Look], poses: list[Pose]) -> InTruePlaces:
+def in_true_places(looks: dict[str, CellFeatures], poses: list[Pose]) -> InTruePlaces:
     places = {}
     for name, look in looks.items():
         rows = look.rows.tolist()
@@ -194,12 +194,12 @@ class Simple(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 4)
 
-    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output = self.linear(look.features.squeeze(-1).mT)
         return 8 * output[..., :3], output[..., 3]
 
 
-def seen_room(numbers: range) -> tuple[Looks, list[Pose]]:
+def seen_room(numbers: range) -> tuple[PrecomputedFeatures, list[Pose]]:
     """Thirty cells a frame on the walls of the room; what they look like tells where they are, but for a bend."""
     poses, points, features = [in_room(number) for number in numbers], [], []
     for number, pose in zip(numbers, poses, strict=True):
@@ -211,8 +211,8 @@ def seen_room(numbers: range) -> tuple[Looks, list[Pose]]:
     at, alike = (torch.from_numpy(np.stack(x)).float() for x in (points, features))
     yes = torch.ones(at.shape[:2], dtype=torch.bool)
     cells = Cells(at, nn.functional.normalize(at, dim=-1), yes, yes, torch.zeros(at.shape[:2]))
-    look = Look(torch.arange(len(poses)), alike.mT.unsqueeze(-1), torch.zeros(len(poses), 1), cells)
-    return Looks({"depth": look}), poses
+    look = CellFeatures(torch.arange(len(poses)), alike.mT.unsqueeze(-1), torch.zeros(len(poses), 1), cells)
+    return PrecomputedFeatures({"depth": look}), poses
 
 
 def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest() -> None:

@@ -24,7 +24,7 @@ from training.config import TrainConfig, load_config
 from training.reproduction import runs as reproduce_runs
 from training.reproduction.experiments import EXPERIMENTS, VARIANTS, Comparison, Damage
 from training.reproduction.runs import Run, Settings, State, corruption_of, examine
-from training.reproduction.scenes import Scene, SceneData, describe, find_scenes, read_scene
+from training.reproduction.scenes import SceneData, TableScene, describe, find_scenes, read_scene
 from training.reproduction.tables import Line, averages, comparisons_table, scene_table
 from training.simulation.traversal import CLOUD_TOPIC, IMAGE_TOPIC, TRUTH_TOPIC, Traversal, is_traversal
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header, save_checkpoint
@@ -348,9 +348,9 @@ def test_a_damaged_checkpoint_is_named(copied: tuple[Path, Path], capsys: pytest
 # --- settings ----------------------------------------------------------------------------------------------------
 
 
-def scene_of(kind: str = "7scenes", **changes: Any) -> Scene:
+def scene_of(kind: str = "7scenes", **changes: Any) -> TableScene:
     files = {"7scenes": "seven_scenes.yaml", "robotcar": "robotcar.yaml", "bags": "robot_bag.yaml"}
-    scene = Scene("somewhere", kind, files[kind], (), (), ("train", "test"), {"somewhere": None})
+    scene = TableScene("somewhere", kind, files[kind], (), (), ("train", "test"), {"somewhere": None})
     return dataclasses.replace(scene, **changes)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import robotcar_sequence as mini
 from training.sources.robotcar import lidar as robotcar_lidar
-from training.sources.robotcar.files import Track, read_ins
+from training.sources.robotcar.files import StampedPoses, read_ins
 from training.sources.robotcar.lidar import ScanAccumulator, read_scan
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import PointCloud
@@ -151,7 +151,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mini.write_sequence(tmp_path_factory.mktemp("robotcar") / "drive", [1.0, 2.0])
 
 
-def accumulator(drive: Path, distance_m: float, track: Track | None = None) -> ScanAccumulator:
+def accumulator(drive: Path, distance_m: float, track: StampedPoses | None = None) -> ScanAccumulator:
     track = track or read_ins(drive / "gps" / "ins.csv")
     return ScanAccumulator(drive / "lms_front", track, BASE_FROM_LMS, distance_m, gap_s=1.0)
 
@@ -215,7 +215,7 @@ def test_order_of_clouds_does_not_change_them(drive: Path) -> None:
 
 def test_a_car_that_stands_does_not_collect_scans_without_end(drive: Path, read_at: list[float]) -> None:
     stamps = np.array([mini.stamp_us(0.0), mini.stamp_us(3.0)]) * 1000
-    standing = Track(stamps, [Pose.identity(), Pose.from_xyz_rpy([0.05, 0, 0], [0, 0, 0])])
+    standing = StampedPoses(stamps, [Pose.identity(), Pose.from_xyz_rpy([0.05, 0, 0], [0, 0, 0])])
     ScanAccumulator(drive / "lms_front", standing, BASE_FROM_LMS, 20.0, gap_s=5.0).cloud(
         int(stamps[1]), Pose.identity()
     )

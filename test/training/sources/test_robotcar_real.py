@@ -11,7 +11,15 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from training.sources.options import RobotCarOptions, SourceOptions
 from training.sources.robotcar.calibration import stereo_from_base
-from training.sources.robotcar.files import UTM_ORIGIN_M, Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
+from training.sources.robotcar.files import (
+    UTM_ORIGIN_M,
+    StampedPoses,
+    integrate_vo,
+    read_gps,
+    read_ins,
+    read_stamps,
+    read_vo,
+)
 from training.sources.robotcar.source import RobotCarSource
 from vmloc_ros.core.geometry import (
     interpolate_poses,
@@ -36,12 +44,12 @@ def drive(request: pytest.FixtureRequest, real_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ins(drive: Path) -> Track:
+def ins(drive: Path) -> StampedPoses:
     return read_ins(drive / "gps" / "ins.csv")
 
 
 @pytest.fixture(scope="module")
-def vo(drive: Path, real_data: Path) -> Track:
+def vo(drive: Path, real_data: Path) -> StampedPoses:
     extrinsics = real_data / "robotcar" / "calibration" / "extrinsics"
     return integrate_vo(read_vo(drive / "vo" / "vo.csv"), stereo_from_base(extrinsics))
 
@@ -58,11 +66,11 @@ def source(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> RobotCarSou
     return RobotCarSource(folder, SourceOptions(robotcar=RobotCarOptions(undistort=False)), ("image",))
 
 
-def positions(track: Track) -> np.ndarray:
+def positions(track: StampedPoses) -> np.ndarray:
     return np.stack([pose.position_m for pose in track.poses])
 
 
-def forward(track: Track) -> np.ndarray:
+def forward(track: StampedPoses) -> np.ndarray:
     return matrix_from_quaternion(np.stack([pose.quaternion_wxyz for pose in track.poses]))[:, :, 0]
 
 
@@ -70,7 +78,7 @@ def length_m(path: np.ndarray) -> float:
     return float(np.linalg.norm(np.diff(path, axis=0), axis=1).sum())
 
 
-def test_counts_and_lengths_are_the_drive_s(drive: Path, ins: Track, source: RobotCarSource) -> None:
+def test_counts_and_lengths_are_the_drive_s(drive: Path, ins: StampedPoses, source: RobotCarSource) -> None:
     poses, images, inside, bad, _ = DRIVES[drive.name]
     assert len(ins.poses) == poses
     assert len(read_stamps(drive / "stereo.timestamps")) == images
@@ -82,7 +90,7 @@ def test_counts_and_lengths_are_the_drive_s(drive: Path, ins: Track, source: Rob
     assert length_m(np.stack([pose.position_m for pose in source.poses()])[:, :2]) == pytest.approx(1005, abs=10)
 
 
-def test_interpolation_at_the_ins_s_own_stamps_returns_its_rows(drive: Path, ins: Track) -> None:
+def test_interpolation_at_the_ins_s_own_stamps_returns_its_rows(drive: Path, ins: StampedPoses) -> None:
     table = np.genfromtxt(drive / "gps" / "ins.csv", delimiter=",", skip_header=1, usecols=(5, 6, 7, 12, 13, 14))
     for row, pose in list(zip(table, interpolate_poses(ins.stamps_ns, ins.poses, ins.stamps_ns), strict=True))[::50]:
         assert pose is not None
@@ -115,7 +123,7 @@ def test_every_image_has_the_pose_of_its_own_stamp(drive: Path, source: RobotCar
         assert np.median(np.linalg.norm(found - expected(stamps + shift)[0], axis=1)) > 0.2
 
 
-def test_the_car_drives_forwards(ins: Track) -> None:
+def test_the_car_drives_forwards(ins: StampedPoses) -> None:
     """Over half a second, wherever it is faster than 2 m/s."""
     step = positions(ins)[25:] - positions(ins)[:-25]
     moving = np.linalg.norm(step, axis=1) > 1.0
@@ -126,13 +134,13 @@ def test_the_car_drives_forwards(ins: Track) -> None:
     assert all(pose.rotation[2, 2] > 0.98 for pose in ins.poses[::10])  # and the right way up
 
 
-def heading(track: Track) -> np.ndarray:
+def heading(track: StampedPoses) -> np.ndarray:
     """Continuous heading in radians."""
     ahead = forward(track)
     return np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
 
 
-def test_stamps_of_ins_and_camera_differ_as_known(drive: Path, ins: Track, vo: Track) -> None:
+def test_stamps_of_ins_and_camera_differ_as_known(drive: Path, ins: StampedPoses, vo: StampedPoses) -> None:
     """A property of the data, not of this code: the first drive's images have poses of almost a second later."""
     late_s = DRIVES[drive.name][4]
     inner = vo.stamps_ns[(vo.stamps_ns > ins.stamps_ns[0] + 2e9) & (vo.stamps_ns < ins.stamps_ns[-1] - 2e9)]
@@ -145,7 +153,7 @@ def test_stamps_of_ins_and_camera_differ_as_known(drive: Path, ins: Track, vo: T
     assert offsets_s[np.argmin(errors)] == pytest.approx(late_s, abs=0.03)
 
 
-def test_visual_odometry_and_ins_agree_over_ten_metres(drive: Path, ins: Track, vo: Track) -> None:
+def test_visual_odometry_and_ins_agree_over_ten_metres(drive: Path, ins: StampedPoses, vo: StampedPoses) -> None:
     """With the difference of the clocks taken out; what is left is 2 % of scale and 1 to 2 degrees of mounting."""
     late_ns = int(DRIVES[drive.name][4] * 1e9)
     stamps = vo.stamps_ns[(vo.stamps_ns > ins.stamps_ns[0] + 2e9) & (vo.stamps_ns < ins.stamps_ns[-1] - 2e9)][::4]
@@ -169,7 +177,7 @@ def test_visual_odometry_and_ins_agree_over_ten_metres(drive: Path, ins: Track, 
     assert correlations[2] > 0.99
 
 
-def test_gps_is_near_the_ins_and_heads_the_same_way(drive: Path, ins: Track) -> None:
+def test_gps_is_near_the_ins_and_heads_the_same_way(drive: Path, ins: StampedPoses) -> None:
     gps = read_gps(drive / "gps" / "gps.csv")
     pairs = [
         (one, other)

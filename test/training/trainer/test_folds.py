@@ -12,11 +12,11 @@ import torch
 
 from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
-from training.calibration.held_out import Answers, BySensors, join
+from training.calibration.held_out import BySensors, HeldOut, join
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig, split_folds
-from training.trainer.fit import Fit
+from training.trainer.fit import ModelTraining
 from training.trainer.folds import Folds
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
@@ -74,7 +74,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen: Seen = []
     end = Folds.end
 
-    def watch(self: Folds, fit: Fit) -> None:
+    def watch(self: Folds, fit: ModelTraining) -> None:
         end(self, fit)
         seen.append(({name: x.clone() for name, x in fit.model.state_dict().items()}, self.answers[-1]))
 
@@ -155,7 +155,7 @@ def test_answers_of_folds_are_joined_though_one_had_nothing_to_compare_frames_wi
     def answers(count: int, cues: int) -> BySensors:
         poses = torch.zeros(count, 3), torch.zeros(count, 4)
         rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, cues)
-        return {("image",): Answers(torch.arange(count), *poses, *rest, True)}
+        return {("image",): HeldOut(torch.arange(count), *poses, *rest, True)}
 
     assert join([answers(3, 4), answers(2, 4)])["image",].cues.shape == (5, 4)
     assert join([answers(3, 4), answers(2, 0)])["image",].cues.shape == (5, 0)
@@ -177,16 +177,16 @@ def test_a_training_cut_within_its_folds_ends_as_one_that_was_not(
     configuration = config(model)
     make_trainer(configuration, data, whole).run(progress=False)
     monkeypatch.setattr("training.trainer.trainer._SAVE_EVERY_S", 0.0)
-    step, done = Fit.step, []
+    step, done = ModelTraining.step, []
 
-    def count(self: Fit, *arguments: Any) -> Any:
+    def count(self: ModelTraining, *arguments: Any) -> Any:
         if len(done) == steps:
             raise Cut
         done.append(None)
         return step(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Fit, "step", count)
+        patched.setattr(ModelTraining, "step", count)
         with pytest.raises(Cut):
             make_trainer(configuration, data, out).run(progress=False)
     resumed = make_trainer(configuration, data, out)

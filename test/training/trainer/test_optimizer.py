@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import helpers  # noqa: F401 (one thread for torch)
 from training.config import OptimizerConfig
-from training.trainer.optimizer import Descent
+from training.trainer.optimizer import Optimizer
 from vmloc_ros.core.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -28,12 +28,12 @@ class Point(nn.Module):
         self.x = nn.Parameter(torch.tensor(start))
 
 
-def descent(model: nn.Module, objective: nn.Module | None = None, steps: int = 6, **options: Any) -> Descent:
+def descent(model: nn.Module, objective: nn.Module | None = None, steps: int = 6, **options: Any) -> Optimizer:
     settings = {"learning_rate": 1e-2, "weight_decay": 0.0, **options}
-    return Descent(model, objective or Point(), OptimizerConfig(**settings), steps, CPU)
+    return Optimizer(model, objective or Point(), OptimizerConfig(**settings), steps, CPU)
 
 
-def walk(model: Point, going: Descent, steps: Sequence[int], slope: Tensor = SLOPE) -> list[Tensor]:
+def walk(model: Point, going: Optimizer, steps: Sequence[int], slope: Tensor = SLOPE) -> list[Tensor]:
     """The weights after each step down a constant slope."""
     seen = []
     for number in steps:

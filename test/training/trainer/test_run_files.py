@@ -13,7 +13,7 @@ import torch
 
 from training.cli import main
 from training.config import TrainConfig, load_config
-from training.trainer.fit import Fit
+from training.trainer.fit import ModelTraining
 from training.trainer.run_files import RunFiles
 from training_runs import arguments, last_lines, log, write_config, write_scene
 from vmloc_ros.core.checkpoint import load_checkpoint
@@ -80,7 +80,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], RunFiles
     scene, config = write_scene(folder / "scene"), write_config(folder / "config.yaml")
     out = folder / "run" / "m.safetensors"
     command = arguments(scene, config, out, "--no-cache", "--set", "optimizer.epochs=2")
-    step, done = Fit.step, []
+    step, done = ModelTraining.step, []
 
     def stop(*given: Any) -> Any:
         done.append(None)
@@ -89,7 +89,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], RunFiles
         return step(*given)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Fit, "step", stop)
+        monkeypatch.setattr(ModelTraining, "step", stop)
         assert main(command) == 130
     return command, RunFiles(out)
 

@@ -38,7 +38,7 @@ _COURSE_HALF_WINDOW_NS, _COURSE_MIN_M = 1_000_000_000, 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Track:
+class StampedPoses:
     """Poses of ``base_link`` over time.
 
     Attributes:
@@ -78,7 +78,7 @@ def read_stamps(path: Path) -> NDArray[np.int64]:
     return np.array(list(stamps.values()), np.int64)
 
 
-def read_ins(path: Path, drop_bad_status: bool = False) -> Track:
+def read_ins(path: Path, drop_bad_status: bool = False) -> StampedPoses:
     """Poses of ``gps/ins.csv``, or of ``gps/rtk.csv``, which has no status.
 
     Args:
@@ -98,10 +98,10 @@ def read_ins(path: Path, drop_bad_status: bool = False) -> Track:
     # Rz(pi/2 - y) Ry(-p) Rx(r).
     roll, pitch, yaw = values[:, 3], -values[:, 4], np.pi / 2 - values[:, 5]
     poses = _poses(_map_position(values[:, :3]), _quaternions(roll, pitch, yaw))
-    return Track(stamps, poses, len(rows) - len(kept))
+    return StampedPoses(stamps, poses, len(rows) - len(kept))
 
 
-def read_gps(path: Path) -> Track:
+def read_gps(path: Path) -> StampedPoses:
     """Positions of ``gps/gps.csv`` with the direction of motion as heading; roll and pitch are 0.
 
     Raises:
@@ -121,7 +121,7 @@ def read_gps(path: Path) -> Track:
     # Where it stands, the row's heading is that of the last row of motion, or of the first.
     source = moving[(np.searchsorted(moving, np.arange(len(stamps)), side="right") - 1).clip(0)]
     level = np.zeros(len(stamps))
-    return Track(stamps, _poses(position, _quaternions(level, level, np.arctan2(north, east)[source])))
+    return StampedPoses(stamps, _poses(position, _quaternions(level, level, np.arctan2(north, east)[source])))
 
 
 def read_vo(path: Path) -> RelativeMotions:
@@ -150,7 +150,7 @@ def read_vo(path: Path) -> RelativeMotions:
     return RelativeMotions(start_ns, end_ns, motions)
 
 
-def integrate_vo(vo: RelativeMotions, stereo_from_base: Pose) -> Track:
+def integrate_vo(vo: RelativeMotions, stereo_from_base: Pose) -> StampedPoses:
     """Poses of ``base_link`` in a frame in which it starts at the origin.
 
     The chain has breaks of one or a few images; over these the car is taken to go on as it did before.
@@ -169,7 +169,7 @@ def integrate_vo(vo: RelativeMotions, stereo_from_base: Pose) -> Track:
         chain.append(chain[-1] @ motion)
     poses = stereo_from_base.inverse().matrix @ np.stack(chain) @ stereo_from_base.matrix
     quaternions = quaternion_from_matrix(poses[:, :3, :3])
-    return Track(np.array(stamps, np.int64), _poses(poses[:, :3, 3], quaternions))
+    return StampedPoses(np.array(stamps, np.int64), _poses(poses[:, :3, 3], quaternions))
 
 
 def _scaled(motion: Array, share: float) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.labels import label_frames
-from training.sources.robotcar.files import Track, read_stamps
+from training.sources.robotcar.files import StampedPoses, read_stamps
 from vmloc_ros.core.encodings import unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PointCloud
@@ -131,7 +131,9 @@ class ScanAccumulator:
         DataError: the folder or its stamps are missing or malformed, or no scan has a file and a pose.
     """
 
-    def __init__(self, folder: Path, track: Track, base_from_lidar: Pose, distance_m: float, gap_s: float) -> None:
+    def __init__(
+        self, folder: Path, track: StampedPoses, base_from_lidar: Pose, distance_m: float, gap_s: float
+    ) -> None:
         listed = read_stamps(folder.parent / f"{folder.name}.timestamps")
         files = list_files(folder, (".bin", ".png"))
         present = [stamp for stamp in listed.tolist() if stamp in files]

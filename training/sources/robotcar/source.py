@@ -24,7 +24,7 @@ from training.sources.robotcar.calibration import (
     stereo_from_base,
     vehicle_from_sensor,
 )
-from training.sources.robotcar.files import Track, integrate_vo, read_gps, read_ins, read_stamps, read_vo
+from training.sources.robotcar.files import StampedPoses, integrate_vo, read_gps, read_ins, read_stamps, read_vo
 from training.sources.robotcar.lidar import ScanAccumulator, list_files
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE, LIDAR, Frame, Sample
@@ -201,7 +201,7 @@ class RobotCarSource:
         known = {IMAGE: None if optical is None else vehicle @ optical.inverse(), LIDAR: vehicle}
         return {name: pose for name, pose in known.items() if pose is not None and name in self.modalities}
 
-    def _read_track(self) -> Track:
+    def _read_track(self) -> StampedPoses:
         robotcar = self._options.robotcar
         self._pose_file = self._sequence / _POSE_FILES[robotcar.poses]
         if robotcar.poses == "vo":
@@ -210,7 +210,7 @@ class RobotCarSource:
             return read_gps(self._pose_file)
         return read_ins(self._pose_file, robotcar.drop_bad_status and robotcar.poses == "ins")
 
-    def _open_lidar(self, track: Track) -> None:
+    def _open_lidar(self, track: StampedPoses) -> None:
         """Find the scans, and drop frames without one shortly before."""
         robotcar, extrinsics = self._options.robotcar, self._folder("extrinsics")
         base_from_lidar = self.mounts[LIDAR] @ vehicle_from_sensor(extrinsics, robotcar.lidar)

@@ -145,8 +145,8 @@ class Prediction:
         posterior: of systems that have one.
         features: per modality ``(B, F)`` what the system saw, for a comparison with training frames; undefined where
             the modality is absent. Systems that give none have no confidence.
-        oddities: ``(B, C)`` what the system itself has to say against its answer, such as a solver's share of outliers;
-            larger is odder.
+        outlier_scores: ``(B, C)`` the system's own evidence against its estimate, such as a solver's share of
+            outliers; larger is worse.
         lost: ``(B,)`` bool, there is no answer worth the name; confidence is then zero.
     """
 
@@ -157,7 +157,7 @@ class Prediction:
     covariances: Array | None = None
     posterior: Posterior | None = None
     features: Mapping[str, Tensor] = field(default_factory=dict)
-    oddities: Array | None = None
+    outlier_scores: Array | None = None
     lost: NDArray[np.bool_] | None = None
 
 

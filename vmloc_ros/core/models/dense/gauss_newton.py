@@ -23,7 +23,7 @@ _DAMPING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cells:
+class NormalEquations:
     """Correspondences as rows ``(B, components, M)``: the cells last, so that sums over them are matrix products."""
 
     map_points: Tensor  # (B, 3, M)
@@ -36,9 +36,9 @@ class Cells:
     has_rays: bool
 
     @staticmethod
-    def of(c: Correspondences) -> Cells:
+    def of(c: Correspondences) -> NormalEquations:
         """Of cleaned float64 correspondences."""
-        return Cells(
+        return NormalEquations(
             c.map_points_m.transpose(1, 2),
             c.points_m.transpose(1, 2),
             torch.cat([c.rays, torch.linalg.cross(c.points_m, c.rays)], dim=-1).transpose(1, 2),
@@ -59,13 +59,15 @@ class Cells:
         numbers = (self.map_points, self.points, self.lines, self.precision)
         return torch.is_grad_enabled() and any(number.requires_grad for number in numbers)
 
-    def _with(self, map_points: Tensor, points: Tensor, lines: Tensor, precision: Tensor) -> Cells:
-        return Cells(map_points, points, lines, precision, self.equations, self.ranged, self.valid, self.has_rays)
+    def _with(self, map_points: Tensor, points: Tensor, lines: Tensor, precision: Tensor) -> NormalEquations:
+        return NormalEquations(
+            map_points, points, lines, precision, self.equations, self.ranged, self.valid, self.has_rays
+        )
 
-    def detached(self) -> Cells:
+    def detached(self) -> NormalEquations:
         return self._with(*(x.detach() for x in (self.map_points, self.points, self.lines, self.precision)))
 
-    def only(self, usable: Tensor) -> Cells:
+    def only(self, usable: Tensor) -> NormalEquations:
         """The same without any precision in frames that are not usable ``(B, 1)``."""
         return self._with(self.map_points, self.points, self.lines, torch.where(usable, self.precision, 0.0))
 

@@ -34,7 +34,7 @@ _ELSEWHERE = 0.1  # of a region's extent: answers of two regions that are closer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Look:
+class CellFeatures:
     """The cells of one modality, of the R samples of a batch that have it.
 
     Attributes:
@@ -49,20 +49,20 @@ class Look:
     context: Tensor
     cells: Cells
 
-    def of(self, asked: Tensor) -> Look:
+    def of(self, asked: Tensor) -> CellFeatures:
         """That of the batch's samples ``(B,)`` bool alone, which are numbered anew."""
         kept = asked[self.rows]
         cells = Cells(*(getattr(self.cells, field.name)[kept] for field in fields(Cells)))
-        return Look((asked.cumsum(0) - 1)[self.rows[kept]], self.features[kept], self.context[kept], cells)
+        return CellFeatures((asked.cumsum(0) - 1)[self.rows[kept]], self.features[kept], self.context[kept], cells)
 
-    def some(self, chosen: Tensor) -> Look:
+    def some(self, chosen: Tensor) -> CellFeatures:
         """The cells ``(n,)`` alone, as a picture of one column."""
         cells = Cells(*(getattr(self.cells, field.name)[:, chosen] for field in fields(Cells)))
         return replace(self, features=self.features.flatten(2)[:, :, chosen].unsqueeze(-1), cells=cells)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class PoseSet:
     """Poses of B frames.
 
     Attributes:
@@ -71,7 +71,7 @@ class Answer:
         covariances: ``(B, 6, 6)``.
         solved: ``(B,)`` bool.
         evidence: ``(B,)`` for it: the share of points that lie on the map or, without such, of cells that agree.
-        oddities: ``(B,)`` each, against it.
+        outlier_scores: ``(B,)`` each, against it.
     """
 
     rotations: Tensor
@@ -79,9 +79,9 @@ class Answer:
     covariances: Tensor
     solved: Tensor
     evidence: Tensor
-    oddities: tuple[Tensor, ...]
+    outlier_scores: tuple[Tensor, ...]
 
-    def where(self, chosen: Tensor, other: Answer) -> Answer:
+    def where(self, chosen: Tensor, other: PoseSet) -> PoseSet:
         """This one of the frames that are chosen ``(B,)``, the other one of the rest."""
 
         def pick(x: Tensor, y: Tensor) -> Tensor:
@@ -89,19 +89,21 @@ class Answer:
 
         return self._map(pick, other)
 
-    def at(self, rows: Tensor) -> Answer:
+    def at(self, rows: Tensor) -> PoseSet:
         """Of the frames ``(n,)`` alone."""
         return self._map(lambda x, _: x[rows], self)
 
-    def put(self, rows: Tensor, other: Answer) -> Answer:
+    def put(self, rows: Tensor, other: PoseSet) -> PoseSet:
         """With the other one of the frames ``(n,)``."""
         return self._map(lambda x, y: x.index_copy(0, rows, y), other)
 
-    def _map(self, function: Callable[[Tensor, Tensor], Tensor], other: Answer) -> Answer:
+    def _map(self, function: Callable[[Tensor, Tensor], Tensor], other: PoseSet) -> PoseSet:
         names = ("rotations", "translations", "covariances", "solved", "evidence")
-        return Answer(
+        return PoseSet(
             **{name: function(getattr(self, name), getattr(other, name)) for name in names},
-            oddities=tuple(function(x, y) for x, y in zip(self.oddities, other.oddities, strict=True)),
+            outlier_scores=tuple(
+                function(x, y) for x, y in zip(self.outlier_scores, other.outlier_scores, strict=True)
+            ),
         )
 
 
@@ -148,7 +150,7 @@ class DenseModel(CellGeometry):
         self.centre_m.copy_(centre_m)
         self.extent_m.copy_(extent_m.clamp(min=2 * _LEAST_STD_M))  # a robot that never moved looks somewhere, too
 
-    def look(self, batch: ModelInput) -> dict[str, Look]:
+    def look(self, batch: ModelInput) -> dict[str, CellFeatures]:
         """Features and geometry of the cells, by modality; modalities that no sample has are left out.
 
         Raises:
@@ -164,10 +166,10 @@ class DenseModel(CellGeometry):
                 features, context = self._predictor(name).pyramid(pictures)
                 with torch.autocast(features.device.type, enabled=False):  # geometry needs all of float32
                     cells = self._cells(name, batch, rows, features.shape[-2:], self._strides[name])
-                looks[name] = Look(rows, features, context, cells)
+                looks[name] = CellFeatures(rows, features, context, cells)
         return looks
 
-    def predict(self, name: str, look: Look, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``.
 
         Args:
@@ -187,7 +189,7 @@ class DenseModel(CellGeometry):
         return centre + extent.unsqueeze(-1) * output[:, :3].mT, log_std
 
     def correspond(
-        self, looks: Mapping[str, Look], count: int, regions: Tensor | None = None
+        self, looks: Mapping[str, CellFeatures], count: int, regions: Tensor | None = None
     ) -> tuple[Correspondences, Tensor]:
         """Every cell's prediction beside what was measured, of all modalities, and times ``(B, M)`` of measurement.
 
@@ -215,14 +217,14 @@ class DenseModel(CellGeometry):
             quaternion_from_matrix(answer.rotations.cpu().numpy()),
             covariances=answer.covariances.cpu().numpy(),
             features=self._contexts(looks, len(batch)),
-            oddities=torch.stack([x.double() for x in answer.oddities], dim=1).cpu().numpy(),
+            outlier_scores=torch.stack([x.double() for x in answer.outlier_scores], dim=1).cpu().numpy(),
             lost=(~answer.solved).cpu().numpy(),
         )
 
     def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
         return self._contexts(self.look(batch), len(batch))
 
-    def _best_region(self, looks: Mapping[str, Look], count: int) -> Answer:
+    def _best_region(self, looks: Mapping[str, CellFeatures], count: int) -> PoseSet:
         """Of the likeliest regions' answers the one with the most evidence.
 
         Two more oddities are what speaks for a rival that lies elsewhere, as a share of what speaks for the answer: its
@@ -260,9 +262,9 @@ class DenseModel(CellGeometry):
                 (doubt, torch.exp(log_probability - believed[rows]).to(doubt)),
             ):
                 told[rows] = torch.maximum(told[rows], torch.where(rival, ratio.clamp(max=1), 0.0))
-        return replace(best, oddities=(*best.oddities, ambiguity, doubt))
+        return replace(best, outlier_scores=(*best.outlier_scores, ambiguity, doubt))
 
-    def _answer(self, looks: Mapping[str, Look], count: int, regions: Tensor | None = None) -> Answer:
+    def _answer(self, looks: Mapping[str, CellFeatures], count: int, regions: Tensor | None = None) -> PoseSet:
         """From the coordinates of these regions, where the map has such."""
         c, times_s = self.correspond(looks, count, regions)
         spread_m = float(self.extent_m if self.regions is None else self.regions.extents_m.max())
@@ -271,7 +273,7 @@ class DenseModel(CellGeometry):
         wide = solution.covariances.new_tensor([float(self.extent_m) ** 2] * 3 + [math.pi**2] * 3).diag()
         covariances = torch.where(solution.solved[:, None, None], solution.covariances, wide)
         pose = solution.rotations, solution.translations, covariances
-        oddities: tuple[Tensor, ...] = 1 - solution.inlier_share, solution.residual
+        outlier_scores: tuple[Tensor, ...] = 1 - solution.inlier_share, solution.residual
         evidence = solution.inlier_share
         if self.map is not None and len(self.map):
             ranged = c.ranged & c.valid & solution.solved.unsqueeze(1)
@@ -279,11 +281,11 @@ class DenseModel(CellGeometry):
             pose = registered.rotations, registered.translations, registered.covariances
             # What measured nothing cannot lie beside the map.
             some = ranged.any(dim=1)
-            oddities = *oddities, torch.where(some, 1 - registered.share, 0.0)
+            outlier_scores = *outlier_scores, torch.where(some, 1 - registered.share, 0.0)
             evidence = torch.where(some, registered.share.to(evidence), evidence)
-        return Answer(*pose, solution.solved, evidence, oddities)
+        return PoseSet(*pose, solution.solved, evidence, outlier_scores)
 
-    def _contexts(self, looks: Mapping[str, Look], count: int) -> dict[str, Tensor]:
+    def _contexts(self, looks: Mapping[str, CellFeatures], count: int) -> dict[str, Tensor]:
         """``(count, G)`` of every modality, zeros where it is absent."""
         widths = {name: self._predictor(name).pyramid.context_channels for name in self.modalities}
         contexts = {name: self.centre_m.new_zeros(count, width) for name, width in widths.items()}
@@ -300,7 +302,7 @@ class DenseModel(CellGeometry):
 
 
 def correspondences(
-    looks: Mapping[str, Look], predicted: Mapping[str, tuple[Tensor, Tensor]], count: int
+    looks: Mapping[str, CellFeatures], predicted: Mapping[str, tuple[Tensor, Tensor]], count: int
 ) -> tuple[Correspondences, Tensor]:
     """What :meth:`DenseModel.predict` said of each modality's cells beside what was measured, and times ``(B, M)``."""
     parts = []

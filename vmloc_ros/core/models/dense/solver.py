@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vmloc_ros.core.models.dense.correspondences import Correspondences, log_ratio
-from vmloc_ros.core.models.dense.gauss_newton import Cells, orthonormal, rotated
+from vmloc_ros.core.models.dense.gauss_newton import NormalEquations, orthonormal, rotated
 from vmloc_ros.core.models.dense.hypotheses import draw, from_points, from_rays
 
 __all__ = ["Correspondences", "Solution", "information", "refine", "solve"]
@@ -72,7 +72,7 @@ def solve(
         best = score.topk(min(_KEPT, score.shape[1]), dim=1).indices
         rotations = rotations.gather(1, best[..., None, None].expand(-1, -1, 3, 3))
         translations = translations.gather(1, best[..., None].expand(-1, -1, 3))
-        cells = Cells.of(clean.to(torch.float64))
+        cells = NormalEquations.of(clean.to(torch.float64))
         rotations, translations = orthonormal(rotations.double()), translations.double()
         for scale in _POLISH:
             rotations, translations, _ = cells.step(rotations, translations, gate, scale)
@@ -122,7 +122,7 @@ def refine(
         spread_m: extent of the map, metres; the deviation of what is not solved.
         gate: see :func:`solve`.
     """
-    cells = Cells.of(c.cleaned().to(torch.float64))
+    cells = NormalEquations.of(c.cleaned().to(torch.float64))
     with torch.no_grad():
         frozen = cells.detached()
         R, t = orthonormal(rotations.detach().double()).unsqueeze(1), translations.detach().double().unsqueeze(1)
@@ -162,6 +162,6 @@ def information(c: Correspondences, rotations: Tensor, translations: Tensor, gat
 
     Those of several modalities add up, as precisions do in a product of Gaussian experts.
     """
-    cells = Cells.of(c.cleaned().to(torch.float64))
+    cells = NormalEquations.of(c.cleaned().to(torch.float64))
     R, t = rotations.double(), translations.double()
     return rotated(cells.normal_equations(R.unsqueeze(1), t.unsqueeze(1), gate)[0][:, 0], R)
