@@ -31,11 +31,11 @@ from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.model_input import model_input
 from training.data.prefetch import prefetch
-from training.objectives.base import ObjectiveConfig
 from training.objectives.registry import build_objective
+from training.objectives.variational import BoundConfig
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -83,10 +83,10 @@ class Training:
     def __init__(self, options: argparse.Namespace, preprocessor: Preprocessor) -> None:
         torch.manual_seed(0)
         self._preprocessor, self._device = preprocessor, options.device
-        model = build_model(ModelConfig("vmloc", options.backbone), preprocessor.channels).train()
+        model = build_model(model_config("vmloc", options.backbone), preprocessor.channels).train()
         self._model = model.to(self._device, memory_format=torch.channels_last)
         self._objective = build_objective(
-            "vmloc", ObjectiveConfig(), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+            "vmloc", BoundConfig(), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
         ).to(self._device)
         self._parameters = [*self._model.parameters(), *self._objective.parameters()]
         self._optimizer = torch.optim.Adam(self._parameters, weight_decay=OptimizerConfig().weight_decay)

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import REGISTRY, MemoryModel, ModelConfig, ModelInput, PoseModel, build_model
+from vmloc_ros.core.models import REGISTRY, MemoryModel, ModelInput, PoseModel, build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
@@ -52,8 +52,8 @@ def _build(name: str, backbone: str) -> PoseModel:
     takes = REGISTRY[name].takes
     channels = {modality: count for modality, count in CHANNELS.items() if modality in takes}
     # Every cell passes a dense system's hidden layers: its configurations make them half as wide.
-    width = 512 if "dense" in name else ModelConfig().hidden_dim
-    model = build_model(ModelConfig(name=name, backbone=backbone, hidden_dim=width), channels).eval()
+    width = {"hidden_dim": 512} if REGISTRY[name].objective == "cells" else {}
+    model = build_model(model_config(name, backbone, **width), channels).eval()
     model.set_mounts(dict.fromkeys(channels, Pose.identity()))
     if isinstance(model, MemoryModel):
         with torch.no_grad():

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,16 @@ from training.data.augment import AugmentConfig
 from training.data.frozen_features import FrozenConfig
 from training.data.splits import ValidationConfig
 from training.objectives.base import ObjectiveConfig
+from training.objectives.registry import OBJECTIVES, objective_config_type
 from training.sources.options import SourceOptions
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError
-from vmloc_ros.core.models import ModelConfig
+from vmloc_ros.core.models import DEFAULT_SYSTEM, ModelConfig, config_types, model_config, own_settings
 from vmloc_ros.core.preprocessing import PreprocessConfig
+
+_SHARED = "shared_by_systems"  # key of a file whose settings are for several systems
+_OLD_SETTINGS = {"latent_dim", "feature_dim", "recurrent_dim", "clip_spacing"}  # no system has all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,11 @@ class TrainConfig:
             number of threads; a GPU's are slower.
     """
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=model_config)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     source: SourceOptions = field(default_factory=SourceOptions)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=objective_config_type(DEFAULT_SYSTEM))
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     frozen: FrozenConfig = field(default_factory=FrozenConfig)
@@ -78,24 +83,104 @@ class TrainConfig:
     seed: int = 0
     deterministic: bool = False
 
+    @classmethod
+    def field_types(cls, values: Any) -> dict[str, type]:
+        """Systems differ in their settings, and in those of what they minimise."""
+        types = config_types(values)
+        return {**types, "objective": objective_config_type(_system_of(values))}
+
 
 def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> TrainConfig:
     """Read YAML files, later ones over earlier ones, and apply ``a.b=value`` overrides (values are YAML).
 
+    A file that says ``shared_by_systems: true`` may hold settings that the system in question does not have, as long as
+    another system has them: they are skipped. Everywhere else such a setting is an error.
+
     Raises:
-        ConfigError: a file is missing or not YAML, a key is unknown, or a value has the wrong type or range.
+        ConfigError: a file is missing or not YAML, a key is unknown, the system lacks a setting, or a value has the
+            wrong type or range.
+        ModelError: the system is not in the registry.
     """
+    layers = [_read_yaml(path) for path in paths]
+    for path, layer in zip(paths, layers, strict=True):
+        _check_layer(layer, str(path))
+    last = _with_overrides(functools.reduce(_merged, layers, {}), overrides)
+    system = _system_of(last)
     values: dict[str, Any] = {}
-    for path in paths:
-        values = _merged(values, read_layer(path))
-    return parse_config(values, overrides, " + ".join(map(str, paths)) or "config")
+    for path, layer in zip(paths, layers, strict=True):
+        layer = _for_system(layer, system)
+        _parse(_named(layer, system), str(path))  # an error is the file's in which it is
+        values = _merged(values, layer)
+    return _parse(_with_overrides(values, overrides), " + ".join(map(str, paths)) or "config")
 
 
 def read_layer(path: Path) -> dict[str, Any]:
-    """What a YAML file says, and nothing else. Raises ConfigError as :func:`load_config`, with the file's name."""
+    """What a YAML file sets, and nothing else. Raises ConfigError as :func:`load_config`, with the file's name."""
     values = _read_yaml(path)
-    from_mapping(TrainConfig, values, str(path))
+    values = _for_system(values, _system_of(values))
+    _parse(values, str(path))
     return values
+
+
+def _check_layer(layer: Any, where: str) -> None:
+    """Raise ConfigError for what is wrong with a layer whatever the system is."""
+    values = {**layer, _SHARED: True} if isinstance(layer, Mapping) else layer
+    _parse(_for_system(values, _system_of(values)), where)
+
+
+def load_config_for(system: str, paths: Sequence[Path], overrides: Sequence[str]) -> TrainConfig:
+    """:func:`load_config` for a named system; ``overrides`` are meant for several, see :func:`applicable`."""
+    return load_config(paths, [*applicable(overrides, system), f"model.name={system}"])
+
+
+def applicable(overrides: Sequence[str], system: str) -> list[str]:
+    """Overrides meant for several systems without those that this one has no setting for but another one has."""
+    kept = []
+    for override in overrides:
+        section, _, setting = override.partition("=")[0].partition(".")
+        layer = {_SHARED: True, section: {setting: None}} if section in ("model", "objective") else {}
+        if not layer or _for_system(layer, system)[section]:
+            kept.append(override)
+    return kept
+
+
+def _system_of(values: Any) -> str:
+    """Name of the system that a mapping is for."""
+    section = values.get("model", {}) if isinstance(values, Mapping) else {}
+    name = section.get("name", DEFAULT_SYSTEM) if isinstance(section, Mapping) else DEFAULT_SYSTEM
+    return name if isinstance(name, str) else DEFAULT_SYSTEM
+
+
+def _named(layer: Any, system: str) -> Any:
+    """The layer, for a system that another layer or an override names."""
+    return _merged(layer, {"model": {"name": system}}) if isinstance(layer, Mapping) else layer
+
+
+def _for_system(layer: Any, system: str) -> Any:
+    """Without the mark of a shared file, and without the settings that it has for other systems alone."""
+    if not isinstance(layer, Mapping):
+        return layer
+    layer = dict(layer)
+    is_shared = layer.pop(_SHARED, False)
+    if not isinstance(is_shared, bool):
+        raise ConfigError(f"{_SHARED}: expected bool, got {is_shared!r}")
+    model, objective = layer.get("model"), layer.get("objective")
+    # A configuration that was written before every family of systems had its own holds the settings of all.
+    is_old = isinstance(model, Mapping) and model.keys() >= _OLD_SETTINGS
+    if is_shared or is_old:
+        if isinstance(model, Mapping):
+            own = own_settings({"name": system, **model})
+            layer["model"] = {key: x for key, x in own.items() if key in model and (x is not None or not is_old)}
+        if isinstance(objective, Mapping):
+            layer["objective"] = {key: x for key, x in objective.items() if _is_for(system, key)}
+    return layer
+
+
+def _is_for(system: str, setting: str) -> bool:
+    """Whether the system's objective has the setting, or none has: then it is left for the check of keys."""
+    own = {field.name for field in fields(objective_config_type(system))}
+    others = {field.name for objective in OBJECTIVES.values() for field in fields(objective.config_type)}
+    return setting in own or setting not in others
 
 
 def _read_yaml(path: Path) -> Any:
@@ -113,12 +198,42 @@ def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_config(values: dict[str, Any], overrides: list[str] | None, where: str) -> TrainConfig:
-    """Apply ``a.b=value`` overrides to a mapping and check it. Raises ConfigError as :func:`load_config`."""
-    if overrides and isinstance(values, dict):  # from_mapping refuses anything else
-        values = copy.deepcopy(values)
-        for override in overrides:
-            _apply_override(values, override)
+    """Apply ``a.b=value`` overrides to a mapping and check it.
+
+    Raises:
+        ConfigError, ModelError: as :func:`load_config`.
+    """
+    values = _with_overrides(values, overrides)
+    return _parse(_for_system(values, _system_of(values)), where)
+
+
+def _parse(values: Any, where: str) -> TrainConfig:
+    system = _system_of(values)
+    if isinstance(values, Mapping):
+        values = {"model": {"name": system}, "objective": {}, **values}
+        for section, own in TrainConfig.field_types(values).items():
+            _check_settings(values[section], own, f"{where}.{section}", system)
     return from_mapping(TrainConfig, values, where)
+
+
+def _check_settings(values: Any, own: type, where: str, system: str) -> None:
+    """Raise ConfigError for settings that the system does not have."""
+    names = {field.name for field in fields(own)}
+    foreign = [str(key) for key in values if key not in names] if isinstance(values, Mapping) else []
+    if foreign:
+        raise ConfigError(
+            f"{where}: {system} has no setting {', '.join(foreign)}; it has {', '.join(sorted(names)) or 'none'} "
+            f"(a file for several systems says {_SHARED}: true)"
+        )
+
+
+def _with_overrides(values: Any, overrides: Sequence[str] | None) -> Any:
+    if not overrides or not isinstance(values, dict):  # from_mapping refuses anything else
+        return values
+    values = copy.deepcopy(values)
+    for override in overrides:
+        _apply_override(values, override)
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
 from vmloc_ros.core.frame import IMAGE, LIDAR, MODALITIES
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import MemoryModel, ModelConfig, ModelInput, PoseModel, build_model
+from vmloc_ros.core.models import MemoryModel, ModelInput, PoseModel, build_model, model_config, own_settings
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -49,9 +49,10 @@ def write_random_checkpoint(
     """Write a valid checkpoint of an untrained small model; the same seed gives the same weights."""
     torch.manual_seed(seed)
     preprocess = preprocess or PreprocessConfig(modalities=modalities, shortest_side=64)
-    model_config = ModelConfig(system, backbone, latent_dim=32, hidden_dim=32, feature_dim=32, recurrent_dim=32)
+    sizes = dict.fromkeys(("latent_dim", "hidden_dim", "feature_dim", "recurrent_dim"), 32)
+    config = model_config(**own_settings({"name": system, "backbone": backbone, **sizes}))
     header = CheckpointHeader(
-        model_config,
+        config,
         preprocess,
         PoseCodec((10.0, -5.0, 1.0), 20.0, (1.0, 0.0, 0.0, 0.0)),
         map_frame,
@@ -59,7 +60,7 @@ def write_random_checkpoint(
         training={"data": "none: random weights"},
     )
     channels = Preprocessor(preprocess).channels
-    model = build_model(model_config, channels)
+    model = build_model(config, channels)
     _settle(model, channels, header.pose_codec)
     save_checkpoint(path, header, model.state_dict())
     return header

@@ -29,13 +29,13 @@ from vmloc_ros.core.checkpoint import (
     save_checkpoint,
 )
 from vmloc_ros.core.errors import CheckpointError, OutputError
-from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
 
 HEADER = CheckpointHeader(
-    ModelConfig(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8, dropout=0.25),
+    model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8, dropout=0.25),
     PreprocessConfig(
         modalities=("depth", "lidar"),
         shortest_side=96,
@@ -282,7 +282,7 @@ def test_another_version_is_refused_with_both_versions(good: Path, tmp_path: Pat
         (lambda h: h.pop("model"), "damaged header: .*model"),
         (lambda h: h.update(extra=1), "damaged header: .*unknown key extra"),
         (lambda h: h["model"].update(latent_dim="many"), r"damaged header: header\.model\.latent_dim: expected int"),
-        (lambda h: h["model"].update(latent_dim=0), "damaged header: .*sizes must be positive"),
+        (lambda h: h["model"].update(latent_dim=0), "damaged header: .*latent_dim, .* must be positive"),
         (lambda h: h["preprocess"].update(crop=[1, 2, 3]), r"damaged header: header\.preprocess\.crop"),
         (lambda h: h["preprocess"].update(modalities=["sonar"]), "damaged header: .*modalities must be"),
         (lambda h: h["preprocess"]["cylinder"].update(rows=-1), "damaged header: .*rows must be a positive"),

@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.config import TrainConfig, load_config, parse_config
+from training.objectives.base import BalanceConfig, ObjectiveConfig
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.models.baselines import MapNetConfig
 
 
 @dataclass(frozen=True)
@@ -225,17 +227,11 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
         ("optimizer.weight_decay=-1", "must not be negative"),
         ("optimizer.schedule=linear", "expected one of constant, cosine, got 'linear'"),
         ("objective.samples=0", "samples >= 1"),
-        ("objective.kl_weight=-1", "kl_weight, cells and solver_weight >= 0"),
-        ("objective.cells=-1", "kl_weight, cells and solver_weight >= 0"),
-        ("objective.solver_weight=-0.1", "kl_weight, cells and solver_weight >= 0"),
-        ("objective.solver_weight=.nan", "solver_weight: expected a number"),
+        ("objective.kl_weight=-1", "kl_weight >= 0"),
         ("frozen.views=0", "views >= 1"),
         ("frozen.cells=-1", "cells >= 0"),
         ("augment.rotation_deg=181", r"rotation_deg lies in \[0, 180\]"),
         ("augment.zoom=0.9", "zoom is at least 1"),
-        ("model.cell_stride=0", "cell_stride"),
-        ("model.cell_blocks=-1", "cell_blocks"),
-        ("model.hypotheses=0", "hypotheses"),
         ("optimizer.precision=fp64", "expected one of fp32, bf16, fp16, got 'fp64'"),
         ("optimizer.ema_decay=1", r"ema_decay lies in \[0, 1\), got 1\.0"),
         ("optimizer.ema_decay=-0.1", r"ema_decay lies in \[0, 1\)"),
@@ -258,6 +254,95 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
 def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load_config([], [override])
+
+
+@pytest.mark.parametrize(
+    ("system", "override", "match"),
+    [
+        ("vmloc_dense", "objective.cells=-1", "cells and solver_weight must not be negative"),
+        ("vmloc_dense", "objective.solver_weight=-0.1", "cells and solver_weight must not be negative"),
+        ("vmloc_dense", "objective.solver_weight=.nan", "solver_weight: expected a number"),
+        ("dense_image", "model.cell_stride=0", "cell_stride, .* must be positive"),
+        ("dense_lidar", "model.cell_blocks=-1", "cell_blocks and map_voxel_m must not be negative"),
+        ("vmloc_dense", "model.hypotheses=0", "hypotheses must be positive"),
+        ("poe_vmloc", "objective.kl_weight=-1", "kl_weight must not be negative"),
+        ("vidloc", "model.recurrent_dim=0", "recurrent_dim must be positive"),
+        ("atloc", "model.attention_reduction=0", "attention_reduction must be positive"),
+        ("mapnet", "model.clip_length=1", "clip_length is 1, set 2 or more"),
+    ],
+)
+def test_a_familys_own_value_out_of_range_is_refused_with_the_limit(system: str, override: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        load_config([], [f"model.name={system}", override])
+
+
+@pytest.mark.parametrize(
+    ("system", "override", "own"),
+    [
+        ("atloc", "model.cell_stride=4", "attention_reduction, backbone, dropout, feature_dim, name"),
+        ("vmloc", "model.feature_dim=4", "attention_reduction, backbone, dropout, hidden_dim, latent_dim, name"),
+        ("nearest", "model.dropout=0", "backbone, name"),
+        ("vmloc", "model.latentdim=4", "attention_reduction, backbone, dropout, hidden_dim, latent_dim, name"),
+        ("atloc", "objective.samples=4", "beta, gamma"),
+        ("poe_vmloc", "objective.estimator=stl", "beta, gamma, kl_weight"),
+        ("vmloc_dense", "objective.gamma=1", "cells, solver_weight"),
+        ("nearest", "objective.beta=1", "none"),
+    ],
+)
+def test_a_setting_that_the_system_lacks_is_refused_with_those_that_it_has(
+    tmp_path: Path, system: str, override: str, own: str
+) -> None:
+    setting = override.partition(".")[2].partition("=")[0]
+    expected = f"{system} has no setting {setting}; it has {own}"
+    with pytest.raises(ConfigError, match=expected):
+        load_config([], [f"model.name={system}", override])
+    section, value = override.partition(".")[0], override.partition("=")[2]
+    path = tmp_path / "own.yaml"
+    path.write_text(f"{section}: {{{setting}: {value}}}")
+    with pytest.raises(ConfigError, match=rf"own\.yaml\.{section}: {expected}"):
+        load_config([path], [f"model.name={system}"])
+
+
+def test_a_shared_file_gives_each_system_the_settings_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text(
+        "shared_by_systems: true\n"
+        "model: {latent_dim: 7, feature_dim: 8, recurrent_dim: 9, dropout: 0.25}\n"
+        "objective: {samples: 3, gamma: -2.0, cells: 5}\n"
+    )
+    vmloc, vidloc, dense, nearest = (
+        load_config([path], [f"model.name={name}"]) for name in ("vmloc", "vidloc", "vmloc_dense", "nearest")
+    )
+    assert (vmloc.model.latent_dim, vmloc.model.dropout, vmloc.objective.samples) == (7, 0.25, 3)
+    assert (vidloc.model.feature_dim, vidloc.model.recurrent_dim, vidloc.objective.gamma) == (8, 9, -2.0)
+    assert (dense.model.dropout, dense.objective.cells) == (0.25, 5)
+    assert (nearest.model.name, nearest.objective) == ("nearest", ObjectiveConfig())
+
+
+def test_a_shared_file_may_hold_settings_of_some_system_alone(tmp_path: Path) -> None:
+    path = tmp_path / "shared.yaml"
+    path.write_text("shared_by_systems: true\nmodel: {latent_dimension: 7}\n")
+    with pytest.raises(ConfigError, match=r"shared\.yaml\.model: vmloc has no setting latent_dimension"):
+        load_config([path])
+
+
+def test_a_configuration_with_the_settings_of_all_systems_as_earlier_versions_wrote_it_is_read() -> None:
+    values = {
+        "model": {
+            "name": "mapnet",
+            "backbone": "shufflenet_v2_x0_5",
+            "latent_dim": 1024,
+            "feature_dim": 64,
+            "clip_length": None,
+            "clip_spacing": 4,
+            "recurrent_dim": 256,
+            "cell_stride": 8,
+        },
+        "objective": {"samples": 10, "estimator": "iwae", "kl_weight": 0.001, "beta": -3.0, "gamma": -1.0, "cells": 0},
+    }
+    config = parse_config(values, None, "an earlier version's")
+    assert config.model == MapNetConfig("mapnet", "shufflenet_v2_x0_5", feature_dim=64, clip_length=3, clip_spacing=4)
+    assert config.objective == BalanceConfig(beta=-3.0, gamma=-1.0)
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,23 @@ from torch import Tensor, nn
 from helpers import ListSource, random_frame, yaw_pose
 from training.config import parse_config
 from training.data.dataset import prepare_dataset
-from training.objectives.base import ObjectiveConfig
 from training.objectives.registry import build_objective
+from training.objectives.variational import BoundConfig
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import MODALITIES, Frame, PinholeCamera, Sample
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import REGISTRY, ModelConfig, ModelInput, PoseModel, Prediction, System, build_model
+from vmloc_ros.core.models import (
+    REGISTRY,
+    ModelConfig,
+    ModelInput,
+    PoseModel,
+    Prediction,
+    System,
+    build_model,
+    model_config,
+)
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -93,7 +102,7 @@ def centroid(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(preprocess: PreprocessConfig, path: Path) -> Localizer:
     """The toy after a way through a file, with an offset of (1, 2, 3) m among its weights."""
     header = CheckpointHeader(
-        ModelConfig("centroid"),
+        model_config("centroid"),
         preprocess,
         PoseCodec((100.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0)),
         "map",
@@ -181,7 +190,7 @@ def three_modal_input(subsets: list[tuple[str, ...]]) -> ModelInput:
 
 def test_with_three_modalities_the_posterior_is_the_product_of_those_present() -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(**TINY), CHANNELS).eval()
+    model = build_model(model_config(**TINY), CHANNELS).eval()
     for encoder in model.encoders.values():
         nn.init.normal_(encoder.log_variance.weight, std=0.5)
     with torch.no_grad():
@@ -197,10 +206,8 @@ def test_with_three_modalities_the_posterior_is_the_product_of_those_present() -
 
 def test_a_training_step_on_any_subset_reaches_the_encoders_of_that_subset_alone() -> None:
     torch.manual_seed(0)
-    model = build_model(ModelConfig(**TINY), CHANNELS).train()
-    objective = build_objective(
-        "vmloc", ObjectiveConfig(samples=3), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
-    )
+    model = build_model(model_config(**TINY), CHANNELS).train()
+    objective = build_objective("vmloc", BoundConfig(samples=3), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0)))
     for subset in SUBSETS:
         model.zero_grad()
         objective(model, three_modal_input([subset] * 4), torch.zeros(4, 6)).backward()

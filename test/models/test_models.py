@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from scipy import integrate
 
 import helpers  # noqa: F401 (one thread for torch)
-from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ModelConfig, ModelInput, build_model
+from vmloc_ros.core.errors import ConfigError, ModelError
+from vmloc_ros.core.models import ModelInput, build_model, model_config
 from vmloc_ros.core.models.attention import SelfAttention
 from vmloc_ros.core.models.encoder import LOG_VARIANCE_BOUND, Encoder, make_trunk
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts, standard_normal_log_prob
 
-TINY = ModelConfig(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8)
+TINY = model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8)
 CHANNELS = {"image": 3, "lidar": 4}
 
 
 def tiny_model(dropout: float = 0.0, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    config = ModelConfig(backbone=TINY.backbone, latent_dim=16, hidden_dim=8, dropout=dropout)
+    config = model_config(backbone=TINY.backbone, latent_dim=16, hidden_dim=8, dropout=dropout)
     model = build_model(config, CHANNELS)
     # The attention starts as the identity; tests want to see it act.
     torch.nn.init.normal_(model.attention.alpha.weight, std=0.5)
@@ -384,12 +384,12 @@ def test_gradients_reach_every_parameter() -> None:
 
 def test_an_unknown_model_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"model 'vmlocc' is not in the registry; known: .*vmloc"):
-        build_model(ModelConfig(name="vmlocc"), CHANNELS)
+        build_model(model_config(name="vmlocc"), CHANNELS)
 
 
 @pytest.mark.parametrize(
     "change", [{"latent_dim": 0}, {"hidden_dim": -1}, {"dropout": 1.0}, {"attention_reduction": 0}]
 )
 def test_sizes_out_of_range_are_refused(change: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="sizes must be positive"):
-        ModelConfig(**change)
+    with pytest.raises(ConfigError, match="must be positive and 0 <= dropout < 1"):
+        model_config(**change)

@@ -18,13 +18,13 @@ from vmloc_ros.core.errors import CheckpointError, ModelError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import rotation_angle_deg
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import ModelConfig, ModelInput, build_model
+from vmloc_ros.core.models import ModelInput, build_model, model_config
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 # No batch norm: with random weights it still tells images apart.
-CONFIG = ModelConfig("nearest", "squeezenet1_1")
+CONFIG = model_config("nearest", "squeezenet1_1")
 WIDTH = 512
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
 UTM_M = np.array([620_123.123456789, 5_735_123.987654321, 0.1 + 0.2])  # more digits than float32 holds
@@ -32,7 +32,7 @@ UTM_M = np.array([620_123.123456789, 5_735_123.987654321, 0.1 + 0.2])  # more di
 
 def nearest(backbone: str = "squeezenet1_1") -> NearestImage:
     torch.manual_seed(0)
-    model = build_model(ModelConfig("nearest", backbone), {"image": 3}).eval()
+    model = build_model(model_config("nearest", backbone), {"image": 3}).eval()
     assert isinstance(model, NearestImage)
     return model
 

@@ -17,16 +17,15 @@ from torch import Tensor
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, prepared, room_data, room_frame
 from training.config import parse_config
 from training.data.dataset import PreparedDataset
-from training.objectives.base import ObjectiveConfig
-from training.objectives.dense import DenseObjective
+from training.objectives.dense import CellsConfig, DenseObjective
 from training.prediction import predict
 from training.trainer.dense_map import learn_extent, spread_places
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
-from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import DenseModel, ModelConfig, Prediction
+from vmloc_ros.core.models import DenseModel, Prediction, model_config
 from vmloc_ros.core.models.base import ModelInput
 from vmloc_ros.core.models.dense.model import CellFeatures, PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
@@ -260,7 +259,7 @@ def test_training_pays_each_classifiers_cross_entropy_beside_the_cells_likelihoo
     learn_extent(model, data, torch.arange(4), Preprocessor(RGBD), CODEC, CPU)
     assert model.regions is not None
     batch, target = input_of(data, RGBD), torch.from_numpy(CODEC.encode(data.poses))
-    objective = DenseObjective(ObjectiveConfig(), CODEC)
+    objective = DenseObjective(CellsConfig(), CODEC)
     before = float(objective.terms(model, batch, target)["loss"].detach())
     looks = model.look(batch)
     for name in NAMES:
@@ -313,5 +312,5 @@ def test_a_trained_town_tells_its_two_rooms_apart_and_its_checkpoint_answers_ali
 
 
 def test_there_is_at_least_one_region() -> None:
-    with pytest.raises(ValueError, match="regions must be positive"):
-        ModelConfig(regions=0)
+    with pytest.raises(ConfigError, match="regions, hypotheses must be positive"):
+        model_config("vmloc_dense", regions=0)

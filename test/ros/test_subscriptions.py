@@ -28,7 +28,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import stamp_ns
-from vmloc_ros.core.models import ModelConfig, build_model
+from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.ros.parameters import NodeConfig
@@ -243,7 +243,7 @@ def test_a_node_told_to_use_images_alone_does_and_names_a_mismatch_in_log_and_di
 
 def write_dense_checkpoint(path) -> None:
     """Of a system whose network says that all lies in the map where it lies in the body: the pose is the map's own."""
-    config = ModelConfig("dense_lidar", "shufflenet_v2_x0_5", hidden_dim=6, cell_blocks=0)
+    config = model_config("dense_lidar", "shufflenet_v2_x0_5", hidden_dim=6, cell_blocks=0)
     header = CheckpointHeader(
         config,
         PreprocessConfig(("depth",), 48),

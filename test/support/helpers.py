@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.objectives import ObjectiveConfig, objective_config_type
 from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.models import ModelConfig, model_config, own_settings
 
 torch.set_num_threads(1)  # the tests share their machine; small tensors gain nothing from threads
 
@@ -73,3 +76,15 @@ class ListSource:
 
     def fingerprint(self) -> str:
         return f"{self.name} {self.stamps_ns()}"
+
+
+def tiny_objective(system: str, **settings: object) -> ObjectiveConfig:
+    """The configuration of the named system's objective, with those of the settings that it has."""
+    config = objective_config_type(system)
+    names = {field.name for field in fields(config)}
+    return config(**{name: value for name, value in settings.items() if name in names})
+
+
+def tiny_config(system: str, **settings: object) -> ModelConfig:
+    """A small model of the named system, with those of the settings that it has."""
+    return model_config(**own_settings({"name": system, "backbone": "shufflenet_v2_x0_5", **settings}))

@@ -14,14 +14,14 @@ from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.model_input import prepared_input
 from vmloc_ros.core.frame import MODALITIES, Frame, PinholeCamera, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ModelConfig, ModelInput
+from vmloc_ros.core.models import ModelInput, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 CPU = torch.device("cpu")
 ORIGIN_M = (431_234.25, 5_412_345.5, 312.0)  # UTM
 CODEC = PoseCodec(ORIGIN_M, 8.0, (0.8, 0.0, 0.6, 0.0))
-TINY = ModelConfig(
+TINY = model_config(
     "vmloc_dense",
     "shufflenet_v2_x0_5",
     hidden_dim=8,

@@ -37,6 +37,7 @@ COMMANDS = (
     "demo",
 )
 CONFIG = """
+shared_by_systems: true
 model: {backbone: squeezenet1_1, latent_dim: 16, hidden_dim: 16}
 preprocess: {modalities: [image, depth], shortest_side: 32}
 optimizer: {epochs: 1, batch_size: 4, learning_rate: 1e-4}

@@ -11,6 +11,7 @@ from torch import nn
 
 import helpers  # noqa: F401 (one thread for torch)
 import vmloc_ros
+from helpers import tiny_config
 from training.config import parse_config
 from training.info import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
@@ -18,7 +19,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, 
 from vmloc_ros.core.confidence import Confidence, EmpiricalTail, FeatureMemory
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError
-from vmloc_ros.core.models import REGISTRY, ModelConfig, build_model
+from vmloc_ros.core.models import REGISTRY, build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -99,7 +100,7 @@ def test_each_modalitys_encoder_is_counted_by_itself() -> None:
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_the_parts_of_every_system_add_up(name: str) -> None:
     channels = {modality: {"image": 3, "depth": 2, "lidar": 4}[modality] for modality in REGISTRY[name].takes}
-    config = ModelConfig(name, "shufflenet_v2_x0_5", 16, 8, feature_dim=16, recurrent_dim=8)
+    config = tiny_config(name, latent_dim=16, hidden_dim=8, feature_dim=16, recurrent_dim=8)
     model = build_model(config, channels)
     assert sum(count_parameters(model).values()) == sum(x.numel() for x in model.parameters())
 
@@ -239,7 +240,7 @@ def test_a_file_is_read_with_its_versions_and_its_size(tmp_path: Path) -> None:
 
 def test_what_nearest_remembers_is_listed(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
-    config = ModelConfig("nearest", "squeezenet1_1")
+    config = model_config("nearest", "squeezenet1_1")
     preprocess = PreprocessConfig(("image",), 64)
     model = build_model(config, {"image": 3})
     model.memorise(torch.zeros(7, 512), np.zeros((7, 3)), np.tile([1.0, 0, 0, 0], (7, 1)))

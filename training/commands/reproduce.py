@@ -86,8 +86,9 @@ def _table(options: argparse.Namespace) -> str:
 
 
 def _cost(options: argparse.Namespace) -> str:
-    from training.config import load_config
+    from training.config import load_config_for
+    from training.reproduction.cost import SYSTEMS
     from training.reproduction.reproduce import reproduce_cost
 
-    config = load_config(options.config, options.set)
-    return reproduce_cost(config, options.out, device=options.device, repeats=options.repeats)
+    configs = {system: load_config_for(system, options.config, options.set or []) for system in SYSTEMS}
+    return reproduce_cost(configs, options.out, device=options.device, repeats=options.repeats)

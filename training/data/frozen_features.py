@@ -76,7 +76,7 @@ class FrozenFeatures:
         seed: int,
         device: torch.device,
     ) -> None:
-        self._views = config.views
+        self._views, self._rows = config.views, rows
         self.poses = [data.poses[i] for i in rows.tolist()] * config.views
         self.sequences = data.sequences[rows].repeat(config.views)
         generator = torch.Generator().manual_seed(seed)
@@ -105,19 +105,24 @@ class FrozenFeatures:
         return len(self.poses)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """As :meth:`PreparedDataset.batch`: everything by ``modality.what``, for :meth:`looks`."""
+        """As :meth:`PreparedDataset.batch`: everything by ``modality.what``, for :meth:`step_input`."""
         flat = {f"{name}.{what}": x for name, store in self._stores.items() for what, x in store.items()}
         tensors = {key: x[rows].to(device, non_blocking=True) for key, x in flat.items()}
         return tensors, {name: x[rows].to(device, non_blocking=True) for name, x in self._present.items()}
 
-    def views_of(self, frames: Tensor) -> Tensor:
-        """Rows of all views of some of the frames, which are counted as the data's rows were given."""
-        count = len(self) // self._views
-        return torch.cat([frames + view * count for view in range(self._views)])
+    def rows_of(self, frames: Tensor) -> Tensor:
+        """Rows of all views of some of the frames, which are rows of the data in increasing order."""
+        places, count = torch.searchsorted(self._rows, frames), len(self._rows)
+        return torch.cat([places + view * count for view in range(self._views)])
 
-    @staticmethod
-    def looks(tensors: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> PrecomputedFeatures:
-        """The model's view of a batch."""
+    def step_input(
+        self,
+        rows: Tensor,
+        tensors: Mapping[str, Tensor],
+        present: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> PrecomputedFeatures:
+        """The features of a batch as the objective takes them; augmentation was done when they were computed."""
         looks = {}
         for name, here in present.items():
             rows = torch.nonzero(here).flatten()

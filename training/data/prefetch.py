@@ -11,14 +11,14 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from training.data.dataset import PreparedDataset
+from training.data.training_data import TrainingData
 
 # What a loaded batch consists of: tensors, presence, and the event after which they are on the GPU.
 _Loaded = tuple[dict[str, Tensor], dict[str, Tensor], torch.cuda.Event | None]
 
 
 def prefetch(
-    data: PreparedDataset, plan: Iterable[Tensor], device: torch.device, depth: int = 2
+    data: TrainingData, plan: Iterable[Tensor], device: torch.device, depth: int = 2
 ) -> Iterator[tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]]:
     """The plan's batches in its order, as ``(rows, *data.batch(rows, device))``.
 
@@ -60,7 +60,7 @@ def default_depth(device: torch.device) -> int:
     return 2 if device.type in ("cpu", "cuda") else 0
 
 
-def _load(data: PreparedDataset, device: torch.device, rows: Tensor) -> _Loaded:
+def _load(data: TrainingData, device: torch.device, rows: Tensor) -> _Loaded:
     if device.type != "cuda":
         return *data.batch(rows, device), None
     stream = _copy_stream(device)

@@ -15,7 +15,7 @@ from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ModelConfig, ModelInput
+from vmloc_ros.core.models import ModelInput, model_config
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -34,7 +34,7 @@ def nearest_image_errors(
         ModelError: the backbone or its weights are not to be had.
     """
     preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
-    model = NearestImage(ModelConfig("nearest", backbone), preprocessor.channels, pretrained)
+    model = NearestImage(model_config("nearest", backbone), preprocessor.channels, pretrained)
     known, poses = _describe(model, preprocessor, train, progress)
     model.memorise(
         known,

@@ -5,18 +5,52 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models import ModelInput, PoseModel
+from vmloc_ros.core.pose_codec import PoseCodec
 
 Terms = dict[str, Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """Settings of an objective; each kind derives its own from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceConfig(ObjectiveConfig):
+    """Start values of the learnable balance between position and rotation (VMLoc Eq. 11).
+
+    Attributes:
+        beta: start of the position weight.
+        gamma: start of the rotation weight.
+    """
+
+    beta: float = -3.0
+    gamma: float = 0.0
+
+
 class Objective(nn.Module, ABC):
-    """A loss, with parameters of its own such as the balance of position and rotation."""
+    """A loss, with parameters of its own such as the balance of position and rotation.
+
+    Attributes:
+        config_type: its settings, the ``objective`` section of a configuration.
+    """
+
+    config_type: ClassVar[type[ObjectiveConfig]] = BalanceConfig
+
+    @classmethod
+    def build(cls, config: Any, codec: PoseCodec) -> Objective:
+        """The objective with the settings ``config``, of :attr:`config_type`.
+
+        Args:
+            codec: of the map, for objectives that need metres.
+        """
+        return cls(config)
 
     @abstractmethod
     def terms(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Terms:
@@ -50,31 +84,3 @@ class PoseLoss(nn.Module):
         error = (predicted - target).abs()
         position, rotation = error[..., :3].sum(-1), error[..., 3:].sum(-1)
         return position * torch.exp(-self.beta) + self.beta + rotation * torch.exp(-self.gamma) + self.gamma
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectiveConfig:
-    """VMLoc's objective (Eq. 11, 15).
-
-    Attributes:
-        samples: k.
-        estimator: of the encoders' gradient; see :mod:`training.objectives.variational`.
-        kl_weight: lambda.
-        beta: start of the position weight.
-        gamma: start of the rotation weight.
-        cells: of each picture that a step of a dense system looks at, drawn at random; 0: all.
-        solver_weight: of the true pose's likelihood under what the solver makes of these cells together, added to that
-            of each cell by itself; see :mod:`training.objectives.dense`.
-    """
-
-    samples: int = 10
-    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "iwae"
-    kl_weight: float = 1e-3
-    beta: float = -3.0
-    gamma: float = 0.0
-    cells: int = 0
-    solver_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.kl_weight < 0 or self.cells < 0 or self.solver_weight < 0:
-            raise ValueError(f"samples >= 1, kl_weight, cells and solver_weight >= 0, got {self}")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,24 @@ _LEAST_DEPTH_M = 0.1
 _MEAN_LENGTH = {3: 1.5958, 2: 1.2533}
 
 
+@dataclass(frozen=True, slots=True)
+class CellsConfig(ObjectiveConfig):
+    """Settings of the dense systems' objective.
+
+    Attributes:
+        cells: of each picture that a step looks at, drawn at random; 0: all.
+        solver_weight: of the true pose's likelihood under what the solver makes of these cells together, see
+            :func:`solver_loss`, added to that of each cell by itself.
+    """
+
+    cells: int = 0
+    solver_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cells < 0 or self.solver_weight < 0:
+            raise ValueError(f"cells and solver_weight must not be negative, got {self}")
+
+
 class DenseObjective(Objective):
     """Heteroscedastic likelihood of every cell's coordinates, robust: a Laplace distribution of the residual's length.
 
@@ -43,9 +63,15 @@ class DenseObjective(Objective):
         codec: of the map.
     """
 
-    def __init__(self, config: ObjectiveConfig, codec: PoseCodec) -> None:
+    config_type = CellsConfig
+
+    def __init__(self, config: CellsConfig, codec: PoseCodec) -> None:
         super().__init__()
         self._cells, self._solver_weight, self._codec = config.cells, config.solver_weight, codec
+
+    @classmethod
+    def build(cls, config: CellsConfig, codec: PoseCodec) -> DenseObjective:
+        return cls(config, codec)
 
     def terms(self, model: DenseModel, batch: ModelInput | PrecomputedFeatures, target: Tensor) -> Terms:
         rotation, translation = true_poses(target, self._codec)

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each system of the registry minimises in training."""
+"""What training minimises: objectives by name. The registry of systems says which system has which."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from training.objectives.dense import DenseObjective
 from training.objectives.regression import ClipObjective, HomoscedasticObjective, PoseObjective, RelativePoseObjective
 from training.objectives.variational import BoundObjective, ElboObjective
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ModelInput, PoseModel
+from vmloc_ros.core.models import REGISTRY, ModelInput, PoseModel, find_system
 from vmloc_ros.core.pose_codec import PoseCodec
 
 
@@ -27,31 +25,39 @@ class TrainingStep(nn.Module):
         return self.objective.terms(self.model, batch, target)
 
 
-OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
-    "vmloc": BoundObjective,
-    "image_vmloc": BoundObjective,
-    "depth_vmloc": BoundObjective,
-    "attention_vmloc": PoseObjective,
-    "poe_vmloc": ElboObjective,
-    "atloc": PoseObjective,
-    "mapnet": RelativePoseObjective,
-    "posenet_plus": HomoscedasticObjective,
-    "hourglass": PoseObjective,
-    "vidloc": ClipObjective,
+OBJECTIVES: dict[str, type[Objective]] = {
+    "bound": BoundObjective,
+    "elbo": ElboObjective,
+    "pose": PoseObjective,
+    "relative_pose": RelativePoseObjective,
+    "homoscedastic": HomoscedasticObjective,
+    "clip": ClipObjective,
+    "cells": DenseObjective,
 }
-DENSE = ("vmloc_dense", "dense_image", "dense_lidar")
 
 
-def build_objective(name: str, config: ObjectiveConfig, codec: PoseCodec) -> Objective:
-    """The objective of the system of that name. Raises ModelError: it is not trained by gradients.
+def objective_config_type(system: str) -> type[ObjectiveConfig]:
+    """Type of the ``objective`` section for a system; without settings for one that is not trained by gradients.
+
+    Raises:
+        ModelError: the system is not in the registry.
+    """
+    objective = find_system(system).objective
+    return ObjectiveConfig if objective is None else OBJECTIVES[objective].config_type
+
+
+def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec) -> Objective:
+    """The objective of the named system.
 
     Args:
-        codec: of the map: what metres a system's coordinates mean.
+        config: of :func:`objective_config_type`.
+        codec: of the map, for objectives that need metres.
+
+    Raises:
+        ModelError: the system is not in the registry, or is not trained by gradients.
     """
-    if name in DENSE:
-        return DenseObjective(config, codec)
-    if name not in OBJECTIVES:
-        raise ModelError(
-            f"model {name!r} has no objective; those that have: {', '.join(sorted([*OBJECTIVES, *DENSE]))}"
-        )
-    return OBJECTIVES[name](config)
+    objective = find_system(system).objective
+    if objective is None:
+        trained = sorted(name for name, entry in REGISTRY.items() if entry.objective is not None)
+        raise ModelError(f"model {system!r} has no objective; those that have: {', '.join(trained)}")
+    return OBJECTIVES[objective].build(config, codec)

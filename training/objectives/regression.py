@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.objectives.base import Objective, ObjectiveConfig, PoseLoss, Terms
+from training.objectives.base import BalanceConfig, Objective, PoseLoss, Terms
 from vmloc_ros.core.models import ClipModel, ModelInput, RegressionModel
 from vmloc_ros.core.models.baselines import MapNet, PoseNetPlus
 from vmloc_ros.core.models.rotation import quaternion_exp
@@ -15,7 +15,7 @@ from vmloc_ros.core.models.rotation import quaternion_exp
 class PoseObjective(Objective):
     """L_p (VMLoc Eq. 11) of every frame by itself, mean over the batch."""
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(self, config: BalanceConfig) -> None:
         super().__init__()
         self.pose_loss = PoseLoss(config.beta, config.gamma)
 
@@ -38,7 +38,7 @@ class RelativePoseObjective(Objective):
     has balance weights of its own.
     """
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(self, config: BalanceConfig) -> None:
         super().__init__()
         self.absolute_loss = PoseLoss(config.beta, config.gamma)
         self.relative_loss = PoseLoss(config.beta, config.gamma)
@@ -57,7 +57,7 @@ class HomoscedasticObjective(Objective):
     at the configuration's ``beta`` and ``gamma``; the paper's own start, for positions in metres, is 0 and -3.
     """
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    def __init__(self, config: BalanceConfig) -> None:
         super().__init__()
         self.s_x = nn.Parameter(torch.tensor(config.beta))
         self.s_q = nn.Parameter(torch.tensor(config.gamma))

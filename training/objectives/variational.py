@@ -17,14 +17,47 @@ through the parameters of ``log q(z_i | x)`` (the score term; its expectation is
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from training.objectives.base import Objective, ObjectiveConfig, PoseLoss, Terms
+from training.objectives.base import BalanceConfig, Objective, PoseLoss, Terms
 from vmloc_ros.core.models import ModelInput, Posterior, VariationalModel
 from vmloc_ros.core.models.fusion import Gaussian, standard_normal_log_prob
+
+
+@dataclass(frozen=True, slots=True)
+class ElboConfig(BalanceConfig):
+    """Settings of the plain ELBO.
+
+    Attributes:
+        kl_weight: lambda.
+    """
+
+    kl_weight: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.kl_weight < 0:
+            raise ValueError(f"kl_weight must not be negative, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class BoundConfig(ElboConfig):
+    """Settings of VMLoc's objective (Eq. 11, 15).
+
+    Attributes:
+        samples: k.
+        estimator: of the encoders' gradient; see :mod:`training.objectives.variational`.
+    """
+
+    samples: int = 10
+    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "iwae"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.kl_weight < 0:
+            raise ValueError(f"samples >= 1 and kl_weight >= 0, got {self}")
 
 
 class Bound(NamedTuple):
@@ -98,7 +131,9 @@ def elbo_loss(
 class BoundObjective(Objective):
     """The importance-weighted bound (VMLoc Eq. 7), with the estimator of its gradient that the configuration names."""
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    config_type = BoundConfig
+
+    def __init__(self, config: BoundConfig) -> None:
         super().__init__()
         self.config = config
         self.pose_loss = PoseLoss(config.beta, config.gamma)
@@ -112,9 +147,11 @@ class BoundObjective(Objective):
 
 
 class ElboObjective(Objective):
-    """The plain ELBO of one sample (MVAE), whatever number of samples the configuration names."""
+    """The plain ELBO of one sample (MVAE)."""
 
-    def __init__(self, config: ObjectiveConfig) -> None:
+    config_type = ElboConfig
+
+    def __init__(self, config: ElboConfig) -> None:
         super().__init__()
         self.kl_weight = config.kl_weight
         self.pose_loss = PoseLoss(config.beta, config.gamma)

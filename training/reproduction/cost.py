@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.config import TrainConfig
-from training.objectives.base import ObjectiveConfig
-from training.objectives.registry import build_objective
+from training.objectives.registry import build_objective, objective_config_type
+from training.objectives.variational import BoundConfig
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
@@ -50,6 +50,7 @@ SUBJECTS = {  # system and k
     "attention_vmloc": ("attention_vmloc", 1),
     "atloc": ("atloc", 1),
 }
+SYSTEMS = tuple(dict.fromkeys(system for system, _ in SUBJECTS.values()))
 REFERENCES = ("poe_vmloc", "attention_vmloc")
 _PAPER = {("vmloc, k = 10", "poe_vmloc"): 1.23, ("vmloc, k = 10", "attention_vmloc"): 1.02}
 _WARM_UP = 2
@@ -78,9 +79,12 @@ class _Subject:
         name, samples = SUBJECTS[key]
         channels = {modality: _CHANNELS[modality] for modality in select_modalities(name, tuple(_CHANNELS))}
         torch.manual_seed(0)
-        model = build_model(replace(config.model, name=name), channels).train()
+        model = build_model(config.model, channels).train()
         self._model = model.to(device, memory_format=torch.channels_last)
-        self._objective = build_objective(name, ObjectiveConfig(samples, "dreg"), _CODEC).to(device)
+        objective = objective_config_type(name)()
+        if isinstance(objective, BoundConfig):
+            objective = BoundConfig(samples=samples, estimator="dreg")
+        self._objective = build_objective(name, objective, _CODEC).to(device)
         self._gradient_norm = config.optimizer.gradient_norm
         parameters = [*self._model.parameters(), *self._objective.parameters()]
         self._optimizer = torch.optim.Adam(parameters, weight_decay=config.optimizer.weight_decay)
@@ -112,12 +116,13 @@ class _Subject:
 
 
 def measure_cost(
-    config: TrainConfig, device: torch.device, repeats: int = 20, progress: bool = True
+    configs: Mapping[str, TrainConfig], device: torch.device, repeats: int = 20, progress: bool = True
 ) -> dict[str, Cost]:
     """Costs of all :data:`SUBJECTS` with random weights, image and depth image.
 
     Args:
-        config: model sizes, batch size and shortest side (of a square picture) are taken from it.
+        configs: of each of :data:`SYSTEMS`; model sizes, batch size and shortest side (of a square picture) are taken
+            from it.
 
     Raises:
         ConfigError: ``repeats`` is not positive.
@@ -126,8 +131,8 @@ def measure_cost(
     if repeats < 1:
         raise ConfigError(f"repeats must be at least 1, got {repeats}")
     bar = tqdm(SUBJECTS, desc="memory", disable=not progress)
-    memory_mb = {key: _in_fresh_process(key, config, device) for key in bar}
-    subjects = {key: _Subject(key, config, device) for key in SUBJECTS}
+    memory_mb = {key: _in_fresh_process(key, configs[SUBJECTS[key][0]], device) for key in bar}
+    subjects = {key: _Subject(key, configs[SUBJECTS[key][0]], device) for key in SUBJECTS}
     steps_s = _take_turns({key: subject.step for key, subject in subjects.items()}, repeats, "steps", progress)
     for subject in subjects.values():
         subject.become_a_robots()

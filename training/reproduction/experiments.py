@@ -94,11 +94,11 @@ class Experiment:
         return tuple(dict.fromkeys(damage for variant in variants for damage in self.inputs_of(variant.name)))
 
 
-DENSE = ("vmloc_dense", "dense_image", "dense_lidar")
+_DENSE = tuple(name for name, system in REGISTRY.items() if system.objective == "cells")
 _DENSE_RECIPES = {"7scenes": "dense_rgbd.yaml", "bags": "dense_street.yaml", "robotcar": "dense_town.yaml"}
 
 VARIANTS: dict[str, Variant] = {
-    **{name: Variant(name, name, recipes=_DENSE_RECIPES if name in DENSE else {}) for name in REGISTRY},
+    **{name: Variant(name, name, recipes=_DENSE_RECIPES if name in _DENSE else {}) for name in REGISTRY},
     # Rays alone see no points to make a map of.
     "dense_image": Variant("dense_image", "dense_image", ("model.map_voxel_m=0",), _DENSE_RECIPES),
 } | {
@@ -263,7 +263,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "All systems on the same data (not in the paper)",
         "median",
         (
-            *DENSE,
+            *_DENSE,
             "vmloc",
             "vmloc_k1",
             "image_vmloc",

@@ -46,6 +46,7 @@ from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.localizer import select_device
+from vmloc_ros.core.models import DEFAULT_SYSTEM
 from vmloc_ros.core.resources import share_path
 
 logger = logging.getLogger(__name__)
@@ -282,17 +283,18 @@ def _range_name(scene: TableScene, settings: Settings) -> str:
     return " and ".join(names)
 
 
-def reproduce_cost(config: TrainConfig, out: Path, *, device: str = "auto", repeats: int = 20) -> str:
+def reproduce_cost(configs: Mapping[str, TrainConfig], out: Path, *, device: str = "auto", repeats: int = 20) -> str:
     """Time training steps and answers; ``OUT/cost.md``, ``.csv`` and ``.json``.
 
     Args:
-        config: see :func:`training.reproduction.cost.measure_cost`.
+        configs: see :func:`training.reproduction.cost.measure_cost`.
 
     Raises:
         VmlocError: settings, device or output are at fault.
     """
-    rows = cost_rows(measure_cost(config, select_device(device), repeats))
+    rows = cost_rows(measure_cost(configs, select_device(device), repeats))
     record = {"table": "cost", "date": _now(), **hardware(device)}
+    config = configs[DEFAULT_SYSTEM]
     shape = f"{config.model.backbone}, {config.preprocess.shortest_side} pixels, batch {config.optimizer.batch_size}"
     text = "\n\n".join(
         [

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainConfig, load_config, parse_config, read_layer
+from training.config import TrainConfig, applicable, load_config, parse_config, read_layer
 from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.reproduction.experiments import Input, Variant
@@ -24,7 +24,7 @@ from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE
-from vmloc_ros.core.models import select_modalities
+from vmloc_ros.core.models import DEFAULT_SYSTEM, select_modalities
 from vmloc_ros.core.resources import share_path
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,8 @@ class Run:
         """Configuration files and overrides, later ones over earlier ones."""
         data, system = share_path("config", "train", self.scene.config), system_file(self.variant)
         files = [data, system, *settings.config_files]
-        overrides = [*self._recipe(), *self.scene.settings, *settings.overrides, *self.variant.settings]
+        shared = applicable([*self.scene.settings, *settings.overrides], self.variant.system)
+        overrides = [*self._recipe(), *shared, *self.variant.settings]
         overrides += [f"model.name={self.variant.system}", f"seed={self.seed}"]
         if self.variant.system == NEAREST:
             overrides += _retrieval(load_config(files, overrides), settings)
@@ -115,7 +116,7 @@ def system_file(variant: Variant) -> Path:
 def data_config(scene: TableScene, settings: Settings) -> TrainConfig:
     """The scene's configuration for no system in particular."""
     files = [share_path("config", "train", scene.config), *settings.config_files]
-    return load_config(files, [*scene.settings, *settings.overrides])
+    return load_config(files, applicable([*scene.settings, *settings.overrides], DEFAULT_SYSTEM))
 
 
 def _retrieval(config: TrainConfig, settings: Settings) -> list[str]:

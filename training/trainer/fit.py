@@ -13,21 +13,18 @@ from torch import Tensor
 
 from training.config import TrainConfig
 from training.data.dataset import PreparedDataset, common_mounts, usual_twist
-from training.data.frozen_features import FrozenFeatures, PrecomputedFeatures
-from training.data.model_input import training_input
 from training.data.sampler import Sampler
+from training.data.training_data import TrainingData
 from training.objectives.registry import Terms, TrainingStep, build_objective
-from training.trainer.dense_map import build_point_map, learn_extent
 from training.trainer.distributed import Processes
+from training.trainer.lifecycle import TrainingFrames, lifecycle_of
 from training.trainer.optimizer import Optimizer
 from vmloc_ros.core.errors import ConfigError, DataError
-from vmloc_ros.core.models import DenseModel, ModelInput, PoseModel, build_model
+from vmloc_ros.core.models import PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
 _SHORT = {"effective_samples": "ess"}
-
-TrainingData = PreparedDataset | FrozenFeatures  # what steps draw from
 
 
 def new_model(
@@ -63,26 +60,14 @@ def new_model(
     return model.to(device, memory_format=torch.channels_last)
 
 
-def frozen_features(
-    config: TrainConfig, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
-) -> FrozenFeatures:
-    """What steps draw from where trunks do not change. Raises ConfigError: this system's trunks must."""
-    if not isinstance(model, DenseModel):
-        raise ConfigError(f"model.frozen: {config.model.name} trains its trunks; only dense systems need not")
-    preprocessor = Preprocessor(config.preprocess)
-    return FrozenFeatures(model, data, rows, preprocessor, config.augment, config.frozen, config.seed, device)
-
-
 class ModelTraining:
     """A training by gradient steps, epoch by epoch.
 
     Args:
         model: see :func:`new_model`.
-        codec: of the rows' poses.
-        data: all frames.
-        rows: of the data, to train on; nothing else of the data has a part in the outcome.
-        material: the data, or features of some of their rows.
-        material_rows: those of the material that belong to ``rows``.
+        codec: of the training poses.
+        frames: what to train on; nothing else of its data has a part in the outcome.
+        training_data: what steps draw from; it has rows for all training frames.
         epochs: of the whole training.
 
     Attributes:
@@ -95,29 +80,26 @@ class ModelTraining:
 
     def __init__(
         self,
-        config: TrainConfig,
         model: PoseModel,
         codec: PoseCodec,
-        data: PreparedDataset,
-        rows: Tensor,
-        material: TrainingData,
-        material_rows: Tensor,
+        frames: TrainingFrames,
+        training_data: TrainingData,
         epochs: int,
-        device: torch.device,
         processes: Processes,
     ) -> None:
+        config, device = frames.config, frames.device
         self.model, self.codec, self.epochs, self.progress = model, codec, epochs, Progress()
-        self.material, self.rows = material, rows
-        self._config, self._data, self._device, self._processes = config, data, device, processes
-        self._preprocessor = Preprocessor(config.preprocess)
-        if isinstance(model, DenseModel):
-            learn_extent(model, data, rows, self._preprocessor, codec, device)
-        self._targets = torch.from_numpy(codec.encode(material.poses)).to(device)
-        self.sampler = Sampler(material, material_rows, model, config.optimizer.batch_size, config.seed)
+        self.training_data = training_data
+        self._config, self._frames, self._device, self._processes = config, frames, device, processes
+        self._lifecycle = lifecycle_of(config.model.name)
+        self._lifecycle.initialise(model, frames, codec)
+        self._targets = torch.from_numpy(codec.encode(training_data.poses)).to(device)
+        rows = training_data.rows_of(frames.rows)
+        self.sampler = Sampler(training_data, rows, model, config.optimizer.batch_size, config.seed)
         self.sampler.check_processes(processes.count)
         self.objective = build_objective(config.model.name, config.objective, codec).to(device)
         self.training_step = processes.wrap(TrainingStep(model, self.objective), device)
-        self.descent = Optimizer(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
+        self.optimizer = Optimizer(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
 
     @property
     def done(self) -> bool:
@@ -130,13 +112,8 @@ class ModelTraining:
         return self.progress.epoch * self.sampler.steps + self.progress.step
 
     def prepare(self) -> None:
-        """What a training needs before its first step and a resumed one has. Raises DataError: there is no map."""
-        if not isinstance(self.model, DenseModel) or self.model.map is None or len(self.model.map):
-            return
-        build_point_map(self.model, self._data, self.rows, self._preprocessor, self.codec, self._device)
-        averaged = self.descent.best_model
-        if averaged is not self.model:  # a copy from before there was a map
-            averaged.map.fill(self.model.map.points_m, self.model.map.normals)
+        """Add to the model what it needs before the first step. Raises DataError: the frames do not give it."""
+        self._lifecycle.complete(self.model, self.optimizer.best_model, self._frames, self.codec)
 
     def step(self, rows: Tensor, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Terms:
         """Change the weights. Returns the terms of the loss, detached, and means over the processes."""
@@ -144,16 +121,10 @@ class ModelTraining:
         seed, augment_seed = self.sampler.seeds(state.epoch, state.step, self._processes.rank)
         torch.manual_seed(seed)  # posterior samples, dropout
         generator = torch.Generator().manual_seed(augment_seed)
-        if isinstance(self.material, FrozenFeatures):
-            batch: ModelInput | PrecomputedFeatures = self.material.looks(tensors, present)
-        else:
-            known = (None, None)
-            if self.model.needs_geometry:
-                known = self._data.intrinsics(rows, self._device), self._data.twists[rows].to(self._device)
-            batch = training_input(tensors, present, self._config.augment, self._preprocessor, generator, *known)
-        with self.descent.autocast():
+        batch = self.training_data.step_input(rows, tensors, present, generator)
+        with self.optimizer.autocast():
             terms = self.training_step(batch, self._targets[rows.to(self._device)])
-        self.descent.step(terms["loss"], self.steps)
+        self.optimizer.step(terms["loss"], self.steps)
         means = self._processes.mean(torch.stack([x.detach() for x in terms.values()]))
         return dict(zip(terms, means, strict=True))
 
@@ -172,13 +143,13 @@ class ModelTraining:
             "progress": {name: getattr(self.progress, name) for name in self.progress.__slots__},
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
-            "descent": self.descent.state_dict(),
+            "descent": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
-        self.descent.load_state_dict(state["descent"])
+        self.optimizer.load_state_dict(state["descent"])
         sums = {name: x.to(self._device) for name, x in state["progress"]["sums"].items()}
         self.progress = replace(Progress(**state["progress"]), sums=sums)
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from training.calibration.confidence import remember
 from training.calibration.held_out import BySensors, from_state, predict_held_out, to_state
-from training.config import TrainConfig
-from training.data.dataset import PreparedDataset
-from training.data.frozen_features import FrozenFeatures
 from training.data.sampler import Sampler
+from training.data.training_data import TrainingData
 from training.trainer.distributed import Processes
-from training.trainer.fit import ModelTraining, TrainingData, new_model
+from training.trainer.fit import ModelTraining, new_model
+from training.trainer.lifecycle import TrainingFrames
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.models import PoseModel
@@ -30,9 +29,9 @@ class Folds:
     Args:
         header: of the model.
         model: for its shape alone.
-        data: all frames.
-        material: these, or the features of all of them.
-        parts: rows that each is trained on, and rows that it is asked for.
+        frames: all of the data, with what is common to all trainings.
+        training_data: what steps draw from; it has rows for all frames.
+        parts: rows of the data that each is trained on, and rows that it predicts.
 
     Attributes:
         number: of the one under way, from 1 on; 0 before the first.
@@ -44,45 +43,48 @@ class Folds:
 
     def __init__(
         self,
-        config: TrainConfig,
         header: CheckpointHeader,
         model: PoseModel,
-        data: PreparedDataset,
-        material: TrainingData,
+        frames: TrainingFrames,
+        training_data: TrainingData,
         parts: Sequence[tuple[Tensor, Tensor]],
-        device: torch.device,
         processes: Processes,
     ) -> None:
         self.number = 0
         self.answers: list[BySensors] = []
-        self._config, self._header, self._data, self._material = config, header, data, material
-        self._parts, self._device, self._processes = parts, device, processes
+        self._header, self._frames, self._training_data = header, frames, training_data
+        self._parts, self._processes = parts, processes
+        config = frames.config
         for rows, _ in parts:  # too few are reported now, not after the model's own training
-            Sampler(material, self._places(rows), model, config.optimizer.batch_size, config.seed)
+            rows = training_data.rows_of(rows)
+            Sampler(training_data, rows, model, config.optimizer.batch_size, config.seed)
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def begin(self, number: int) -> ModelTraining:
         """The training of that number, before its first step."""
-        self.number, rows, config = number, self._parts[number - 1][0], self._config
-        model = new_model(config, self._data, rows, self._data, self._device)
-        codec = PoseCodec.fit([self._data.poses[i] for i in rows.tolist()])
-        material = self._material, self._places(rows)
+        self.number, rows, frames = number, self._parts[number - 1][0], self._frames
+        config, data = frames.config, frames.data
+        model = new_model(config, data, rows, data, frames.device)
+        codec = PoseCodec.fit([data.poses[i] for i in rows.tolist()])
         epochs = config.validation.fold_epochs or config.optimizer.epochs
-        return ModelTraining(config, model, codec, self._data, rows, *material, epochs, self._device, self._processes)
+        frames = replace(frames, rows=rows)
+        return ModelTraining(model, codec, frames, self._training_data, epochs, self._processes)
 
     def end(self, fit: ModelTraining) -> None:
         """Ask the training for the rows that it has not seen. Raises DataError: an answer is not finite."""
-        self._processes.level_buffers(fit.descent.best_model)
+        self._processes.level_buffers(fit.optimizer.best_model)
         if not self._processes.first:
             return
-        torch.manual_seed(self._config.seed)
+        torch.manual_seed(self._frames.config.seed)
         header, (rows, asked) = replace(self._header, pose_codec=fit.codec), self._parts[self.number - 1]
-        model = fit.descent.best_model
-        memories = remember(header, model, self._data, rows, self._device)
+        model = fit.optimizer.best_model
+        memories = remember(header, model, self._frames.data, rows, self._frames.device)
         try:
-            self.answers.append(predict_held_out(header, model, self._data, asked, self._device, memories))
+            self.answers.append(
+                predict_held_out(header, model, self._frames.data, asked, self._frames.device, memories)
+            )
         except ModelError as error:
             raise DataError(f"fold {self.number}: {error}; reduce optimizer.learning_rate") from error
 
@@ -92,7 +94,3 @@ class Folds:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.number, self.answers = state["fold"], [from_state(answers) for answers in state["answers"]]
-
-    def _places(self, rows: Tensor) -> Tensor:
-        """Where the data's rows stand in what steps draw from."""
-        return self._material.views_of(rows) if isinstance(self._material, FrozenFeatures) else rows

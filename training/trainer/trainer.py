@@ -23,18 +23,17 @@ from training.data.dataset import PreparedDataset
 from training.data.prefetch import default_depth, prefetch
 from training.data.splits import Split
 from training.trainer.distributed import Processes
-from training.trainer.fit import ModelTraining, TrainingData, frozen_features, new_model, postfix
+from training.trainer.fit import ModelTraining, new_model, postfix
 from training.trainer.folds import Folds
 from training.trainer.interruption import Interruption
+from training.trainer.lifecycle import TrainingFrames, lifecycle_of
 from training.trainer.logbook import Logbook
-from training.trainer.memorise import memorise
 from training.trainer.optimizer import arithmetic
 from training.trainer.run_files import RunFiles, damaged_state
 from training.trainer.validation import score, validate
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
-from vmloc_ros.core.models import MemoryModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -93,17 +92,13 @@ class Trainer:
             training=self._record(record or {}, codec.scale_m),
         )
         self.model = new_model(config, data, self._split.train, self._validation_data, device)
-        if not isinstance(self.model, MemoryModel):
-            material: TrainingData = data
-            if config.model.frozen:
-                material = frozen_features(config, self.model, data, self._split.train, device)
-            rows = torch.arange(len(material)) if config.model.frozen else self._split.train
-            common = device, self._processes
-            epochs = config.optimizer.epochs
-            self._fit = ModelTraining(
-                config, self.model, codec, data, self._split.train, material, rows, epochs, *common
-            )
-            self._folds = Folds(config, self._header, self.model, data, material, self._split.folds, *common)
+        self._lifecycle = lifecycle_of(config.model.name)
+        self._frames = TrainingFrames(config, data, self._split.train, device)
+        if self._lifecycle.by_gradients:
+            training_data, epochs = self._lifecycle.training_data(self.model, self._frames), config.optimizer.epochs
+            common = self._frames, training_data
+            self._fit = ModelTraining(self.model, codec, *common, epochs, self._processes)
+            self._folds = Folds(self._header, self.model, *common, self._split.folds, self._processes)
         elif self._processes.count > 1:
             raise ConfigError(f"{config.model.name} is not trained by gradients; run it in one process")
         elif self._split.folds:
@@ -112,7 +107,7 @@ class Trainer:
     def run(self, progress: bool = True) -> dict[str, float]:
         """Train to the last epoch and finish the best checkpoint; return its validation metrics.
 
-        A system that remembers passes over the data once instead; the checkpoint is then the only file.
+        A system that is not trained by gradients passes over the data once instead; its checkpoint is the only file.
 
         Raises:
             OutputError: a file cannot be written.
@@ -120,8 +115,8 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C, or SIGTERM as :class:`training.trainer.interruption.Terminated`, after the step
                 under way has been finished and the state saved.
         """
-        if isinstance(self.model, MemoryModel):
-            memorise(self.model, self._data, self._split.train, self._preprocessor, self._device, progress)
+        if not self._lifecycle.by_gradients:
+            self._lifecycle.store(self.model, self._frames, progress)
             save_checkpoint(self._files.best, self._header, self.model.state_dict())
             return self._finish()
         # Several processes would stop at different steps and wait for each other: they go on from the last saved state.
@@ -131,13 +126,13 @@ class Trainer:
             return self._finish()
 
     def resume(self) -> None:
-        """Continue from the saved state; a system that remembers has nothing to go on from and starts anew.
+        """Continue from the saved state; a system that is not trained by gradients starts anew.
 
         Raises:
             CheckpointError: the file is missing or damaged.
             ConfigError: it belongs to another configuration or other data.
         """
-        if isinstance(self.model, MemoryModel):
+        if not self._lifecycle.by_gradients:
             return
         state = self._files.load_state(self._identity())
         try:
@@ -218,7 +213,9 @@ class Trainer:
         started = saved = shown = time.monotonic()
         first_step = state.step
         fit.training_step.train()
-        with closing(prefetch(fit.material, plan[state.step :], self._device, default_depth(self._device))) as batches:
+        with closing(
+            prefetch(fit.training_data, plan[state.step :], self._device, default_depth(self._device))
+        ) as batches:
             for rows, tensors, present in batches:
                 terms = fit.step(rows, tensors, present)
                 state.sums = {name: x + state.sums.get(name, 0.0) for name, x in terms.items()}
@@ -229,7 +226,7 @@ class Trainer:
                     shown, values = now, {name: float(x) for name, x in terms.items()}
                     bar.set_postfix(postfix(state.epoch + 1, values), refresh=False)
                     if logbook and self._processes.first:
-                        logbook.step(fit.steps, {**values, "rate": fit.descent.rate(fit.steps - 1)})
+                        logbook.step(fit.steps, {**values, "rate": fit.optimizer.rate(fit.steps - 1)})
                 if interruption.requested:
                     self._save_state()
                     raise interruption.error()
@@ -239,7 +236,7 @@ class Trainer:
         means, metrics = fit.epoch_means(), None
         seconds = time.monotonic() - started
         images = (state.step - first_step) * fit.sampler.frames
-        rate = fit.descent.rate(fit.steps - 1)
+        rate = fit.optimizer.rate(fit.steps - 1)
         state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
         if logbook:
             due = state.epoch % self._config.validation.interval == 0 or state.epoch == fit.epochs
@@ -272,7 +269,7 @@ class Trainer:
         elif metrics is not None:
             state.stale += 1
         if self._processes.first:
-            header, weights = replace(self._header, metrics=metrics or {}), self._fit.descent.best_model.state_dict()
+            header, weights = replace(self._header, metrics=metrics or {}), self._fit.optimizer.best_model.state_dict()
             if better:
                 save_checkpoint(self._files.best, header, weights)
             save_checkpoint(self._files.last, header, weights)

@@ -15,7 +15,6 @@ from training.prediction import poses, predict
 from training.trainer.distributed import Processes
 from training.trainer.fit import ModelTraining
 from vmloc_ros.core.errors import DataError, ModelError
-from vmloc_ros.core.models import ClipModel
 from vmloc_ros.core.preprocessing import Preprocessor
 
 logger = logging.getLogger(__name__)
@@ -36,9 +35,9 @@ def validate(
     """
     if not len(rows):
         return None
-    model = fit.descent.best_model
-    # Clips look back across the borders of parts.
-    shared = not isinstance(model, ClipModel) and len(rows) >= processes.count
+    model = fit.optimizer.best_model
+    # Systems that look back do so across the borders of parts.
+    shared = not model.looks_back and len(rows) >= processes.count
     mine = processes.share(rows) if shared else rows
     processes.level_buffers(model)
     try:

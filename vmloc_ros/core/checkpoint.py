@@ -21,7 +21,7 @@ from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import ModelConfig, PoseModel, build_model
+from vmloc_ros.core.models import ModelConfig, PoseModel, build_model, config_types, own_settings
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -112,6 +112,11 @@ class CheckpointHeader:
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:
+        """Systems differ in their settings."""
+        return config_types(values)
 
 
 def save_checkpoint(
@@ -208,6 +213,13 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
             f"reads version {VERSION}; install the vmloc_ros that wrote it ({metadata.get('vmloc_ros')}) or train again"
         )
     try:
-        return from_mapping(CheckpointHeader, json.loads(metadata["header"]), "header")
-    except (KeyError, json.JSONDecodeError, ConfigError) as error:
+        values = json.loads(metadata["header"])
+        # Older headers hold the settings of all systems, with null for a system's own default.
+        values["model"] = {key: x for key, x in own_settings(values["model"]).items() if x is not None}
+        return from_mapping(CheckpointHeader, values, "header")
+    except ModelError as error:
+        raise CheckpointError(
+            f"{path} needs a model that this vmloc_ros {vmloc_ros.__version__} lacks: {error}"
+        ) from error
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error

@@ -18,6 +18,9 @@ T = TypeVar("T")
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     """Build dataclass ``cls`` (nested ones too) from a mapping.
 
+    A dataclass whose fields' types depend on the values has a class method ``field_types(values)`` that returns these
+    types by name.
+
     Args:
         cls: a dataclass type; its own ``__post_init__`` may check ranges and raise ConfigError or ValueError.
         values: keys are field names; missing keys take the field's default.
@@ -29,6 +32,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where}: expected a mapping of {cls.__name__} settings, got {values!r}")
     hints = typing.get_type_hints(cls)
+    hints |= getattr(cls, "field_types", lambda values: {})(values)
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in values if key not in known)
     if unknown:

@@ -34,7 +34,7 @@ from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.frame import Estimate, Sample
 from vmloc_ros.core.geometry import Pose, quaternion_exp
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import ModelConfig, ModelInput, RegressionModel
+from vmloc_ros.core.models import ModelInput, RegressionModel, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance, residual_covariance
@@ -353,7 +353,7 @@ def still_data(count: int, without: str = "") -> PreparedDataset:
 
 def reader_header() -> CheckpointHeader:
     codec = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
-    return CheckpointHeader(ModelConfig(), PREPROCESS, codec, "map", "camera")
+    return CheckpointHeader(model_config(), PREPROCESS, codec, "map", "camera")
 
 
 def calibrated(data: PreparedDataset, rows: torch.Tensor) -> CheckpointHeader:

@@ -27,7 +27,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, save_ch
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import ClipModel, ModelConfig, ModelInput, build_model
+from vmloc_ros.core.models import ClipModel, ModelInput, build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -112,6 +112,7 @@ def prepared(count: int, break_before: Sequence[int] = ()) -> PreparedDataset:
 
 def config(system: str, **model: Any) -> TrainConfig:
     values = {
+        "shared_by_systems": True,
         "model": {"name": system, "backbone": "squeezenet1_1", "feature_dim": 8, "recurrent_dim": 8, **model},
         "preprocess": {"modalities": ["image"], "shortest_side": 32},
         "optimizer": {"epochs": 1, "batch_size": 8},
@@ -196,7 +197,7 @@ def test_training_shows_each_frame_with_the_history_that_validation_and_a_robots
     assert [clip[-1] for clip in trained_on] == rows.tolist()
 
     robot, validated = Adder(length), Adder(length)
-    sizes = ModelConfig("vidloc", clip_length=length)
+    sizes = model_config("vidloc", clip_length=length)
     stream = Localizer(CheckpointHeader(sizes, PICTURES, METRES, "map", "base_link"), robot).stream()
     for sample in recording(count, breaks):
         stream.feed(sample.frame)
@@ -207,7 +208,7 @@ def test_training_shows_each_frame_with_the_history_that_validation_and_a_robots
 
 def test_validation_and_a_robots_stream_give_the_same_answers() -> None:
     """Prepared in batches and decoded run by run, or frame by frame through the localizer, with modalities lost."""
-    sizes = ModelConfig("vidloc", "squeezenet1_1", feature_dim=8, recurrent_dim=8, clip_length=3)
+    sizes = model_config("vidloc", "squeezenet1_1", feature_dim=8, recurrent_dim=8, clip_length=3)
     preprocess = PreprocessConfig(("image", "lidar"), 32)
     preprocessor = Preprocessor(preprocess)
     frames, rows = drive(np.arange(6) * 0.1), torch.arange(6)
@@ -266,7 +267,7 @@ def assert_at(estimate: Estimate, frame: Frame, position_m: np.ndarray) -> None:
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_only_a_bidirectional_vidloc_uses_the_future(bidirectional: bool) -> None:
     torch.manual_seed(0)
-    sizes = ModelConfig("vidloc", "squeezenet1_1", feature_dim=8, recurrent_dim=8, bidirectional=bidirectional)
+    sizes = model_config("vidloc", "squeezenet1_1", feature_dim=8, recurrent_dim=8, bidirectional=bidirectional)
     model = build_model(sizes, {"image": 3}).eval()
     features = torch.randn(1, 5, 8)
     changed = features.clone()

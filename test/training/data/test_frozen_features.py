@@ -13,9 +13,8 @@ from torch import Tensor
 from rooms import CODEC, CPU, MOUNTS, PREPROCESS, TINY, in_map, input_of, room_data
 from training.data.augment import AugmentConfig
 from training.data.dataset import PreparedDataset
-from training.data.frozen_features import FrozenConfig, FrozenFeatures
-from training.objectives.base import ObjectiveConfig
-from training.objectives.dense import DenseObjective
+from training.data.frozen_features import FrozenConfig, FrozenFeatures, PrecomputedFeatures
+from training.objectives.dense import CellsConfig, DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.models import DenseModel, build_model
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -40,6 +39,11 @@ def features_of(
     return FrozenFeatures(model, data, chosen, Preprocessor(preprocess), augmentation, config, seed, CPU)
 
 
+def in_step(features: FrozenFeatures, rows: torch.Tensor) -> PrecomputedFeatures:
+    """What a training step gets of the rows."""
+    return features.step_input(rows, *features.batch(rows, CPU), torch.Generator())
+
+
 def flat(features: FrozenFeatures, rows: list[int]) -> Mapping[str, Tensor]:
     tensors, present = features.batch(torch.tensor(rows), CPU)
     return {**tensors, **present}
@@ -53,7 +57,7 @@ def test_frozen_features_are_what_the_model_sees_of_each_frame() -> None:
     data = room_data([("image", "depth")] * 20, RGBD)
     features = features_of(data, STRONG, FrozenConfig(views=1, cells=0))
     assert len(features) == 20
-    looks = features.looks(*features.batch(torch.arange(20), CPU)).looks
+    looks = in_step(features, torch.arange(20)).looks
     expected = frozen_model().look(input_of(data, RGBD))
     for name, look in looks.items():
         seen = expected[name]
@@ -75,7 +79,7 @@ def test_of_several_views_the_first_is_plain_and_the_others_vary() -> None:
     features = features_of(data, STRONG, FrozenConfig(views=3, cells=50), rows=torch.tensor([0, 2]))
     assert len(features) == 6
     assert [pose.position_m[0] for pose in features.poses] == [data.poses[i].position_m[0] for i in (0, 2)] * 3
-    looks = features.looks(*features.batch(torch.arange(6), CPU)).looks
+    looks = in_step(features, torch.arange(6)).looks
     model = frozen_model()
     plain = model.look(input_of(data, RGBD, [0, 2]))["depth"].cells
     cells = looks["depth"].cells
@@ -103,17 +107,17 @@ def test_the_seed_decides_the_views() -> None:
 def test_frozen_features_know_which_sensors_each_frame_has() -> None:
     data = room_data([("image",), ("image", "depth", "lidar"), ("lidar",), ("depth",)])
     features = features_of(data, AugmentConfig(0.0, 0.0, 0.0), FrozenConfig(1, 20))
-    looks = features.looks(*features.batch(torch.tensor([3, 2, 1, 0]), CPU))
+    looks = in_step(features, torch.tensor([3, 2, 1, 0]))
     assert len(looks) == 4 or max(len(look.rows) for look in looks.looks.values()) == len(looks)
     assert {name: look.rows.tolist() for name, look in looks.looks.items()} == {
         "image": [2, 3],
         "depth": [0, 2],
         "lidar": [1, 2],
     }
-    alone = features.looks(*features.batch(torch.tensor([0]), CPU)).looks
+    alone = in_step(features, torch.tensor([0])).looks
     assert list(alone) == ["image"]
     assert not bool(alone["image"].cells.ranged.any())
     model = frozen_model(MODALITIES)
-    objective = DenseObjective(ObjectiveConfig(), CODEC)
+    objective = DenseObjective(CellsConfig(), CODEC)
     loss = objective(model, looks, torch.from_numpy(CODEC.encode(data.poses[::-1])))
     assert bool(torch.isfinite(loss))

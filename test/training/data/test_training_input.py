@@ -25,7 +25,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import MODALITIES, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.models import REGISTRY, ModelConfig, ModelInput, RegressionModel, System
+from vmloc_ros.core.models import REGISTRY, ModelConfig, ModelInput, RegressionModel, System, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import VALIDITY, cylindrical_points
@@ -77,7 +77,7 @@ def prepared(preprocess: PreprocessConfig, shown: list[Frame], mounts: Mapping[s
 def on_the_robot(preprocess: PreprocessConfig, frame: Frame) -> ModelInput:
     preprocessor = Preprocessor(preprocess)
     codec = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
-    header = CheckpointHeader(ModelConfig("measuring"), preprocess, codec, "map", "base_link")
+    header = CheckpointHeader(model_config("measuring"), preprocess, codec, "map", "base_link")
     return Localizer(header, Measuring(header.model, preprocessor.channels)).preprocess(frame)
 
 

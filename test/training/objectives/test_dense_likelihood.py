@@ -13,8 +13,7 @@ from torch import Tensor
 
 from rooms import CODEC, MOUNTS, PREPROCESS, TINY, in_map, in_room, input_of, room_data
 from training.data.frozen_features import PrecomputedFeatures
-from training.objectives.base import ObjectiveConfig
-from training.objectives.dense import DenseObjective
+from training.objectives.dense import CellsConfig, DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
@@ -48,7 +47,7 @@ def target_of(pose: Pose) -> Tensor:
 
 
 def terms(model: Any, looks: PrecomputedFeatures, pose: Pose) -> dict[str, float]:
-    objective = DenseObjective(ObjectiveConfig(), CODEC)
+    objective = DenseObjective(CellsConfig(), CODEC)
     return {name: float(x) for name, x in objective.terms(model, looks, target_of(pose)).items()}
 
 
@@ -106,7 +105,7 @@ def test_the_truth_has_no_residual() -> None:
         seen = [in_map(pose, points + 3 * rays * ~ranged.unsqueeze(1)) for pose, points, rays, ranged in zip(
             data.poses, look.cells.points_m, look.cells.rays, look.cells.ranged, strict=True)]  # fmt: skip
         says = Says(torch.stack(seen), torch.zeros(look.cells.valid.shape))
-        objective = DenseObjective(ObjectiveConfig(), CODEC)
+        objective = DenseObjective(CellsConfig(), CODEC)
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 found = objective.terms(says, PrecomputedFeatures({name: look}), target)
@@ -137,7 +136,7 @@ def test_each_step_looks_at_so_many_cells() -> None:
 
     points = torch.arange(50.0)[:, None].expand(-1, 3)
     yes = torch.ones(50, dtype=torch.bool)
-    objective = DenseObjective(ObjectiveConfig(cells=20), CODEC)
+    objective = DenseObjective(CellsConfig(cells=20), CODEC)
     for seed in range(2):
         torch.manual_seed(seed)
         objective.terms(Watches(points, points), cells_of(points, points, yes, yes), target_of(in_room(0)))

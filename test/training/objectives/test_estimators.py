@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import helpers  # noqa: F401 (one thread for torch)
-from training.objectives.base import ObjectiveConfig, PoseLoss
+from helpers import tiny_objective
+from training.objectives.base import PoseLoss
 from training.objectives.registry import Objective, build_objective
 from training.objectives.variational import bound_loss, elbo_loss
-from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, VMLoc, build_model
+from vmloc_ros.core.models import ModelInput, Posterior, VMLoc, build_model, model_config
 from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.pose_codec import PoseCodec
 
@@ -377,7 +377,7 @@ def test_dreg_has_the_smaller_variance_where_it_is_unbiased() -> None:
 
 def tiny_model(dropout: float = 0.0) -> VMLoc:
     torch.manual_seed(0)
-    config = ModelConfig(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8, dropout=dropout)
+    config = model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8, dropout=dropout)
     model = build_model(config, {"image": 3, "lidar": 4})
     assert isinstance(model, VMLoc)
     torch.nn.init.normal_(model.attention.alpha.weight, std=0.5)  # it starts as the identity, without gradient inside
@@ -405,7 +405,8 @@ def gradients(objective: Objective) -> tuple[float, dict[str, Tensor]]:
 
 def objective(name: str, **values: Any) -> Objective:
     codec = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
-    return build_objective(name, ObjectiveConfig(**{"samples": 5, "kl_weight": 0.5, "beta": -1.0, **values}), codec)
+    settings = {"samples": 5, "kl_weight": 0.5, "beta": -1.0, **values}
+    return build_objective(name, tiny_objective(name, **settings), codec)
 
 
 def test_the_estimator_changes_the_gradients_of_all_encoders_and_of_nothing_else() -> None:

@@ -7,16 +7,15 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-import helpers  # noqa: F401 (one thread for torch)
-from training.objectives.base import ObjectiveConfig
+from helpers import tiny_objective
 from training.objectives.registry import build_objective
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models import ModelConfig, ModelInput, Posterior, build_model
+from vmloc_ros.core.models import ModelInput, Posterior, build_model, model_config
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 from vmloc_ros.core.pose_codec import PoseCodec
 
 EMPTY = ModelInput({}, {})
-WEIGHTS = ObjectiveConfig(beta=-1.0, gamma=0.5)
+BALANCE = {"beta": -1.0, "gamma": 0.5}
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
 
 
@@ -61,7 +60,7 @@ def pose_loss(error: np.ndarray, beta: float = -1.0, gamma: float = 0.5) -> floa
 @pytest.mark.parametrize("system", ["attention_vmloc", "atloc", "hourglass"])
 def test_systems_of_single_frames_minimise_the_mean_of_equation_11(system: str) -> None:
     answers, target = vectors(5, 0), vectors(5, 1)
-    loss = build_objective(system, WEIGHTS, CODEC)(Answers(answers), EMPTY, target)
+    loss = build_objective(system, tiny_objective(system, **BALANCE), CODEC)(Answers(answers), EMPTY, target)
     assert loss.item() == pytest.approx(pose_loss((answers - target).numpy()), rel=1e-6)
 
 
@@ -70,7 +69,7 @@ def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None
     read = np.concatenate(
         [np.cumsum(clip, axis=0) / np.arange(1, 4)[:, None] for clip in (answers[:3].numpy(), answers[3:].numpy())]
     )
-    loss = build_objective("vidloc", WEIGHTS, CODEC)(RunningMean(answers), EMPTY, target)
+    loss = build_objective("vidloc", tiny_objective("vidloc", **BALANCE), CODEC)(RunningMean(answers), EMPTY, target)
     assert loss.item() == pytest.approx(pose_loss(read - target.numpy()), rel=1e-6)
 
 
@@ -112,7 +111,7 @@ def joint(model: Posteriors) -> torch.distributions.Normal:
 @pytest.mark.parametrize("system", ["vmloc", "poe_vmloc"])
 def test_systems_with_a_posterior_tell_its_kl_and_each_modalitys_variance_where_it_is_present(system: str) -> None:
     model = Posteriors()
-    terms = build_objective(system, WEIGHTS, CODEC).terms(model, EMPTY, vectors(5, 1))
+    terms = build_objective(system, tiny_objective(system, **BALANCE), CODEC).terms(model, EMPTY, vectors(5, 1))
     prior = torch.distributions.Normal(torch.zeros(8).double(), torch.ones(8).double())
     divergence = torch.distributions.kl_divergence(joint(model), prior).sum(dim=1).mean()
     assert terms["kl"].item() == pytest.approx(divergence.item(), rel=1e-5)
@@ -125,7 +124,7 @@ def test_systems_with_a_posterior_tell_its_kl_and_each_modalitys_variance_where_
 def test_a_modality_that_no_sample_of_the_batch_has_makes_no_term_infinite() -> None:
     model = Posteriors()
     model.present["image"] = torch.zeros(5).bool()
-    terms = build_objective("vmloc", WEIGHTS, CODEC).terms(model, EMPTY, vectors(5, 1))
+    terms = build_objective("vmloc", tiny_objective("vmloc", **BALANCE), CODEC).terms(model, EMPTY, vectors(5, 1))
     assert all(bool(torch.isfinite(x)) for x in terms.values())
 
 
@@ -134,7 +133,7 @@ def test_effective_samples_are_all_where_samples_are_alike_and_one_where_one_fit
     share: float, low: float, high: float
 ) -> None:
     torch.manual_seed(0)
-    objective = build_objective("vmloc", ObjectiveConfig(samples=10, kl_weight=0.0, beta=-3.0), CODEC)
+    objective = build_objective("vmloc", tiny_objective("vmloc", samples=10, kl_weight=0.0, beta=-3.0), CODEC)
     effective = objective.terms(Posteriors(share), EMPTY, vectors(5, 1))["effective_samples"].item()
     assert low - 1e-4 <= effective <= high + 1e-4
 
@@ -142,11 +141,11 @@ def test_effective_samples_are_all_where_samples_are_alike_and_one_where_one_fit
 def test_in_half_precision_the_posterior_and_its_densities_are_single() -> None:
     """A system of its real size: its log densities are sums over 1024 numbers, where bfloat16 has 3 digits."""
     torch.manual_seed(0)
-    config = ModelConfig("vmloc", "squeezenet1_1", hidden_dim=16, dropout=0.0)
+    config = model_config("vmloc", "squeezenet1_1", hidden_dim=16, dropout=0.0)
     model = build_model(config, {"image": 3, "depth": 2})
     tensors = {"image": torch.randn(2, 3, 32, 32), "depth": torch.randn(2, 2, 32, 32)}
     batch = ModelInput(tensors, {name: torch.ones(2).bool() for name in tensors})
-    objective, target = build_objective("vmloc", ObjectiveConfig(kl_weight=1.0), CODEC), vectors(2, 1)
+    objective, target = build_objective("vmloc", tiny_objective("vmloc", kl_weight=1.0), CODEC), vectors(2, 1)
     terms = {}
     for half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -165,14 +164,16 @@ def test_mapnet_adds_the_loss_of_the_steps_within_each_clip() -> None:
     answers, target = vectors(6, 0), vectors(6, 1)
     error = (answers - target).numpy()
     steps = np.stack([error[1] - error[0], error[2] - error[1], error[4] - error[3], error[5] - error[4]])
-    loss = build_objective("mapnet", WEIGHTS, CODEC)(Answers(answers), EMPTY, target)
+    loss = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)(Answers(answers), EMPTY, target)
     assert loss.item() == pytest.approx(pose_loss(error) + pose_loss(steps), rel=1e-6)
 
 
 def test_mapnets_steps_are_free_of_loss_when_all_of_a_clip_is_off_by_the_same() -> None:
     target = vectors(6, 1)
     offset = torch.tensor([0.5, -0.25, 1.0, 0.0, 0.125, -0.5])
-    loss = build_objective("mapnet", WEIGHTS, CODEC)(Answers(target + offset), EMPTY, target)
+    loss = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)(
+        Answers(target + offset), EMPTY, target
+    )
     absolute, steps = pose_loss(offset.numpy()), pose_loss(np.zeros(6))
     assert loss.item() == pytest.approx(absolute + steps, rel=1e-5)
 
@@ -180,7 +181,7 @@ def test_mapnets_steps_are_free_of_loss_when_all_of_a_clip_is_off_by_the_same() 
 def test_mapnet_weighs_frames_and_steps_by_weights_of_their_own() -> None:
     """The derivative of e exp(-w) + w is 1 - e exp(-w), each with its own error e."""
     answers, target = vectors(6, 0), vectors(6, 1)
-    objective = build_objective("mapnet", WEIGHTS, CODEC)
+    objective = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)
     objective(Answers(answers), EMPTY, target).backward()
     error = (answers - target).numpy()
     steps = np.diff(error.reshape(2, 3, 6), axis=1).reshape(4, 6)
@@ -211,7 +212,7 @@ def test_posenet_plus_compares_unit_quaternions_in_the_hemisphere_where_they_agr
     answers, target = quaternion_answers(40), vectors(40, 1)
     other_sign = answers * torch.tensor([1.0, 1, 1, -1, -1, -1, -1])
     expected = homoscedastic(answers.double().numpy(), target.double().numpy(), -1.0, 0.5)
-    objective = build_objective("posenet_plus", WEIGHTS, CODEC)
+    objective = build_objective("posenet_plus", tiny_objective("posenet_plus", **BALANCE), CODEC)
     for given in (answers, other_sign):
         assert objective(QuaternionAnswers(given), EMPTY, target).item() == pytest.approx(expected, rel=1e-5)
 
@@ -221,7 +222,7 @@ def test_posenet_plus_crosses_the_half_turn_without_a_jump() -> None:
     target = torch.zeros(1, 6)
     target[0, 3] = np.pi / 2 - 0.001
     answer = torch.tensor([[0.0, 0, 0, np.cos(np.pi / 2 + 0.001), np.sin(np.pi / 2 + 0.001), 0, 0]])
-    loss = build_objective("posenet_plus", ObjectiveConfig(beta=0.0, gamma=0.0), CODEC)(
+    loss = build_objective("posenet_plus", tiny_objective("posenet_plus", beta=0.0, gamma=0.0), CODEC)(
         QuaternionAnswers(answer), EMPTY, target
     )
     assert loss.item() == pytest.approx(0.002, rel=0.01)
@@ -229,7 +230,7 @@ def test_posenet_plus_crosses_the_half_turn_without_a_jump() -> None:
 
 def test_posenet_plus_learns_its_two_weights_from_where_the_configuration_puts_them() -> None:
     answers, target = quaternion_answers(8), vectors(8, 1)
-    objective = build_objective("posenet_plus", WEIGHTS, CODEC)
+    objective = build_objective("posenet_plus", tiny_objective("posenet_plus", **BALANCE), CODEC)
     assert sorted(parameter.item() for parameter in objective.parameters()) == [-1.0, 0.5]
     objective(QuaternionAnswers(answers), EMPTY, target).backward()
     step = 1e-4
@@ -245,4 +246,4 @@ def test_posenet_plus_learns_its_two_weights_from_where_the_configuration_puts_t
 
 def test_a_system_that_is_not_trained_by_gradients_has_none() -> None:
     with pytest.raises(ModelError, match="model 'nearest' has no objective; those that have: atloc, "):
-        build_objective("nearest", ObjectiveConfig(), CODEC)
+        build_objective("nearest", tiny_objective("nearest"), CODEC)

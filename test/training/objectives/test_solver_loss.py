@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from rooms import CODEC, CPU, MOUNTS, ORIGIN_M, PREPROCESS, TINY, in_room, input_of, room_data, room_point
 from training.config import parse_config
 from training.data.frozen_features import PrecomputedFeatures
-from training.objectives.base import ObjectiveConfig
-from training.objectives.dense import DenseObjective, solver_loss
+from training.objectives.dense import CellsConfig, DenseObjective, solver_loss
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
@@ -147,7 +146,7 @@ def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -
     looks = model.look(input_of(data, PREPROCESS))
     seen = in_true_places(looks, data.poses)
     target = torch.from_numpy(CODEC.encode(data.poses))
-    objectives = (DenseObjective(ObjectiveConfig(solver_weight=w), CODEC) for w in (0.0, 0.25))
+    objectives = (DenseObjective(CellsConfig(solver_weight=w), CODEC) for w in (0.0, 0.25))
     plain, weighted = (objective.terms(seen, PrecomputedFeatures(looks), target) for objective in objectives)
     assert set(weighted) - set(plain) == {"solver_m", "solver_nees"}
     c, _ = correspondences(looks, {name: seen.predict(name, look) for name, look in looks.items()}, 4)
@@ -222,7 +221,7 @@ def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest(
     errors, nees = [], []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
-        model, objective = Simple(), DenseObjective(ObjectiveConfig(solver_weight=weight), CODEC)
+        model, objective = Simple(), DenseObjective(CellsConfig(solver_weight=weight), CODEC)
         optimiser = torch.optim.Adam(model.parameters())
         for step in range(100):
             optimiser.param_groups[0]["lr"] = 0.04 * (1 - step / 100)

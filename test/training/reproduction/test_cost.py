@@ -20,10 +20,17 @@ from training.reproduction.cost import SUBJECTS, Cost, cost_rows, cost_table, me
 from vmloc_ros.core.errors import ConfigError
 
 TINY = {
+    "shared_by_systems": True,
     "model": {"backbone": "squeezenet1_1", "latent_dim": 16, "hidden_dim": 16, "feature_dim": 16},
     "preprocess": {"shortest_side": 32},
     "optimizer": {"batch_size": 2},
 }
+
+
+def tiny_configs() -> dict[str, TrainConfig]:
+    return {
+        name: parse_config({**TINY, "model": {**TINY["model"], "name": name}}, None, "test") for name in cost.SYSTEMS
+    }
 
 
 def known_costs() -> dict[str, Cost]:
@@ -72,7 +79,7 @@ def test_every_subject_is_measured_with_the_configured_sizes(monkeypatch: pytest
 
     monkeypatch.setattr(cost, "_batch", spy)
     monkeypatch.setattr(cost, "_in_fresh_process", lambda *_: 5.0)
-    costs = measure_cost(parse_config(TINY, None, "test"), torch.device("cpu"), repeats=2, progress=False)
+    costs = measure_cost(tiny_configs(), torch.device("cpu"), repeats=2, progress=False)
     assert list(costs) == list(SUBJECTS)
     assert all(len(c.steps_s) == 2 and len(c.answers_s) == 10 and c.memory_mb == 5.0 for c in costs.values())
     assert all((c.steps_s > 0).all() and (c.answers_s > 0).all() for c in costs.values())
@@ -81,7 +88,7 @@ def test_every_subject_is_measured_with_the_configured_sizes(monkeypatch: pytest
 
 def test_no_turn_is_refused() -> None:
     with pytest.raises(ConfigError, match="repeats must be at least 1, got 0"):
-        measure_cost(TrainConfig(), torch.device("cpu"), repeats=0)
+        measure_cost({}, torch.device("cpu"), repeats=0)
 
 
 def test_the_allocators_setting_is_for_the_new_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +104,8 @@ def test_the_allocators_setting_is_for_the_new_process_alone(monkeypatch: pytest
 
 def test_peak_memory_holds_at_least_gradients_and_moments() -> None:
     """Three steps need a gradient and two moments for every parameter, four bytes each."""
-    config = parse_config({**TINY, "model": {**TINY["model"], "latent_dim": 1024, "hidden_dim": 1024}}, None, "test")
+    sizes = {"name": "poe_vmloc", "latent_dim": 1024, "hidden_dim": 1024}
+    config = parse_config({**TINY, "model": {**TINY["model"], **sizes}}, None, "test")
     subject = cost._Subject("poe_vmloc", config, torch.device("cpu"))
     least_mb = 3 * 4 * sum(x.numel() for x in subject._model.parameters()) / 1e6
     measured = cost._in_fresh_process("poe_vmloc", config, torch.device("cpu"))
@@ -115,7 +123,8 @@ def test_the_command_writes_the_table_three_times(
     )
     arguments = ["--set", "preprocess.shortest_side=40", "--set", "optimizer.batch_size=3", "--repeats", "7"]
     assert main(["reproduce", "cost", "--out", str(tmp_path), "--device", "cpu", *arguments]) == 0
-    config, device, repeats = seen[0]
+    configs, device, repeats = seen[0]
+    config = configs["atloc"]
     assert (config.preprocess.shortest_side, config.optimizer.batch_size, device.type, repeats) == (40, 3, "cpu", 7)
     printed = capsys.readouterr().out
     assert "resnet34, 40 pixels, batch 3" in printed

@@ -35,6 +35,7 @@ RGBD = replace(PREPROCESS, modalities=("image", "depth"))
 
 def config(**sections: dict[str, Any]) -> TrainConfig:
     values: dict[str, Any] = {
+        "shared_by_systems": True,
         "model": {
             "name": "vmloc_dense",
             "backbone": "shufflenet_v2_x0_5",
@@ -172,7 +173,7 @@ def test_a_lidar_alone_is_trained_with_a_map_of_its_points_that_the_checkpoint_k
     assert math.isfinite(trainer.run(progress=False)["median_position_m"])
     again = make_trainer(values, data, tmp_path / "m.safetensors")
     again.resume()
-    monkeypatch.setattr("training.trainer.fit.build_point_map", None)  # the saved state has the map
+    monkeypatch.setattr("training.trainer.lifecycle.build_point_map", None)  # the saved state has the map
     again.run(progress=False)
     points = [
         model.map.points_m for model in (trainer.model, again.model, load_checkpoint(tmp_path / "m.safetensors")[1])
@@ -196,10 +197,9 @@ def test_turned_or_zoomed_pictures_are_for_dense_systems_alone(
         make_trainer(values, data, tmp_path / "m.safetensors")
 
 
-def test_only_dense_systems_can_be_frozen(data: PreparedDataset, tmp_path: Path) -> None:
-    values = config(model={"name": "vmloc", "latent_dim": 8}, augment={"rotation_deg": 0.0, "zoom": 1.0})
-    with pytest.raises(ConfigError, match=r"model\.frozen: vmloc trains its trunks; only dense systems need not"):
-        make_trainer(values, data, tmp_path / "m.safetensors")
+def test_only_dense_systems_can_be_frozen() -> None:
+    with pytest.raises(ConfigError, match=r"test\.model: vmloc has no setting frozen"):
+        parse_config({"model": {"name": "vmloc", "frozen": True}}, None, "test")
 
 
 def test_frames_without_a_known_camera_cannot_be_trained_on(tmp_path: Path) -> None:

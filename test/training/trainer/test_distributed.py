@@ -48,6 +48,7 @@ FRAMES = 20  # of which 14 train: three batches of four, two left out
 def config(system: str, **sections: dict[str, Any]) -> TrainConfig:
     """Nothing random but the order of the frames, and no batch norm: each process normalises by its own part."""
     values: dict[str, Any] = {
+        "shared_by_systems": True,
         "model": {"name": system, "backbone": "squeezenet1_1", "latent_dim": 16, "hidden_dim": 16, "dropout": 0.0},
         "preprocess": {"modalities": ["image", "lidar"], "shortest_side": 40, "cylinder": {"rows": 32, "columns": 32}},
         "augment": {"colour_jitter": 0.0, "measurement_dropout": 0.0, "modality_dropout": 0.0},

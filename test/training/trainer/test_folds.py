@@ -31,6 +31,7 @@ VMLOC = {"name": "vmloc", "hidden_dim": 16, "latent_dim": 8}
 
 def config(model: dict[str, Any], **sections: Any) -> TrainConfig:
     values: dict[str, Any] = {
+        "shared_by_systems": True,
         "model": {"backbone": "shufflenet_v2_x0_5", "dropout": 0.2, **model},
         "preprocess": {"modalities": ["image", "depth"], "shortest_side": 48},
         "frozen": {"views": 2, "cells": 20},

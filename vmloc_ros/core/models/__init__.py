@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
+from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES
 from vmloc_ros.core.models.base import (
     ClipModel,
+    LatentConfig,
     MemoryModel,
     ModelConfig,
     ModelInput,
@@ -19,47 +22,93 @@ from vmloc_ros.core.models.base import (
     RegressionModel,
     VariationalModel,
 )
-from vmloc_ros.core.models.baselines import AtLoc, AttentionVMLoc, MapNet, PoseNetPlus
+from vmloc_ros.core.models.baselines import (
+    AtLoc,
+    AtLocConfig,
+    AttentionVMLoc,
+    MapNet,
+    MapNetConfig,
+    PoseNetConfig,
+    PoseNetPlus,
+)
+from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.dense.model import DenseModel
 from vmloc_ros.core.models.hourglass import Hourglass
 from vmloc_ros.core.models.nearest import NearestImage
-from vmloc_ros.core.models.vidloc import VidLoc
+from vmloc_ros.core.models.vidloc import VidLoc, VidLocConfig
 from vmloc_ros.core.models.vmloc import VMLoc
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """An entry of the registry.
+    """An entry of the registry: all that the rest of the project has to know of a system.
 
     Attributes:
         build: from configuration, channels per modality and ``pretrained`` (see
             :func:`vmloc_ros.core.models.encoder.make_trunk`).
         takes: the modalities that it can use.
         summary: what it is, in a line.
+        config: its settings, the ``model`` section of a configuration.
+        objective: what training minimises, an entry of ``training.objectives.OBJECTIVES``; it also decides what a
+            training needs before its first step. None: the system is not trained by gradients.
     """
 
-    build: Callable[[ModelConfig, Mapping[str, int], bool | str], PoseModel]
+    build: Callable[[Any, Mapping[str, int], bool | str], PoseModel]
     takes: tuple[str, ...]
     summary: str
+    config: type[ModelConfig] = ModelConfig
+    objective: str | None = "pose"
 
+
+DEFAULT_SYSTEM = "vmloc"
 
 REGISTRY: dict[str, System] = {
-    "vmloc": System(VMLoc, MODALITIES, "product of experts, importance-weighted bound, attention (the paper's)"),
-    "image_vmloc": System(VMLoc, (IMAGE,), "vmloc with the camera's expert alone"),
-    "depth_vmloc": System(VMLoc, (DEPTH, LIDAR), "vmloc with the depth camera's or the lidar's expert alone"),
-    "attention_vmloc": System(AttentionVMLoc, MODALITIES, "features side by side, attention; no posterior"),
-    "poe_vmloc": System(VMLoc, MODALITIES, "product of experts with the plain single-sample ELBO (MVAE)"),
-    "atloc": System(AtLoc, (IMAGE,), "one image, self-attention on its features"),
-    "mapnet": System(MapNet, (IMAGE,), "one image; trained on absolute and relative poses of tuples of frames"),
-    "posenet_plus": System(PoseNetPlus, (IMAGE,), "one image, unit quaternion, learned homoscedastic weights"),
-    "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections"),
-    "vidloc": System(VidLoc, MODALITIES, "a clip: modalities as channels of one picture, LSTM over the frames"),
-    "vmloc_dense": System(
-        DenseModel, MODALITIES, "map coordinates of every cell, a solver, product of experts on the pose"
+    "vmloc": System(
+        VMLoc,
+        MODALITIES,
+        "product of experts, importance-weighted bound, attention (the paper's)",
+        LatentConfig,
+        "bound",
     ),
-    "dense_image": System(DenseModel, (IMAGE,), "vmloc_dense with the camera alone"),
-    "dense_lidar": System(DenseModel, (DEPTH, LIDAR), "vmloc_dense with the depth camera or the lidar alone"),
-    "nearest": System(NearestImage, (IMAGE,), "image retrieval: the pose of the nearest training image"),
+    "image_vmloc": System(VMLoc, (IMAGE,), "vmloc with the camera's expert alone", LatentConfig, "bound"),
+    "depth_vmloc": System(
+        VMLoc, (DEPTH, LIDAR), "vmloc with the depth camera's or the lidar's expert alone", LatentConfig, "bound"
+    ),
+    "attention_vmloc": System(
+        AttentionVMLoc, MODALITIES, "features side by side, attention; no posterior", LatentConfig
+    ),
+    "poe_vmloc": System(
+        VMLoc, MODALITIES, "product of experts with the plain single-sample ELBO (MVAE)", LatentConfig, "elbo"
+    ),
+    "atloc": System(AtLoc, (IMAGE,), "one image, self-attention on its features", AtLocConfig),
+    "mapnet": System(
+        MapNet, (IMAGE,), "one image; trained on absolute and relative poses of clips", MapNetConfig, "relative_pose"
+    ),
+    "posenet_plus": System(
+        PoseNetPlus,
+        (IMAGE,),
+        "one image, unit quaternion, learned homoscedastic weights",
+        PoseNetConfig,
+        "homoscedastic",
+    ),
+    "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections", PoseNetConfig),
+    "vidloc": System(
+        VidLoc, MODALITIES, "a clip: modalities as channels of one picture, LSTM over the frames", VidLocConfig, "clip"
+    ),
+    "vmloc_dense": System(
+        DenseModel,
+        MODALITIES,
+        "map coordinates of every cell, a solver, product of experts on the pose",
+        DenseConfig,
+        "cells",
+    ),
+    "dense_image": System(DenseModel, (IMAGE,), "vmloc_dense with the camera alone", DenseConfig, "cells"),
+    "dense_lidar": System(
+        DenseModel, (DEPTH, LIDAR), "vmloc_dense with the depth camera or the lidar alone", DenseConfig, "cells"
+    ),
+    "nearest": System(
+        NearestImage, (IMAGE,), "image retrieval: the pose of the nearest training image", objective=None
+    ),
 }
 
 
@@ -68,6 +117,48 @@ def find_system(name: str) -> System:
     if name not in REGISTRY:
         raise ModelError(f"model {name!r} is not in the registry; known: {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
+
+
+def model_config(name: str = DEFAULT_SYSTEM, backbone: str = "resnet34", **settings: Any) -> ModelConfig:
+    """The configuration of the named system.
+
+    Raises:
+        ModelError: the name is not in the registry.
+        ConfigError: the system lacks a setting, or a value is out of range.
+    """
+    values = {"name": name, "backbone": backbone, **settings}
+    return from_mapping(find_system(name).config, values, name)
+
+
+def config_types(values: Any) -> dict[str, type]:
+    """Type of the ``model`` section of a mapping: that of the system which the section names.
+
+    For ``field_types`` of dataclasses with such a section, see :func:`vmloc_ros.core.config.from_mapping`.
+
+    Raises:
+        ModelError: the name is not in the registry.
+    """
+    section = values.get("model", {})
+    name = section.get("name", DEFAULT_SYSTEM) if isinstance(section, Mapping) else DEFAULT_SYSTEM
+    return {"model": find_system(name).config if isinstance(name, str) else ModelConfig}
+
+
+def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``model`` section without the settings that only other systems have.
+
+    For files that several systems share, and for checkpoints from before each family of systems had a configuration of
+    its own: these hold the settings of all.
+
+    Raises:
+        ModelError: the section names a system that is not in the registry.
+    """
+    own = _setting_names(find_system(values.get("name", DEFAULT_SYSTEM)))
+    others = {name for system in REGISTRY.values() for name in _setting_names(system)}
+    return {key: value for key, value in values.items() if key in own or key not in others}
+
+
+def _setting_names(system: System) -> set[str]:
+    return {field.name for field in fields(system.config)}
 
 
 def select_modalities(name: str, offered: tuple[str, ...]) -> tuple[str, ...]:
@@ -102,6 +193,7 @@ def build_model(config: ModelConfig, channels: Mapping[str, int], pretrained: bo
 
 
 __all__ = [
+    "DEFAULT_SYSTEM",
     "REGISTRY",
     "ClipModel",
     "DenseModel",
@@ -116,6 +208,9 @@ __all__ = [
     "VMLoc",
     "VariationalModel",
     "build_model",
+    "config_types",
     "find_system",
+    "model_config",
+    "own_settings",
     "select_modalities",
 ]

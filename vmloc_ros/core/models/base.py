@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,63 +23,43 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What is needed to build a model, beside the channels that preprocessing gives. Systems ignore what they lack.
+    """What every system is built from, beside the channels that preprocessing gives.
+
+    Each family of systems derives a configuration with its own settings from it and names it in the registry.
 
     Attributes:
         name: an entry of the registry; ``vmloc models`` lists it.
         backbone: torchvision classification CNN of every encoder.
-        latent_dim: D of the latent space (VMLoc: 1024).
-        hidden_dim: width between the regressor's two layers.
-        attention_reduction: the attended features divided by the attention's inner size.
-        dropout: before the pose heads, in training only.
-        feature_dim: width of the layer before the heads of ``atloc``, ``mapnet``, ``posenet_plus`` (AtLoc: 2048),
-            ``hourglass``, and before the LSTM of ``vidloc``.
-        clip_length: frames that training shows together, and that ``vidloc`` looks back on; None takes the system's
-            own: 3 for ``mapnet``, 16 for ``vidloc``, 1 for all others.
-        clip_spacing: frames from one of them to the next, for ``mapnet``; None takes its own: 10.
-        recurrent_dim: LSTM units per direction of ``vidloc``.
-        bidirectional: whether ``vidloc``'s LSTM reads clips backwards too.
-        cell_stride: pixels per cell of an image or depth image, for dense systems.
-        lidar_stride: likewise of a range image.
-        cell_blocks: residual blocks of the network that every cell passes, ``hidden_dim`` wide.
-        context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
-        regions: parts that a dense system divides a large map into, each with coordinates of its own; 1: none. About
-            one for every 50 m of road.
-        frozen: the trunks stay as they are, so that training computes their features once.
-        hypotheses: poses that the solver tries first.
-        map_voxel_m: side of the voxels of a map of measured points that dense systems register scans to; 0: none.
     """
 
     name: str = "vmloc"
     backbone: str = "resnet34"
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig(ModelConfig):
+    """Settings of systems that join their modalities in one latent vector: ``vmloc`` and its variants.
+
+    Attributes:
+        latent_dim: D of the latent space (VMLoc: 1024).
+        hidden_dim: width between the regressor's two layers.
+        attention_reduction: the latent size divided by the attention's inner size.
+        dropout: before the regressor, in training only.
+    """
+
     latent_dim: int = 1024
     hidden_dim: int = 1024
     attention_reduction: int = 8
     dropout: float = 0.5
-    feature_dim: int = 2048
-    clip_length: int | None = None
-    clip_spacing: int | None = None
-    recurrent_dim: int = 256
-    bidirectional: bool = True
-    cell_stride: int = 8
-    lidar_stride: int = 4
-    cell_blocks: int = 2
-    context: bool = False
-    regions: int = 1
-    frozen: bool = False
-    hypotheses: int = 64
-    map_voxel_m: float = 0.0
 
     def __post_init__(self) -> None:
-        sizes = (self.latent_dim, self.hidden_dim, self.attention_reduction, self.feature_dim, self.recurrent_dim)
-        if min(sizes) < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"sizes must be positive and 0 <= dropout < 1, got {self}")
-        if min(self.clip_length or 1, self.clip_spacing or 1) < 1:
-            raise ValueError(f"clip_length and clip_spacing must be positive, got {self}")
-        if min(self.cell_stride, self.lidar_stride, self.hypotheses, self.regions) < 1 or self.cell_blocks < 0:
-            raise ValueError(
-                f"cell_stride, lidar_stride, hypotheses and regions must be positive, cell_blocks >= 0, got {self}"
-            )
+        check_sizes(self, "latent_dim", "hidden_dim", "attention_reduction")
+
+
+def check_sizes(config: Any, *names: str) -> None:
+    """Raise ValueError unless the named settings are positive and ``dropout`` lies in [0, 1)."""
+    if min(getattr(config, name) for name in names) < 1 or not 0 <= config.dropout < 1:
+        raise ValueError(f"{', '.join(names)} must be positive and 0 <= dropout < 1, got {config}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,6 +140,26 @@ class Prediction:
     outlier_scores: Array | None = None
     lost: NDArray[np.bool_] | None = None
 
+    @staticmethod
+    def joined(parts: Sequence[Prediction]) -> Prediction:
+        """One prediction for the frames of all parts, in order; without the posterior, which is large."""
+        first = parts[0]
+
+        def stacked(name: str, axis: int = 0) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else np.concatenate(values, axis=axis)
+
+        return Prediction(
+            stacked("positions_m"),
+            stacked("quaternions_wxyz"),
+            stacked("sample_positions_m", axis=1),
+            stacked("sample_quaternions_wxyz", axis=1),
+            stacked("covariances"),
+            features={name: torch.cat([part.features[name] for part in parts]) for name in first.features},
+            outlier_scores=stacked("outlier_scores"),
+            lost=stacked("lost"),
+        )
+
 
 class PoseModel(nn.Module, ABC):
     """A system that answers sensor frames with poses. What training, checkpoint, localizer and node know of it.
@@ -172,11 +172,13 @@ class PoseModel(nn.Module, ABC):
         clip_length: frames of a training clip; 1 where frames are seen singly.
         clip_spacing: frames from one of a clip to the next.
         needs_geometry: wants ``ModelInput.measured``, ``ModelInput.intrinsics`` and :meth:`set_mounts`.
+        looks_back: a frame's pose depends on the frames before it.
     """
 
     clip_length: int = 1
     clip_spacing: int = 1
     needs_geometry: ClassVar[bool] = False
+    looks_back: ClassVar[bool] = False
 
     def __init__(self, modalities: tuple[str, ...]) -> None:
         super().__init__()
@@ -212,6 +214,20 @@ class PoseModel(nn.Module, ABC):
         Raises:
             ModelError: a sample has no modality, or the answer is not finite.
         """
+
+    def locate_frames(
+        self, batches: Iterable[ModelInput], runs: Sequence[int], codec: PoseCodec, samples: int = 0
+    ) -> Prediction:
+        """Poses of many frames in order of time.
+
+        Args:
+            runs: number of frames in each uninterrupted run of successive frames; their sum is the number of frames.
+            codec: see :meth:`locate`; likewise ``samples``.
+
+        Raises:
+            ModelError: as :meth:`locate`.
+        """
+        return Prediction.joined([self.locate(batch, codec, samples) for batch in batches])
 
     def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
         """:attr:`Prediction.features` alone, without the answer; empty for systems that give none.
@@ -278,6 +294,8 @@ class ClipModel(RegressionModel):
     The part per frame is separate, so that a robot passes every frame through it once only.
     """
 
+    looks_back: ClassVar[bool] = True
+
     @abstractmethod
     def frame_features(self, batch: ModelInput) -> Tensor:
         """Features ``(B, F)`` of single frames."""
@@ -299,6 +317,18 @@ class ClipModel(RegressionModel):
         """Pose vectors ``(B, 6)`` of frames without neighbours."""
         features = self.frame_features(batch).unsqueeze(1)
         return self.decode_clip(features.expand(-1, self.clip_length, -1))[:, -1]
+
+    def locate_frames(
+        self, batches: Iterable[ModelInput], runs: Sequence[int], codec: PoseCodec, samples: int = 0
+    ) -> Prediction:
+        """Each pose from the newest ``clip_length`` frames of its run, as a robot would have them."""
+        features = torch.cat([self.frame_features(batch) for batch in batches])
+        vectors = [
+            self.decode_window(run[max(0, end - self.clip_length) : end])[-1]
+            for run in torch.split(features, list(runs))
+            for end in range(1, len(run) + 1)
+        ]
+        return decode_vectors(torch.stack(vectors).unsqueeze(0), codec)
 
 
 class MemoryModel(PoseModel):

@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.base import ModelConfig, ModelInput, RegressionModel, require_modality
+from vmloc_ros.core.models.base import (
+    LatentConfig,
+    ModelConfig,
+    ModelInput,
+    RegressionModel,
+    check_sizes,
+    require_modality,
+)
 from vmloc_ros.core.models.encoder import make_trunk, run_where_present
 from vmloc_ros.core.models.rotation import quaternion_log
 from vmloc_ros.core.models.vmloc import regressor
@@ -28,7 +35,7 @@ class AttentionVMLoc(RegressionModel):
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
     """
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: LatentConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         shares = _even_shares(config.latent_dim, len(channels))
         self.encoders = nn.ModuleDict(
@@ -58,6 +65,54 @@ class AttentionVMLoc(RegressionModel):
         return torch.cat([self.position(features), self.log_quaternion(features)], dim=-1)
 
 
+@dataclass(frozen=True, slots=True)
+class PoseNetConfig(ModelConfig):
+    """Settings of systems that regress the pose from one image's features.
+
+    Attributes:
+        feature_dim: width of the layer before the heads (AtLoc: 2048).
+        dropout: before the heads, in training only.
+    """
+
+    feature_dim: int = 2048
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "feature_dim")
+
+
+@dataclass(frozen=True, slots=True)
+class AtLocConfig(PoseNetConfig):
+    """Settings of ``atloc``.
+
+    Attributes:
+        attention_reduction: the features divided by the attention's inner size.
+    """
+
+    attention_reduction: int = 8
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "feature_dim", "attention_reduction")
+
+
+@dataclass(frozen=True, slots=True)
+class MapNetConfig(PoseNetConfig):
+    """Settings of ``mapnet``.
+
+    Attributes:
+        clip_length: frames that training compares with each other, 2 or more.
+        clip_spacing: frames from one of them to the next.
+    """
+
+    clip_length: int = 3
+    clip_spacing: int = 10
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "feature_dim", "clip_spacing")
+        if self.clip_length < 2:
+            raise ValueError(f"mapnet compares frames of a clip: clip_length is {self.clip_length}, set 2 or more")
+
+
 class PoseNet(RegressionModel):
     """Trunk - global average pooling - Linear - ReLU - dropout - linear heads; what the image systems share.
 
@@ -69,7 +124,7 @@ class PoseNet(RegressionModel):
     """
 
     def __init__(
-        self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False, outputs: int = 6
+        self, config: PoseNetConfig, channels: Mapping[str, int], pretrained: bool | str = False, outputs: int = 6
     ) -> None:
         super().__init__(tuple(channels))
         (in_channels,) = channels.values()
@@ -95,7 +150,7 @@ class PoseNet(RegressionModel):
 class AtLoc(PoseNet):
     """Self-attention between the features and the heads (Wang et al. 2019)."""
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: AtLocConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(config, channels, pretrained)
         self.attention = SelfAttention(config.feature_dim, config.attention_reduction)
 
@@ -106,26 +161,18 @@ class AtLoc(PoseNet):
 class MapNet(PoseNet):
     """PoseNet trained on tuples of frames by absolute and relative poses (Brahmbhatt et al. 2018).
 
-    The tuple exists in training only; a robot's frames are answered one by one.
-
-    Raises:
-        ModelError: ``clip_length`` leaves no pair of frames to compare.
+    The tuple exists in training only; a robot's frames are localized one by one.
     """
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: MapNetConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(config, channels, pretrained)
-        self.clip_length = config.clip_length or 3
-        self.clip_spacing = config.clip_spacing or 10
-        if self.clip_length < 2:
-            raise ModelError(
-                f"mapnet compares frames of a tuple: model.clip_length is {self.clip_length}, set 2 or more"
-            )
+        self.clip_length, self.clip_spacing = config.clip_length, config.clip_spacing
 
 
 class PoseNetPlus(PoseNet):
     """PoseNet with a unit quaternion for the rotation (Kendall and Cipolla 2017)."""
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: PoseNetConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(config, channels, pretrained, outputs=7)
 
     def position_and_quaternion(self, batch: ModelInput) -> tuple[Tensor, Tensor]:

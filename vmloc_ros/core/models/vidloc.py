@@ -4,13 +4,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.models.base import ClipModel, ModelConfig, ModelInput, require_modality
+from vmloc_ros.core.models.base import ClipModel, ModelConfig, ModelInput, check_sizes, require_modality
 from vmloc_ros.core.models.encoder import make_trunk
+
+
+@dataclass(frozen=True, slots=True)
+class VidLocConfig(ModelConfig):
+    """Settings of ``vidloc``.
+
+    Attributes:
+        feature_dim: width of the layer before the LSTM.
+        dropout: before the pose heads, in training only.
+        clip_length: successive frames that are read together, in training and on the robot.
+        recurrent_dim: LSTM units per direction.
+        bidirectional: whether the LSTM also reads clips backwards, so that later frames may change a pose.
+    """
+
+    feature_dim: int = 2048
+    dropout: float = 0.5
+    clip_length: int = 16
+    recurrent_dim: int = 256
+    bidirectional: bool = True
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "feature_dim", "clip_length", "recurrent_dim")
 
 
 class VidLoc(ClipModel):
@@ -22,12 +44,9 @@ class VidLoc(ClipModel):
     Pose heads are linear: outputs of an LSTM lie in (-1, 1) and could not reach the extent of a map.
 
     Args:
-        config: sizes; ``bidirectional`` decides whether frames after one may change its pose.
+        config: sizes.
         channels: input channels per modality, in the order of the modalities.
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
-
-    Raises:
-        ModelError: ``clip_spacing`` is not 1.
 
     Attributes:
         input_size: ``(2,)`` height and width of the first modality in training; zeros in an untrained model.
@@ -35,14 +54,9 @@ class VidLoc(ClipModel):
 
     input_size: Tensor
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: VidLocConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
-        self.clip_length = config.clip_length or 16
-        if (config.clip_spacing or 1) != 1:
-            raise ModelError(
-                f"vidloc reads successive frames, as a robot gets them: model.clip_spacing is {config.clip_spacing}, "
-                "leave it out, or reduce the frames with source.stride"
-            )
+        self.clip_length = config.clip_length
         self._channels = dict(channels)
         self.trunk, width = make_trunk(config.backbone, sum(channels.values()), pretrained)
         self.feature = nn.Linear(width, config.feature_dim)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.base import ModelConfig, ModelInput, Posterior, VariationalModel
+from vmloc_ros.core.models.base import LatentConfig, ModelInput, Posterior, VariationalModel
 from vmloc_ros.core.models.encoder import Encoder, make_trunk, run_where_present
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 
@@ -23,7 +23,7 @@ class VMLoc(VariationalModel):
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
     """
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: LatentConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         self.latent_dim = config.latent_dim
         self.encoders = nn.ModuleDict(

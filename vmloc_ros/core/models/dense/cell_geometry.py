@@ -12,8 +12,9 @@ from torch import Tensor
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models.base import ModelConfig, ModelInput, PoseModel
+from vmloc_ros.core.models.base import ModelInput, PoseModel
 from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
+from vmloc_ros.core.models.dense.config import DenseConfig
 
 _CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture
 _IN_CAMERA_CHANNELS = 2  # of a lidar's picture in the camera's view
@@ -32,7 +33,7 @@ class CellGeometry(PoseModel):
     usual_twist: Tensor  # (6,) of the body in its own axes, m/s and rad/s
     twist_std: Tensor  # (6,) how much it varies
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int]) -> None:
+    def __init__(self, config: DenseConfig, channels: Mapping[str, int]) -> None:
         super().__init__(tuple(channels))
         self._lidar_in_camera = channels.get(LIDAR) == _IN_CAMERA_CHANNELS
         self._strides = {name: config.lidar_stride if name == LIDAR else config.cell_stride for name in channels}

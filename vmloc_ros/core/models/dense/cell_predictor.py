@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.models.base import ModelConfig
+from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.encoder import Pyramid
 
 _POINT_SCALE_M = 10.0  # measured points are given to the network in this unit
@@ -24,7 +24,7 @@ class CellPredictor(nn.Module):
             measurement lies, those of an image do not.
     """
 
-    def __init__(self, trunk: nn.Module, in_channels: int, config: ModelConfig, stride: int, sees_points: bool) -> None:
+    def __init__(self, trunk: nn.Module, in_channels: int, config: DenseConfig, stride: int, sees_points: bool) -> None:
         super().__init__()
         self.sees_points = sees_points
         self.pyramid = Pyramid(trunk, in_channels, stride)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import quaternion_from_matrix
-from vmloc_ros.core.models.base import ModelConfig, ModelInput, Prediction, require_modality
+from vmloc_ros.core.models.base import ModelInput, Prediction, require_modality
 from vmloc_ros.core.models.dense.cell_geometry import CellGeometry
 from vmloc_ros.core.models.dense.cell_predictor import CellPredictor
 from vmloc_ros.core.models.dense.cells import Cells
+from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.dense.point_map import PointMap
 from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.models.dense.solver import Correspondences, solve
@@ -119,7 +120,7 @@ class DenseModel(CellGeometry):
     centre_m: Tensor  # (3,) mean of what training frames look at, from the map's origin
     extent_m: Tensor  # () its standard deviation
 
-    def __init__(self, config: ModelConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: DenseConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(config, channels)
         self.hypotheses, self.frozen = config.hypotheses, config.frozen
         self.scale = ImagenetScale()

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the dense systems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmloc_ros.core.models.base import ModelConfig, check_sizes
+
+
+@dataclass(frozen=True, slots=True)
+class DenseConfig(ModelConfig):
+    """Settings of ``vmloc_dense``, ``dense_image`` and ``dense_lidar``.
+
+    Attributes:
+        hidden_dim: width of the network that every cell passes.
+        dropout: before its last layer, in training only.
+        cell_stride: pixels per cell of an image or depth image.
+        lidar_stride: likewise of a range image.
+        cell_blocks: residual blocks of the network that every cell passes.
+        context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
+        regions: parts that a large map is divided into, each with coordinates of its own; 1: none. About one for every
+            50 m of road.
+        frozen: the trunks are not trained, so that their features are computed only once.
+        hypotheses: poses that the solver tries first.
+        map_voxel_m: side of the voxels of a map of measured points that scans are registered to; 0: no such map.
+    """
+
+    hidden_dim: int = 1024
+    dropout: float = 0.5
+    cell_stride: int = 8
+    lidar_stride: int = 4
+    cell_blocks: int = 2
+    context: bool = False
+    regions: int = 1
+    frozen: bool = False
+    hypotheses: int = 64
+    map_voxel_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, "hidden_dim", "cell_stride", "lidar_stride", "regions", "hypotheses")
+        if self.cell_blocks < 0 or self.map_voxel_m < 0:
+            raise ValueError(f"cell_blocks and map_voxel_m must not be negative, got {self}")
