@@ -10,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import random_frame
+from helpers import float32_tolerance, random_frame
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.tracing import trace_networks
+
+# Tracing folds batch norms into convolutions, which rounds differently; MobileNet v3 adds at most 576 products.
+ROUNDING = float32_tolerance(576)
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +30,24 @@ def test_every_network_of_vmloc_is_traced_and_answers_as_before(path: Path) -> N
     plain, traced = Localizer.load(path, "cpu"), Localizer.load(path, "cpu")
     names = trace_networks(traced.model, traced.warm_up)
     assert set(names) == {"encoders.image", "encoders.lidar", "attention", "position", "log_quaternion"}
+    scale_m = plain.header.pose_codec.scale_m
     for sensors in (("image", "lidar"), ("image",), ("lidar",)):
         before, after = (localizer.localize(random_frame(3, names=sensors)) for localizer in (plain, traced))
         assert after.modalities == sensors
-        np.testing.assert_allclose(after.map_from_body.position_m, before.map_from_body.position_m, atol=1e-5)
-        np.testing.assert_allclose(after.map_from_body.rotation, before.map_from_body.rotation, atol=1e-5)
-        np.testing.assert_allclose(after.covariance, before.covariance, rtol=1e-4, atol=1e-6)
+        wanted, got = before.map_from_body, after.map_from_body
+        np.testing.assert_allclose(got.position_m, wanted.position_m, rtol=0, atol=ROUNDING * scale_m)
+        np.testing.assert_allclose(got.rotation, wanted.rotation, rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(after.covariance, before.covariance, rtol=0, atol=ROUNDING * before.covariance.max())
 
 
 def test_pictures_of_another_size_than_the_example_get_the_same_answer(path: Path) -> None:
     plain, traced = Localizer.load(path, "cpu").model, Localizer.load(path, "cpu")
     trace_networks(traced.model, traced.warm_up)
     picture = torch.rand(1, 3, 75, 101)
+    # A part of the picture alone would change the answer by half of itself.
     with torch.inference_mode():
         for wanted, got in zip(plain.encoders["image"](picture), traced.model.encoders["image"](picture), strict=True):
-            torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(got, wanted, rtol=0, atol=ROUNDING * float(wanted.abs().max()))
 
 
 class Choosing(nn.Module):

@@ -20,6 +20,15 @@ from vmloc_ros.core.models import ModelConfig, model_config, own_settings
 torch.set_num_threads(1)  # the tests share their machine; small tensors gain nothing from threads
 
 
+def float32_tolerance(terms: int) -> float:
+    """How far two orders of adding so many float32 products may be apart, relative to the sum of their magnitudes.
+
+    Each addition rounds by half an epsilon of all that is added, at most. Of a network give the longest sum: rounding
+    is usually near the root of this bound, which leaves room for that of the other layers.
+    """
+    return terms * float(np.finfo(np.float32).eps)
+
+
 def yaw_pose(x_m: float, y_m: float = 0.0, yaw_deg: float = 0.0, z_m: float = 0.0) -> Pose:
     return Pose.from_xyz_rpy([x_m, y_m, z_m], [0.0, 0.0, np.radians(yaw_deg)])
 

@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
-from helpers import tiny_objective
+from helpers import float32_tolerance, tiny_objective
 from training.objectives.registry import build_objective
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.models import ModelInput, Posterior, build_model, model_config
@@ -17,6 +17,7 @@ from vmloc_ros.core.pose_codec import PoseCodec
 EMPTY = ModelInput({}, {})
 BALANCE = {"beta": -1.0, "gamma": 0.5}
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
+MEAN_OF_ERRORS = float32_tolerance(36)  # of at most six frames, with six numbers each
 
 
 class Answers(nn.Module):
@@ -61,7 +62,7 @@ def pose_loss(error: np.ndarray, beta: float = -1.0, gamma: float = 0.5) -> floa
 def test_systems_of_single_frames_minimise_the_mean_of_equation_11(system: str) -> None:
     answers, target = vectors(5, 0), vectors(5, 1)
     loss = build_objective(system, tiny_objective(system, **BALANCE), CODEC)(Answers(answers), EMPTY, target)
-    assert loss.item() == pytest.approx(pose_loss((answers - target).numpy()), rel=1e-6)
+    assert loss.item() == pytest.approx(pose_loss((answers - target).numpy()), rel=MEAN_OF_ERRORS)
 
 
 def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None:
@@ -70,7 +71,7 @@ def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None
         [np.cumsum(clip, axis=0) / np.arange(1, 4)[:, None] for clip in (answers[:3].numpy(), answers[3:].numpy())]
     )
     loss = build_objective("vidloc", tiny_objective("vidloc", **BALANCE), CODEC)(RunningMean(answers), EMPTY, target)
-    assert loss.item() == pytest.approx(pose_loss(read - target.numpy()), rel=1e-6)
+    assert loss.item() == pytest.approx(pose_loss(read - target.numpy()), rel=MEAN_OF_ERRORS)
 
 
 # --- VMLoc and MVAE ----------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ def test_mapnet_adds_the_loss_of_the_steps_within_each_clip() -> None:
     error = (answers - target).numpy()
     steps = np.stack([error[1] - error[0], error[2] - error[1], error[4] - error[3], error[5] - error[4]])
     loss = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)(Answers(answers), EMPTY, target)
-    assert loss.item() == pytest.approx(pose_loss(error) + pose_loss(steps), rel=1e-6)
+    assert loss.item() == pytest.approx(pose_loss(error) + pose_loss(steps), rel=MEAN_OF_ERRORS)
 
 
 def test_mapnets_steps_are_free_of_loss_when_all_of_a_clip_is_off_by_the_same() -> None:
