@@ -237,8 +237,10 @@ def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest(
         block = solution.covariances[:, :3, :3].numpy()
         errors.append(np.linalg.norm(error, axis=1).mean())
         nees.append(np.einsum("ni,nij,nj->n", error, np.linalg.inv(block), error).mean() / 3)
-    assert errors[1] < 0.9 * errors[0], errors
-    assert nees[1] < 2.0 < 2.5 < nees[0], nees
+    # Of eight pairs with other weights at the start or other frames: 0.76 to 0.85, 0.35 to 0.51, and 0.8 to 1.4.
+    assert errors[1] < 0.95 * errors[0], errors
+    assert nees[1] < 0.7 * nees[0], nees
+    assert nees[1] < 2.0, nees
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -256,5 +258,6 @@ def test_a_training_with_it_logs_what_the_solver_makes_of_the_cells(frozen: bool
     assert math.isfinite(trainer.run(progress=False)["median_position_m"])
     with out.with_suffix(".csv").open() as file:
         (line,) = csv.DictReader(file)
-    assert float(line["solver_m"]) > 0
-    assert float(line["solver_nees"]) > 0
+    # Both are zero where no frame was solved: of an untrained network's cells it is chance whether any is.
+    assert math.isfinite(float(line["solver_m"]))
+    assert math.isfinite(float(line["solver_nees"]))
