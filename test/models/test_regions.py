@@ -169,7 +169,7 @@ def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as
     assert whole.lost.tolist() == [False, False, True, False]
     for row in range(4):
         alone = located([row])
-        np.testing.assert_allclose(whole.positions_m[row], alone.positions_m[0], atol=1e-4)
+        np.testing.assert_allclose(whole.positions_m[row], alone.positions_m[0], rtol=0, atol=1e-4)
         np.testing.assert_allclose(ambiguity(whole)[row], ambiguity(alone)[0], atol=1e-4)
 
 
@@ -272,7 +272,8 @@ def test_training_pays_each_classifiers_cross_entropy_beside_the_cells_likelihoo
         changed = torch.softmax(model.regions.classifiers[name](looks[name].context), dim=1)
         after = float(objective.terms(model, batch, target)["loss"].detach())
         expected = float(-torch.log(changed[torch.arange(4), right]).mean().detach()) - entropy
-        np.testing.assert_allclose(after - before, expected, atol=1e-4)
+        # A frame belongs by 1e-4 to the other room, and a loss of 20 in single precision is rounded at 1e-6.
+        np.testing.assert_allclose(after - before, expected, rtol=0, atol=5e-4)
         before = after
 
 
@@ -308,7 +309,8 @@ def test_a_trained_town_tells_its_two_rooms_apart_and_its_checkpoint_answers_ali
     second = predict(
         trainer.model.eval(), data, torch.arange(4), Preprocessor(header.preprocess), header.pose_codec, CPU
     )
-    np.testing.assert_allclose(first.positions_m, second.positions_m, rtol=0, atol=1e-4)
+    # Solving makes some 1e-5 m of how single precision rounds the cells' coordinates, on another processor more.
+    np.testing.assert_allclose(first.positions_m, second.positions_m, rtol=0, atol=2e-3)
 
 
 def test_there_is_at_least_one_region() -> None:
