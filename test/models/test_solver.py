@@ -148,7 +148,7 @@ def test_outliers_do_not_move_the_pose(kind, outliers):
     assert solution.solved.all()
     assert np.abs(deviations(solution, R, t)).max() < 0.04
     np.testing.assert_allclose(solution.inlier_share, 1 - outliers, atol=0.03)
-    np.testing.assert_allclose(solution.residual, 1, atol=0.1)
+    np.testing.assert_allclose(solution.residual, 1, atol=0.15)  # four standard errors of the root of 360 squares' mean
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,7 +32,7 @@ def disturbed(pose: Pose, noise: np.ndarray) -> Pose:
 def straight_drive(count: int, step_m: float = 0.5, seed: int = 0) -> list[tuple[int, Pose, Pose]]:
     """Stamps, odometry and fixes with white noise at 10 Hz on a straight line; odom is map."""
     rng = np.random.default_rng(seed)
-    noise = rng.multivariate_normal(np.zeros(6), COVARIANCE / 4, size=count)
+    noise = rng.multivariate_normal(np.zeros(6), COVARIANCE / 4, size=count, method="cholesky")
     poses = [yaw_pose(step_m * i) for i in range(count)]
     return [((i + 1) * 100 * MS, pose, disturbed(pose, noise[i])) for i, pose in enumerate(poses)]
 

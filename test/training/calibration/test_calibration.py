@@ -260,7 +260,7 @@ def test_correlations_that_errors_do_not_show_are_taken_back(real: float) -> Non
     rng = np.random.default_rng(3)
     said, truly = (np.kron([[1.0, 0.98 * c], [0.98 * c, 1.0]], np.eye(3)) for c in (1.0, real))
     scale = np.repeat([0.1, 0.01], 3)
-    errors = rng.multivariate_normal(np.zeros(6), truly, 20_000) * scale
+    errors = rng.multivariate_normal(np.zeros(6), truly, 20_000, method="cholesky") * scale
     truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
     estimates, covariances = (
         [Pose.identity()] * len(errors),
