@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets everything up, then checks style, types and import directions and runs the tests.
 #   scripts/test.sh [PYTEST ARGUMENTS]      e.g. scripts/test.sh -k node, scripts/test.sh -m slow
+# Without arguments the tests marked numeric run a second time, with kernels for a processor that knows neither AVX nor
+# FMA: these add in another order, as another maker's do.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,4 +23,8 @@ stage "format (ruff format --check)" "$python" -m ruff format --check .
 stage "types of vmloc_ros/core (mypy)" "$python" -m mypy
 stage "import directions (import-linter)" .venv/bin/lint-imports
 stage "tests (pytest)" "$python" -m pytest "$@"
+if [ $# -eq 0 ]; then
+    stage "numbers on another processor (pytest -m numeric)" \
+        env ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 "$python" -m pytest -m 'numeric and not slow'
+fi
 printf '[test] all passed\n'

@@ -28,6 +28,8 @@ from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
 

@@ -18,6 +18,8 @@ from vmloc_ros.core.localizer import Localizer, select_device
 from vmloc_ros.core.models import ModelInput
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 SMALL = PreprocessConfig(shortest_side=64)
 
 

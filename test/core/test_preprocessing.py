@@ -18,6 +18,8 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import AZIMUTH, VALIDITY, CylindricalConfig
 
+pytestmark = pytest.mark.numeric
+
 ALL = ("image", "depth", "lidar")
 
 

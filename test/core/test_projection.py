@@ -25,6 +25,8 @@ from vmloc_ros.core.projection import (
     pinhole_projection,
 )
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = CylindricalConfig(rows=5, columns=8, elevation_min_deg=-20.0, elevation_max_deg=30.0)
 LIMITED = CylindricalConfig(4, 6, -10.0, 10.0, azimuth_min_deg=-30.0, azimuth_max_deg=60.0)
 

@@ -14,6 +14,8 @@ import helpers  # noqa: F401 (one thread for torch)
 from vmloc_ros.core import geometry
 from vmloc_ros.core.models.rotation import quaternion_exp, quaternion_log
 
+pytestmark = pytest.mark.numeric
+
 DTYPES = [torch.float32, torch.float64]
 ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
 HALF = math.sqrt(0.5)

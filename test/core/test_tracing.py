@@ -15,6 +15,8 @@ from training.testing import write_random_checkpoint
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.tracing import trace_networks
 
+pytestmark = pytest.mark.numeric
+
 # Tracing folds batch norms into convolutions, which rounds differently; MobileNet v3 adds at most 576 products.
 ROUNDING = float32_tolerance(576)
 

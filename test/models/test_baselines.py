@@ -29,6 +29,7 @@ from vmloc_ros.core.preprocessing import PreprocessConfig
 DENSE = sorted(name for name, system in REGISTRY.items() if system.objective == "cells")
 TRAINED = sorted(name for name, system in REGISTRY.items() if system.objective is not None)
 REGRESSION = sorted({*TRAINED} - {*DENSE})
+pytestmark = pytest.mark.numeric
 CHANNELS = {"image": 3, "depth": 2, "lidar": 4}
 SIZES = {"image": (48, 36), "depth": (48, 36), "lidar": (32, 64)}
 CODEC = PoseCodec((10.0, -5.0, 1.0), 20.0, (1.0, 0.0, 0.0, 0.0))

@@ -18,6 +18,8 @@ from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection
 
+pytestmark = pytest.mark.numeric
+
 STRIDE = 4
 CYLINDER = CylindricalConfig(rows=18, columns=70)  # neither is a multiple of the stride
 

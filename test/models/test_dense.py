@@ -41,6 +41,8 @@ from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.models.encoder import Pyramid, make_trunk
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 
 class Knowing(DenseModel):
     """Predicts the truth, with noise of its own standard deviation; a share of cells says anything.

@@ -36,6 +36,8 @@ from vmloc_ros.core.models import (
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(MODALITIES, count)]
 
 

@@ -19,6 +19,7 @@ from vmloc_ros.core.models.encoder import LOG_VARIANCE_BOUND, Encoder, make_trun
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts, standard_normal_log_prob
 
 TINY = model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8)
+pytestmark = pytest.mark.numeric
 CHANNELS = {"image": 3, "lidar": 4}
 
 

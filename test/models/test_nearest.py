@@ -23,6 +23,8 @@ from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 # No batch norm: with random weights it still tells images apart.
 CONFIG = model_config("nearest", "squeezenet1_1")
 WIDTH = 512

@@ -11,6 +11,8 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models.dense.gauss_newton import turned
 from vmloc_ros.core.models.dense.point_map import PointMap, _Grid
 
+pytestmark = pytest.mark.numeric
+
 VOXEL_M = 0.2
 STILL = torch.full((6,), 0.1)
 

@@ -31,6 +31,8 @@ from vmloc_ros.core.models.dense.model import CellFeatures, PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))
 RANGED = replace(PREPROCESS, modalities=("depth", "lidar"))
 NAMES = ("image", "depth")

@@ -13,6 +13,8 @@ from vmloc_ros.core.models.dense.correspondences import Correspondences, log_rat
 from vmloc_ros.core.models.dense.hypotheses import from_points, from_rays
 from vmloc_ros.core.models.dense.solver import information, refine, solve
 
+pytestmark = pytest.mark.numeric
+
 KINDS = ("ranged", "rays", "mixed")
 CENTRE_M = np.array([0.3, -0.1, 0.5])  # of the camera in the body
 SPREAD_M = 10.0

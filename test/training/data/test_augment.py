@@ -11,6 +11,8 @@ import helpers  # noqa: F401 (one thread for torch)
 from training.data.augment import AugmentConfig, augment, drop_modalities, zero_dropped
 from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_points, cylindrical_projection
 
+pytestmark = pytest.mark.numeric
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -31,6 +31,8 @@ from vmloc_ros.core.models import ClipModel, ModelInput, build_model, model_conf
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 PICTURES = PreprocessConfig(("image",), 32)
 METRES = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))

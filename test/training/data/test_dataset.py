@@ -17,6 +17,8 @@ from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 BOTH = ("image", "lidar")
 
 

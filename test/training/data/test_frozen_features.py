@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from training.objectives.dense import CellsConfig, DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.models import DenseModel, build_model
 from vmloc_ros.core.preprocessing import Preprocessor
+
+pytestmark = pytest.mark.numeric
 
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))
 

@@ -17,6 +17,8 @@ from vmloc_ros.core.models import build_model
 from vmloc_ros.core.models.dense.cells import camera_cells
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))
 
 

@@ -30,6 +30,8 @@ from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import VALIDITY, cylindrical_points
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 WHOLE = PreprocessConfig(MODALITIES, shortest_side=32)
 CROPPED = replace(WHOLE, crop=(32, 36))

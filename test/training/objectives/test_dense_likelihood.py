@@ -21,6 +21,8 @@ from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 MEAN_LENGTH = {3: math.sqrt(8 / math.pi), 2: math.sqrt(math.pi / 2)}  # of a standard normal vector
 
 

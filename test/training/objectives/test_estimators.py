@@ -18,6 +18,8 @@ from vmloc_ros.core.models import ModelInput, Posterior, VMLoc, build_model, mod
 from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.pose_codec import PoseCodec
 
+pytestmark = pytest.mark.numeric
+
 ESTIMATORS = ("iwae", "stl", "dreg", "dreg_lambda")
 
 

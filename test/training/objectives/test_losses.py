@@ -11,6 +11,8 @@ import helpers  # noqa: F401 (one thread for torch)
 from training.objectives.base import PoseLoss
 from vmloc_ros.core.geometry import Pose, quaternion_log
 
+pytestmark = pytest.mark.numeric
+
 
 def test_pose_loss_is_equation_11() -> None:
     loss = PoseLoss(beta=-3.0, gamma=0.5)

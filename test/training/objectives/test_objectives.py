@@ -14,6 +14,8 @@ from vmloc_ros.core.models import ModelInput, Posterior, build_model, model_conf
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 from vmloc_ros.core.pose_codec import PoseCodec
 
+pytestmark = pytest.mark.numeric
+
 EMPTY = ModelInput({}, {})
 BALANCE = {"beta": -1.0, "gamma": 0.5}
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))

@@ -28,6 +28,8 @@ from vmloc_ros.core.models.dense.model import CellFeatures, correspondences
 from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 SPREAD_M = 10.0
 FREEDOM = 4
 

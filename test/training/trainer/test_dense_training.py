@@ -27,6 +27,8 @@ from vmloc_ros.core.models import DenseModel, PoseModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
+pytestmark = pytest.mark.numeric
+
 RGBD = replace(PREPROCESS, modalities=("image", "depth"))
 
 

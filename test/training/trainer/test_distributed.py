@@ -155,6 +155,7 @@ def trainings(
 # --- two processes against one -----------------------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 def test_two_processes_have_the_gradients_and_terms_of_one_with_the_joint_batch(
     trainings: tuple[Path, dict[str, Any], list[dict[str, Any]]],
 ) -> None:
@@ -184,6 +185,7 @@ def test_each_frame_is_used_as_often_as_by_one_process_and_by_one_of_the_two_onl
     assert not torch.equal(torch.stack(alone["rows"][:3]), torch.stack(alone["rows"][3:]))  # another order
 
 
+@pytest.mark.numeric
 def test_metrics_are_of_all_validation_frames_in_both_processes(
     trainings: tuple[Path, dict[str, Any], list[dict[str, Any]]],
 ) -> None:

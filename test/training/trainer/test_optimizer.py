@@ -16,6 +16,8 @@ from training.config import OptimizerConfig
 from training.trainer.optimizer import Optimizer
 from vmloc_ros.core.errors import ConfigError
 
+pytestmark = pytest.mark.numeric
+
 CPU = torch.device("cpu")
 SLOPE = torch.tensor([0.5, -2.0, 1.0])
 

@@ -124,6 +124,7 @@ def constant_error_m() -> float:
     return float(np.median(np.linalg.norm(truth - np.median(truth, axis=0), axis=1)))
 
 
+@pytest.mark.numeric
 def test_training_learns_the_street(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
     """The error on held-out blocks is far below that of the best constant answer.
 
@@ -137,6 +138,7 @@ def test_training_learns_the_street(trained: tuple[Path, dict[str, float], Train
     assert len(losses) == configuration.optimizer.epochs
 
 
+@pytest.mark.numeric
 def test_the_checkpoint_answers_as_the_trainer_said(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
     """The robot's own path over the held-out frames gives the metrics that stand in the header."""
     out, metrics, _ = trained
@@ -164,6 +166,7 @@ def test_the_header_tells_how_it_came_about(trained: tuple[Path, dict[str, float
     assert header.preprocess == configuration.preprocess
 
 
+@pytest.mark.numeric
 def test_the_covariance_covers_the_held_out_errors(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
     """Mean normalised squared error per axis is about one where the residuals were fitted."""
     out, _, _ = trained
@@ -178,6 +181,7 @@ def test_the_covariance_covers_the_held_out_errors(trained: tuple[Path, dict[str
     assert 0.3 < np.mean(ratios) < 2
 
 
+@pytest.mark.numeric
 def test_two_modalities_train_under_modality_dropout_and_either_answers_alone(tmp_path: Path) -> None:
     configuration = config(
         preprocess={"modalities": ["image", "lidar"], "lidar_range_m": [0, 10], "lidar_intensity": [0, 100]},
@@ -351,6 +355,7 @@ def test_patience_survives_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- averaged weights, precision, determinism --------------------------------------------------------------------
 
 
+@pytest.mark.numeric
 def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +398,7 @@ def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_
     assert np.median(errors) == pytest.approx(header.metrics["median_position_m"], abs=1e-3)
 
 
+@pytest.mark.numeric
 def test_half_precision_trains_to_nearly_the_same_losses_and_saves_single_precision(tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -471,6 +477,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.numeric
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
