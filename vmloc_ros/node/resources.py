@@ -15,7 +15,7 @@ from vmloc_ros.ros.parameters import MAP_TO_ODOM, NodeConfig, pose_of
 from vmloc_ros.ros.publishers import Outputs
 from vmloc_ros.ros.subscriptions import modalities_in_use
 from vmloc_ros.ros.tf_listener import listen_to_transforms
-from vmloc_ros.ros.visualization import TrainingAreaCloud
+from vmloc_ros.ros.training_area import TrainingAreaCloud
 from vmloc_ros.runtime.extrinsics import Extrinsics, trained_extrinsics
 from vmloc_ros.runtime.map_frame import MapFrame, choose_map_frame
 

@@ -4,26 +4,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import Image, PointCloud2
-from std_msgs.msg import Header
+from sensor_msgs.msg import Image
 
 from vmloc_ros.core.errors import MessageError, VmlocError
 from vmloc_ros.core.frame import IMAGE, Frame, PinholeCamera
 from vmloc_ros.core.messages import decode_camera_info
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.core.training_area import TrainingArea
-from vmloc_ros.ros.packages import cloud_message, rgb_message
+from vmloc_ros.ros.packages import rgb_message
 from vmloc_ros.runtime.debug_images import Picture, overlay_picture, range_modality, range_picture
-from vmloc_ros.runtime.map_frame import MapFrame
-
-_LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 _LOG_PERIOD_S = 5.0
 
@@ -89,25 +81,3 @@ class DebugImages:
             return None if self.camera_info is None else decode_camera_info(self.camera_info)
         except MessageError:  # an uncalibrated camera: the overlay says that it has no intrinsics
             return None
-
-
-class TrainingAreaCloud:
-    """``~/training_area``: a point in the middle of each cell where training poses were, for late comers too."""
-
-    def __init__(self, node: Node, frame: MapFrame) -> None:
-        self._node, self._frame = node, frame
-        self._publisher = node.create_publisher(PointCloud2, "~/training_area", _LATCHED_QOS)
-
-    def publish(self, training: Mapping[str, Any]) -> None:
-        """Show the area of a checkpoint's record of its training; no points where it remembers none.
-
-        Raises:
-            CheckpointError: the record is malformed; nothing is published.
-        """
-        area = TrainingArea.from_training(training)
-        points_m = np.empty((0, 3)) if area is None else area.centres_m - self._frame.origin_m
-        header = Header(stamp=self._node.get_clock().now().to_msg(), frame_id=self._frame.name)
-        self._publisher.publish(cloud_message(header, points_m.astype(np.float32)))
-
-    def close(self) -> None:
-        self._node.destroy_publisher(self._publisher)
