@@ -14,7 +14,7 @@ from training.evaluation.consistency import map_errors, nees
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose, quaternion_exp, quaternion_multiply, rotation_angle_deg
 from vmloc_ros.core.uncertainty import moved_covariance
-from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
+from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, UpdateResult, Verdict
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -37,12 +37,12 @@ def straight_drive(count: int, step_m: float = 0.5, seed: int = 0) -> list[tuple
     return [((i + 1) * 100 * MS, pose, disturbed(pose, noise[i])) for i, pose in enumerate(poses)]
 
 
-def feed(smoother: OdometryFilter, drive: list[tuple[int, Pose, Pose]]) -> list[Outcome]:
+def feed(smoother: OdometryFilter, drive: list[tuple[int, Pose, Pose]]) -> list[UpdateResult]:
     return [smoother.correct(*row, COVARIANCE) for row in drive]
 
 
-def verdicts(outcomes: list[Outcome]) -> list[Verdict]:
-    return [outcome.verdict for outcome in outcomes]
+def verdicts(results: list[UpdateResult]) -> list[Verdict]:
+    return [result.verdict for result in results]
 
 
 def assert_same(first: FilteredPose, second: FilteredPose, atol: float = 1e-9) -> None:
@@ -60,17 +60,17 @@ def test_on_a_line_the_filter_is_the_scalar_kalman_filter():
     """Closed form: along the direction of travel nothing else has a part in the estimate."""
     drive = straight_drive(30)
     offset_m, variance = drive[0][2].position_m[0] - drive[0][1].position_m[0], COVARIANCE[0, 0]
-    outcomes = feed(OdometryFilter(CONFIG), drive)
+    results = feed(OdometryFilter(CONFIG), drive)
     correlation = np.exp(-0.5 / CONFIG.correlation_m - 0.1 / CONFIG.correlation_s)
     noise = COVARIANCE[0, 0] * (1 + correlation) / (1 - correlation)
-    for (_, odom, fix), outcome in zip(drive[1:], outcomes[1:], strict=True):
+    for (_, odom, fix), result in zip(drive[1:], results[1:], strict=True):
         variance += CONFIG.drift_m_per_sqrt_m**2 * 0.5 + CONFIG.drift_m_per_sqrt_s**2 * 0.1
         gain = variance / (variance + noise)
         offset_m += gain * (fix.position_m[0] - odom.position_m[0] - offset_m)
         variance *= 1 - gain
-        assert outcome.filtered.map_from_base.position_m[0] - odom.position_m[0] == pytest.approx(offset_m, abs=0.01)
-        assert outcome.filtered.covariance[0, 0] == pytest.approx(variance, rel=0.01)
-    assert verdicts(outcomes) == [Verdict.STARTED, *[Verdict.ACCEPTED] * 29]
+        assert result.filtered.map_from_base.position_m[0] - odom.position_m[0] == pytest.approx(offset_m, abs=0.01)
+        assert result.filtered.covariance[0, 0] == pytest.approx(variance, rel=0.01)
+    assert verdicts(results) == [Verdict.STARTED, *[Verdict.ACCEPTED] * 29]
 
 
 def test_a_heading_error_moves_the_base_sideways_as_it_drives():
@@ -108,10 +108,10 @@ def final_nees(config: FilterConfig, origin: Pose, runs: int, count: int, is_ali
     for seed in range(runs):
         smoother = OdometryFilter(config)
         for stamp_ns, truth, odom, fix in random_walk(np.random.default_rng(seed), CONFIG, origin, count, is_alike):
-            outcome = smoother.correct(stamp_ns, odom, fix, COVARIANCE)
+            result = smoother.correct(stamp_ns, odom, fix, COVARIANCE)
             last = truth
         truths.append(last)
-        filtered.append(outcome.filtered)
+        filtered.append(result.filtered)
     errors = map_errors(truths, [pose.map_from_base for pose in filtered])
     return nees(errors, np.stack([pose.covariance for pose in filtered]))
 
@@ -136,18 +136,18 @@ def test_covariance_stays_honest_when_successive_fixes_err_alike():
 def test_a_parked_robot_gains_little_from_the_same_answer_again_and_again():
     smoother = OdometryFilter(CONFIG)
     for i in range(1, 601):
-        outcome = smoother.correct(i * 100 * MS, yaw_pose(3.0), yaw_pose(5.0), COVARIANCE)
-    ratio = np.sqrt(np.diag(outcome.filtered.covariance) / np.diag(COVARIANCE))
+        result = smoother.correct(i * 100 * MS, yaw_pose(3.0), yaw_pose(5.0), COVARIANCE)
+    ratio = np.sqrt(np.diag(result.filtered.covariance) / np.diag(COVARIANCE))
     assert ratio.min() > 0.4
     assert ratio.max() < 2  # time adds uncertainty and the fixes bound it
 
 
 def test_filtering_beats_the_fixes():
     drive = straight_drive(100)
-    outcomes = feed(OdometryFilter(CONFIG), drive)
+    results = feed(OdometryFilter(CONFIG), drive)
     truth = [odom for _, odom, _ in drive]
     raw = map_errors(truth, [fix for _, _, fix in drive])[20:]
-    filtered = map_errors(truth, [outcome.filtered.map_from_base for outcome in outcomes])[20:]
+    filtered = map_errors(truth, [result.filtered.map_from_base for result in results])[20:]
     assert np.all(np.square(filtered).mean(axis=0) < 0.3 * np.square(raw).mean(axis=0))
 
 
@@ -181,10 +181,10 @@ def test_headings_around_180_degrees_are_averaged_there():
     smoother = OdometryFilter(CONFIG)
     for i in range(1, 41):
         fix = yaw_pose(-0.5 * i, yaw_deg=179.5 if i % 2 else -179.5)
-        outcome = smoother.correct(i * 100 * MS, yaw_pose(0.5 * i), fix, COVARIANCE)
-    assert outcome.verdict is Verdict.ACCEPTED
+        result = smoother.correct(i * 100 * MS, yaw_pose(0.5 * i), fix, COVARIANCE)
+    assert result.verdict is Verdict.ACCEPTED
     backwards = yaw_pose(0.0, yaw_deg=180.0).quaternion_wxyz
-    assert rotation_angle_deg(outcome.filtered.map_from_base.quaternion_wxyz, backwards) < 0.4
+    assert rotation_angle_deg(result.filtered.map_from_base.quaternion_wxyz, backwards) < 0.4
 
 
 # Late fixes
@@ -210,8 +210,8 @@ def test_a_late_fix_counts_as_if_it_had_come_in_time():
 def test_a_fix_that_is_not_newer_than_the_one_before_is_refused(delay_ns):
     smoother, drive = OdometryFilter(CONFIG), straight_drive(5)
     before = feed(smoother, drive)[-1].filtered
-    outcome = smoother.correct(drive[-1][0] - delay_ns, drive[-1][1], yaw_pose(2.3), COVARIANCE)
-    assert (outcome.verdict, outcome.reason) == (Verdict.REJECTED, "not newer than the fix before")
+    result = smoother.correct(drive[-1][0] - delay_ns, drive[-1][1], yaw_pose(2.3), COVARIANCE)
+    assert (result.verdict, result.reason) == (Verdict.REJECTED, "not newer than the fix before")
     assert_same(smoother.predict(*drive[-1][:2]), before)
 
 
@@ -225,9 +225,9 @@ def test_the_gate_is_the_chi_square_quantile(probability):
         smoother.correct(SECOND, yaw_pose(0.0), yaw_pose(0.0), COVARIANCE)
         variance = smoother.predict(2 * SECOND, yaw_pose(0.0)).covariance[0, 0] + COVARIANCE[0, 0]
         distance = scale * np.sqrt(chi2.ppf(probability, 6))
-        outcome = smoother.correct(2 * SECOND, yaw_pose(0.0), yaw_pose(distance * np.sqrt(variance)), COVARIANCE)
-        assert outcome.verdict is verdict
-        assert outcome.distance == pytest.approx(distance)
+        result = smoother.correct(2 * SECOND, yaw_pose(0.0), yaw_pose(distance * np.sqrt(variance)), COVARIANCE)
+        assert result.verdict is verdict
+        assert result.distance == pytest.approx(distance)
 
 
 def test_single_outliers_leave_no_trace():
@@ -249,14 +249,14 @@ def test_refused_fixes_that_agree_take_over(start):
     drive = straight_drive(start + 20)
     if start == 0:
         smoother.correct(50 * MS, drive[0][1], elsewhere.inverse(), COVARIANCE)
-    outcomes = feed(smoother, drive[:start])
-    outcomes += feed(smoother, [(stamp_ns, odom, elsewhere @ fix) for stamp_ns, odom, fix in drive[start:]])
+    results = feed(smoother, drive[:start])
+    results += feed(smoother, [(stamp_ns, odom, elsewhere @ fix) for stamp_ns, odom, fix in drive[start:]])
     wrong = CONFIG.restart_after - 1
     expected = [Verdict.REJECTED] * wrong + [Verdict.RESTARTED] + [Verdict.ACCEPTED] * (19 - wrong)
-    assert verdicts(outcomes[-20:]) == expected
-    assert outcomes[start + wrong].reason == "10 refused fixes in a row agree with each other"
+    assert verdicts(results[-20:]) == expected
+    assert results[start + wrong].reason == "10 refused fixes in a row agree with each other"
     truth = elsewhere @ drive[-1][1]
-    assert np.linalg.norm(outcomes[-1].filtered.map_from_base.position_m - truth.position_m) < 0.5
+    assert np.linalg.norm(results[-1].filtered.map_from_base.position_m - truth.position_m) < 0.5
 
 
 def test_refused_fixes_that_disagree_never_take_over():
@@ -272,11 +272,11 @@ def test_refused_fixes_that_disagree_never_take_over():
 
 def test_a_good_fix_between_ends_the_row_of_refused_ones():
     smoother = OdometryFilter(CONFIG)
-    outcomes = []
+    results = []
     for number, (stamp_ns, odom, fix) in enumerate(straight_drive(60)):
         is_good = number % CONFIG.restart_after == 0
-        outcomes.append(smoother.correct(stamp_ns, odom, fix if is_good else yaw_pose(90.0) @ fix, COVARIANCE))
-    assert Verdict.RESTARTED not in verdicts(outcomes)
+        results.append(smoother.correct(stamp_ns, odom, fix if is_good else yaw_pose(90.0) @ fix, COVARIANCE))
+    assert Verdict.RESTARTED not in verdicts(results)
 
 
 # Odometry that jumps
@@ -300,9 +300,9 @@ def test_a_jump_of_the_odometry_starts_anew_and_says_why(reason, predicts):
         assert smoother.predict(*JUMPS[reason]) is None
         assert smoother.map_from_odom is None
         assert smoother.reset_reason == reason
-    outcome = smoother.correct(*JUMPS[reason], yaw_pose(-4.0), COVARIANCE)
-    assert (outcome.verdict, outcome.reason) == (Verdict.STARTED, reason)
-    np.testing.assert_allclose(outcome.filtered.covariance, COVARIANCE)
+    result = smoother.correct(*JUMPS[reason], yaw_pose(-4.0), COVARIANCE)
+    assert (result.verdict, result.reason) == (Verdict.STARTED, reason)
+    np.testing.assert_allclose(result.filtered.covariance, COVARIANCE)
 
 
 def test_fast_driving_over_jittering_stamps_is_no_jump():

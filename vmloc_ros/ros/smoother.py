@@ -18,7 +18,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import check_pose
 from vmloc_ros.ros.odometry import OdometrySource
 from vmloc_ros.ros.parameters import NodeConfig
-from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Outcome, Verdict
+from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, UpdateResult, Verdict
 
 _PATIENCE_NS = 500_000_000  # after the arrival of a frame: odometry that lags more is not waited for
 _POLL_S = 0.005
@@ -61,9 +61,9 @@ class Smoother:
             with self._lock:
                 self._without_odometry += 1
             raise DataError(f"pose withheld, smoothing lacks odometry: {error}") from error
-        outcome = self._filter.correct(stamp_ns, odom_from_base, map_from_base, covariance)
-        self._note(outcome)
-        return outcome.filtered
+        result = self._filter.correct(stamp_ns, odom_from_base, map_from_base, covariance)
+        self._note(result)
+        return result.filtered
 
     def reset(self, reason: str) -> None:
         """Forget the past; the next fix starts anew."""
@@ -88,16 +88,16 @@ class Smoother:
                 "smoothing: latest start": self._latest_start,
             }
 
-    def _note(self, outcome: Outcome) -> None:
-        text = _describe(outcome)
-        is_rejected = outcome.verdict is Verdict.REJECTED
-        is_start = outcome.verdict in (Verdict.STARTED, Verdict.RESTARTED)
+    def _note(self, result: UpdateResult) -> None:
+        text = _describe(result)
+        is_rejected = result.verdict is Verdict.REJECTED
+        is_start = result.verdict in (Verdict.STARTED, Verdict.RESTARTED)
         with self._lock:
-            self._verdicts[outcome.verdict] += 1
+            self._verdicts[result.verdict] += 1
             self._latest = text
             self._problem = f"smoothing {text}" if is_rejected else None
             if is_start:
-                self._latest_start = outcome.reason
+                self._latest_start = result.reason
         if is_start:
             self._node.get_logger().info(f"smoothing {text}")
         elif is_rejected:
@@ -111,11 +111,11 @@ def filter_config(config: NodeConfig) -> FilterConfig:
     return replace(settings, **{name: config.smoothing_drift * getattr(settings, name) for name in drifts})
 
 
-def _describe(outcome: Outcome) -> str:
+def _describe(result: UpdateResult) -> str:
     """A verdict for people to read."""
-    distance = "" if outcome.distance is None else f" ({outcome.distance:.1f} standard deviations)"
-    reason = f": {outcome.reason}" if outcome.reason else ""
-    return f"{outcome.verdict.value}{reason}{distance}"
+    distance = "" if result.distance is None else f" ({result.distance:.1f} standard deviations)"
+    reason = f": {result.reason}" if result.reason else ""
+    return f"{result.verdict.value}{reason}{distance}"
 
 
 def _wait_for(odometry: OdometrySource, stamp_ns: int, until_ns: int) -> Pose:

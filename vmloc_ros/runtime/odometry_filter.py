@@ -111,7 +111,7 @@ class FilteredPose:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class UpdateResult:
     """What became of a fix.
 
     Attributes:
@@ -164,7 +164,7 @@ class OdometryFilter:
         self._newest_ns = 0
         self.reset_reason = reason
 
-    def correct(self, stamp_ns: int, odom_from_base: Pose, map_from_base: Pose, covariance: ArrayLike) -> Outcome:
+    def correct(self, stamp_ns: int, odom_from_base: Pose, map_from_base: Pose, covariance: ArrayLike) -> UpdateResult:
         """Take in a fix, however late.
 
         Args:
@@ -178,16 +178,16 @@ class OdometryFilter:
         self._reset_at_jump(stamp_ns, odom_from_base)
         if self._state is None:
             self._state, self._newest_ns = fix, stamp_ns
-            return Outcome(Verdict.STARTED, None, self.reset_reason or "first fix", fix.filtered)
+            return UpdateResult(Verdict.STARTED, None, self.reset_reason or "first fix", fix.filtered)
         prior = _carried(self._state, stamp_ns, odom_from_base, self._config)
         if stamp_ns <= self._newest_ns:
-            return Outcome(Verdict.REJECTED, None, "not newer than the fix before", prior.filtered)
+            return UpdateResult(Verdict.REJECTED, None, "not newer than the fix before", prior.filtered)
         self._newest_ns = stamp_ns
         updated, distance = _offer(fix, prior, self._state, self._config)
         if updated is None:
             return self._refuse(fix, prior, distance)
         self._state, self._rival = updated, None
-        return Outcome(Verdict.ACCEPTED, distance, "", updated.filtered)
+        return UpdateResult(Verdict.ACCEPTED, distance, "", updated.filtered)
 
     def predict(self, stamp_ns: int, odom_from_base: Pose) -> FilteredPose | None:
         """The base's pose at any odometry; None before the start, and when the odometry has jumped, which resets."""
@@ -204,7 +204,7 @@ class OdometryFilter:
         if jump is not None:
             self.reset(jump)
 
-    def _refuse(self, fix: _Anchor, prior: _Anchor, distance: float) -> Outcome:
+    def _refuse(self, fix: _Anchor, prior: _Anchor, distance: float) -> UpdateResult:
         """Give the fix to the rival, which takes over once enough fixes have agreed."""
         updated = None
         if self._rival is not None:
@@ -213,10 +213,10 @@ class OdometryFilter:
         self._rival_fixes = 1 if updated is None else self._rival_fixes + 1
         self._rival = updated or fix
         if self._rival_fixes < self._config.restart_after:
-            return Outcome(Verdict.REJECTED, distance, "too far from the prediction", prior.filtered)
+            return UpdateResult(Verdict.REJECTED, distance, "too far from the prediction", prior.filtered)
         self._state, self._rival = self._rival, None
         reason = f"{self._rival_fixes} refused fixes in a row agree with each other"
-        return Outcome(Verdict.RESTARTED, distance, reason, self._state.filtered)
+        return UpdateResult(Verdict.RESTARTED, distance, reason, self._state.filtered)
 
 
 def _carried(state: _Anchor, stamp_ns: int, odom_from_base: Pose, config: FilterConfig) -> _Anchor:
