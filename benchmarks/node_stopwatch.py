@@ -35,9 +35,9 @@ class Stopwatch:
 
         setattr(owner, attribute, timed)
 
-    def close_frames(self, answers: Any, outputs: Any, health: Any) -> None:
+    def close_frames(self, worker: Any, outputs: Any, health: Any) -> None:
         """Keep a frame's times when the node counts its pose as published, with stamp and latency."""
-        prepare, publish, published = answers.prepare, outputs.publish, health.published
+        prepare, publish, published = worker.prepare, outputs.publish, health.published
 
         def prepare_and_note(instance: Any, bundle: Any) -> Any:
             prepared = prepare(instance, bundle)
@@ -53,7 +53,7 @@ class Stopwatch:
             times = self._thread.__dict__
             self.frames.append({**self._prepared.pop(times["stamp"]), **times, "answer": latency_ms})
 
-        answers.prepare, outputs.publish, health.published = prepare_and_note, publish_and_note, published_and_note
+        worker.prepare, outputs.publish, health.published = prepare_and_note, publish_and_note, published_and_note
 
 
 def run_node(arguments: list[str], report: Path) -> None:

@@ -515,7 +515,7 @@ def test_a_sensor_left_out_as_strange_is_told_and_withheld_where_all_are_wanted(
         assert "lidar unlike any in training" in text
     else:
         assert (values["poses published"], values["poses withheld"]) == (0, 1)
-        assert "lidar unlike any in training, and allow_degraded is false" in text
+        assert "lidar unlike the training data, and allow_degraded is false" in text
 
 
 def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):

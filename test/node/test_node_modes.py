@@ -262,17 +262,17 @@ def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path
     try:
         node.set_parameters([Parameter("checkpoint", value=str(paths[64])), Parameter("device", value="cpu")])
         assert node.start()
-        answers, resources, published = node._session._answers, node._resources, []
+        worker, resources, published = node._session._worker, node._resources, []
         monkeypatch.setattr(resources.outputs, "publish", lambda stamp, pose, covariance: published.append(pose))
         frames = frames_from(START_NS, 2, ("image",))
         messages = [image_message(frame.stamp_ns, "camera", frame.image, "rgb8") for frame in frames]
         first, second = (
             Bundle(f.stamp_ns, 0, {"image": (f.stamp_ns, m)}) for f, m in zip(frames, messages, strict=True)
         )
-        prepared = answers.prepare(first)
+        prepared = worker.prepare(first)
         resources.adopt(load_configured_model(node, replace(resources.config, checkpoint=str(paths[96]))))
-        answers.answer(prepared)
-        answers.answer(answers.prepare(second))
+        worker.localize(prepared)
+        worker.localize(worker.prepare(second))
         for pose, frame, path in zip(published, frames, paths.values(), strict=True):
             expected = localizer_of_the_node(path).localize(frame).map_from_body
             np.testing.assert_allclose(pose.matrix, expected.matrix, atol=1e-9)

@@ -235,7 +235,7 @@ def test_on_demand_the_newest_frame_is_answered_once_and_only_when_asked(checkpo
         success, message = trigger(us, f"{NODE}/localize")
         assert success, message
         assert_are_of(answers(us, frames[-1:]), frames[-1:], localizer)
-        assert trigger(us, f"{NODE}/localize") == (False, "no frame within 1 s; /diagnostics says what is missing")
+        assert trigger(us, f"{NODE}/localize") == (False, "no frame within 1 s; see /diagnostics for what is missing")
         (late,) = known_frames(1, after(frames))
         future = request(us, Trigger, f"{NODE}/localize")
         time.sleep(0.3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles of messages become frames; what cannot be decoded is left out, or refused where it leads."""
+"""Frames from bundles of messages, with and without messages that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def messages():
 
 
 @pytest.fixture
-def refused():
+def rejected():
     return []
 
 
 @pytest.fixture
-def builder(refused):
-    return FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), refused.append)
+def builder(rejected):
+    return FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), rejected.append)
 
 
-def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages, refused):
+def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages, rejected):
     camera = random_frame(3).camera
     builder.camera_info = camera_info_message(1, "camera", camera)
     frame = builder.build(Bundle(5, 0, messages))
     np.testing.assert_array_equal(frame.image, random_frame(3).image)
     np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
     assert (frame.stamp_ns, frame.camera, frame.camera_from_lidar) == (5, camera, CAMERA_FROM_LIDAR)
-    assert refused == []
+    assert rejected == []
 
 
 def test_a_clouds_times_count_from_the_frames_stamp(builder, messages):
@@ -59,11 +59,11 @@ def test_a_clouds_times_count_from_the_frames_stamp(builder, messages):
     assert alone.cloud.time_s is None
 
 
-def test_a_bad_companion_is_left_out_and_reported(builder, messages, refused):
+def test_a_bad_companion_is_left_out_and_reported(builder, messages, rejected):
     messages["lidar"][1].fields.clear()
     frame = builder.build(Bundle(5, 0, messages))
     assert frame.modalities == ("image",)
-    (reason,) = refused
+    (reason,) = rejected
     assert reason.startswith("lidar: point cloud lacks field x, y, z")
 
 

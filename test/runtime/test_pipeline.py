@@ -118,7 +118,7 @@ def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
         seen.append(bundle.stamp_ns)
         wanted.clear()
 
-    pipeline = Pipeline(synchronizer(), as_is, work, queue_depth=5, wanted=is_wanted)
+    pipeline = Pipeline(synchronizer(), as_is, work, queue_depth=5, is_wanted=is_wanted)
 
     def add_unwanted(stamp):
         before = len(asked)
@@ -158,7 +158,7 @@ def test_on_demand_one_call_takes_one_bundle_however_long_the_answer_takes(slow)
         seen.append(bundle.stamp_ns)
         wanted.clear()
 
-    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5, wanted=lambda: bool(wanted))
+    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5, is_wanted=lambda: bool(wanted))
     pipeline.add("image", 0, None)
     assert busy.wait(10)
     pipeline.add("image", 1, None)
@@ -230,7 +230,7 @@ def test_health_separates_the_total_from_the_recent():
     assert health.report().latency_ms is None
     for latency_ms in range(1, 101):
         health.published(float(latency_ms), estimate(None))
-    health.refused("undecodable", "short data")
+    health.rejected("undecodable", "short data")
     first, second = health.report(), health.report()
     assert (first.published, first.recent_published, first.recent_errors) == (100, 100, 1)
     assert first.latest_error == "short data"

@@ -82,14 +82,14 @@ def test_a_lookahead_that_the_model_cannot_have_is_refused(checkpoint):
         load_model(checkpoint, "cpu", 1, pytest.fail)
 
 
-def test_forgetting_starts_a_new_clip(tmp_path):
+def test_reset_starts_a_new_clip(tmp_path):
     path = tmp_path / "vidloc.safetensors"
     write_random_checkpoint(path, system="vidloc")
     model = load_model(str(path), "cpu", 1, pytest.fail)
     first, second, third = (random_frame(i) for i in range(3))
     assert not feed(model, first)
     assert [estimate.stamp_ns for estimate in feed(model, second)] == [first.stamp_ns]
-    model.forget()
+    model.reset()
     assert not feed(model, third)
 
 

@@ -144,9 +144,9 @@ def ament_prefix(folder: Path) -> Path:
 
 def process_bundle(node: Any, bundle: Any) -> None:
     """Do in this thread what an active node's two worker threads do with a bundle of messages."""
-    answers = node._session._answers
-    if (prepared := answers.prepare(bundle)) is not None:
-        answers.answer(prepared)
+    worker = node._session._worker
+    if (prepared := worker.prepare(bundle)) is not None:
+        worker.localize(prepared)
 
 
 def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node holds while active: subscriptions, and the worker that answers them."""
+"""What the node holds while active: subscriptions, pipeline and worker."""
 
 from __future__ import annotations
 
-import concurrent.futures
+from concurrent.futures import TimeoutError as FutureTimeoutError  # another class than the built-in before 3.11
 from typing import Any
 
 from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.core.synchronizer import Synchronizer
 from vmloc_ros.node.resources import Resources
-from vmloc_ros.node.worker import Outcome, Worker
+from vmloc_ros.node.worker import Worker
 from vmloc_ros.ros.diagnostics import judge, values_of
 from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.runtime.health import Health
+from vmloc_ros.runtime.outcomes import Outcome, OutcomeWaiters
 from vmloc_ros.runtime.pipeline import Pipeline
 
 
 class Session:
-    """Subscriptions and the worker that answers them: what activate makes and deactivate ends.
+    """Subscriptions, pipeline and worker: what activate creates and deactivate closes.
 
     Raises:
         ConfigError: a QoS override is wrong.
@@ -27,11 +28,11 @@ class Session:
     def __init__(self, resources: Resources) -> None:
         self._node, self._config, self._outputs = resources.node, resources.config, resources.outputs
         self._extrinsics, self._modalities = resources.extrinsics, resources.modalities
-        self._health = Health()
-        self._answers = Worker(resources, self._health)
-        wanted = None if self._config.continuous else lambda: self._answers.is_awaited
+        self._health, self._waiters = Health(), OutcomeWaiters()
+        self._worker = Worker(resources, self._health, self._waiters)
+        is_wanted = None if self._config.continuous else lambda: self._waiters.is_awaited
         self._pipeline = Pipeline(
-            self._synchronizer(), self._answers.prepare, self._answers.answer, self._config.queue_depth, wanted
+            self._synchronizer(), self._worker.prepare, self._worker.localize, self._config.queue_depth, is_wanted
         )
         self._inputs: list[Input] = []
         try:
@@ -44,33 +45,35 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Unsubscribe and end the worker after the frame in its hands."""
+        """Unsubscribe, and end the worker threads after the frames in work."""
         for source in self._inputs:
             source.close()
         self._pipeline.stop()
-        self._answers.close()
-        self._outputs.stop()
+        self._worker.close()
+        self._outputs.suspend()
 
     def reset(self) -> None:
-        """Forget path, pairing and being lost: the next frame is as the first."""
-        self._pipeline.reset(then=self._answers.forget)
+        """Forget path, pairing and being lost: the next frame is treated as the first."""
+        self._pipeline.reset(then=self._worker.reset)
 
     def localize(self) -> Outcome:
-        """What became of the next frame, or on demand of the newest; blocks, so not for the executor's thread."""
-        outcome = self._answers.expect()
+        """Return the outcome of the next frame, on demand of the newest; blocks, so not for the executor's thread."""
+        outcome = self._waiters.expect()
         self._pipeline.wake()
         try:
             return outcome.result(self._config.input_timeout_s)
-        except concurrent.futures.TimeoutError:
-            return False, f"no frame within {self._config.input_timeout_s:g} s; /diagnostics says what is missing"
+        except FutureTimeoutError:
+            return Outcome(
+                False, f"no frame within {self._config.input_timeout_s:g} s; see /diagnostics for what is missing"
+            )
         finally:
-            self._answers.give_up(outcome)
+            self._waiters.give_up(outcome)
 
     def publish_path(self) -> None:
         self._outputs.publish_path()
 
     def diagnose(self) -> tuple[bytes, str, dict[str, Any]]:
-        """Level, message and values for diagnostics; logs what is wrong with the inputs."""
+        """Return level, message and values for diagnostics; logs changes of what is wrong with the inputs."""
         found = [source.problem(self._config.input_timeout_s) for source in self._inputs]
         problems = [problem for problem in found if problem is not None]
         problems += [*self._outputs.problems, *self._extrinsics.problems]
@@ -80,7 +83,7 @@ class Session:
         for source in self._inputs:
             values |= source.values
         values |= self._outputs.counts
-        if (smoother := self._answers.smoother) is not None:
+        if (smoother := self._worker.smoother) is not None:
             problems += smoother.problems
             values |= smoother.values
         return *judge(report, problems, self._modalities, self._config.continuous), values
@@ -97,8 +100,8 @@ class Session:
         return Synchronizer(primary, tuple(secondary), **times_ns, learns_periods=True)
 
     def _receive(self, name: str, message: Any) -> None:
-        """The callback of every subscription: nothing that takes time."""
+        """Take a message of any subscription in; returns at once."""
         if name == CAMERA_INFO:
-            self._answers.take_camera_info(message)
+            self._worker.take_camera_info(message)
         else:
             self._pipeline.add(name, stamp_ns(message.header), message)

@@ -28,8 +28,8 @@ class OdometrySource(Protocol):
     def subscribe(self, node: Node) -> list[Input]:
         """Start to listen, where that is not done already."""
 
-    def forget(self) -> None:
-        """Start anew, after a jump back in time."""
+    def reset(self) -> None:
+        """Forget the odometry so far, after a jump back in time."""
 
 
 def create_odometry(config: NodeConfig, base_frame: str, lookup: TransformLookup) -> OdometrySource:
@@ -51,7 +51,7 @@ class OdometryFromTf:
     def subscribe(self, node: Node) -> list[Input]:
         return []
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self._lookup.forget()
 
 
@@ -87,8 +87,8 @@ class OdometryFromTopic:
     def subscribe(self, node: Node) -> list[Input]:
         return [Input(node, "odometry", Odometry, self._topic, _DEPTH, self._add)]
 
-    def forget(self) -> None:
-        """Nothing: the track has started anew when its first new stamp came, which is before the first image."""
+    def reset(self) -> None:
+        """Do nothing: the track was reset by its first message after the jump, which came before the image."""
 
     def _add(self, name: str, message: Any) -> None:
         with self._lock:

@@ -95,14 +95,14 @@ class Outputs:
         if poses:
             self._path.publish(Path(header=poses[-1].header, poses=poses))
 
-    def stop(self) -> None:
-        """Publish nothing more before the next pose."""
+    def suspend(self) -> None:
+        """Publish nothing until the next pose, not even repeated transforms."""
         if self._broadcaster is not None:
             self._broadcaster.reset()
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Forget the poses so far, as after a jump back in time."""
-        self.stop()
+        self.suspend()
         with self._lock:
             self._trail.clear()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a bundle of messages to the frame that the localizer takes."""
+"""Builds the frame that the localizer takes from a bundle of messages."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 
 
 class FrameBuilder:
-    """Decodes bundles.
+    """Decodes bundles of messages into frames.
+
+    Args:
+        reject: called with the reason for each message that a frame goes without because it cannot be decoded.
 
     Attributes:
         camera_info: the latest CameraInfo message, set as they arrive.
     """
 
-    def __init__(self, extrinsics: Extrinsics, refused: Callable[[str], None]) -> None:
-        """``refused`` is told of each message that is left out because it cannot be decoded."""
+    def __init__(self, extrinsics: Extrinsics, reject: Callable[[str], None]) -> None:
         self.camera_info: Any = None
-        self._camera_frame: str | None = None  # of the latest image: a cloud without one still lies in its view
-        self._extrinsics, self._refused = extrinsics, refused
+        self._camera_frame: str | None = None  # of the latest image, for clouds that come without one
+        self._extrinsics, self._reject = extrinsics, reject
 
     def build(self, bundle: Bundle[Any]) -> Frame:
-        """Decode a bundle; a bad message beside a good leading one is left out.
+        """Decode a bundle; the frame goes without messages that cannot be decoded, except the leading one.
 
         Raises:
             MessageError: the message that gave the bundle its stamp cannot be decoded.
@@ -48,7 +50,7 @@ class FrameBuilder:
             except MessageError as error:
                 if stamp_ns == bundle.stamp_ns and not decoded:
                     raise MessageError(f"{name}: {error}") from error
-                self._refused(f"{name}: {error}")
+                self._reject(f"{name}: {error}")
         return Frame(
             stamp_ns=bundle.stamp_ns,
             image=decoded.get(IMAGE),

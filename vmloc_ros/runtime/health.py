@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node knows of its own well-being; pure Python, filled by several threads, read once a second."""
+"""Counters and latencies for diagnostics; pure Python, written by several threads, read once a second."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from dataclasses import dataclass
 from vmloc_ros.core.frame import Estimate
 
 _WINDOW = 200  # latencies kept for the percentiles
-_ARRIVALS_S = 5.0  # over which an input's rate and delay are taken
+_ARRIVALS_S = 5.0  # window of an input's rate and delay
 _MOST_ARRIVALS = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """Counts since activation; ``recent`` are those since the report before.
+    """Counts since activation; those named ``recent`` since the previous report.
 
     Attributes:
-        errors: refused frames by kind.
-        latency_ms: ``(p50, p95)`` from the arrival of a frame's image to publication, None before the first.
-        modalities: what the latest pose rests on.
-        dropped_sensors: sensors that it was made without although they were there; see
-            :class:`vmloc_ros.core.frame.Estimate`.
-        posterior_std: the latest pose's; see :class:`vmloc_ros.core.frame.Estimate`.
-        withheld: poses that were not to be trusted.
-        lost: why the latest pose was withheld, empty if it was not.
-        confidence: the latest pose's, withheld or not; None if it has none, or there is no pose yet.
-        latest_error: why the latest refused frame was refused, empty if none was since the report before.
+        published: number of published poses.
+        errors: number of rejected frames and messages by kind.
+        latency_ms: ``(p50, p95)`` from the arrival of a frame's leading message to publication; None before the first.
+        modalities: the sensors used by the latest published pose.
+        dropped_sensors, posterior_std: of the latest published pose, see :class:`vmloc_ros.core.frame.Estimate`.
+        latest_error: reason of the latest rejection since the previous report; empty without one.
+        withheld: number of withheld poses.
+        lost: why the latest pose was withheld; empty if it was published.
+        confidence: of the latest pose, withheld or not; None if it has none, or there is no pose yet.
     """
 
     published: int
@@ -48,7 +47,7 @@ class HealthReport:
 
 
 class Health:
-    """Counts frames published, withheld and refused, and their latencies."""
+    """Counts published and withheld poses and rejected frames, and keeps latencies."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -65,6 +64,11 @@ class Health:
         self._reported = (0, 0, 0)
 
     def published(self, latency_ms: float, estimate: Estimate) -> None:
+        """Count a published pose.
+
+        Args:
+            latency_ms: from the arrival of the frame's leading message to now.
+        """
         with self._lock:
             self._published += 1
             self._latencies_ms.append(latency_ms)
@@ -73,22 +77,24 @@ class Health:
             self._lost, self._confidence = "", estimate.confidence
 
     def withheld(self, reason: str, confidence: float | None) -> None:
+        """Count a withheld pose."""
         with self._lock:
             self._withheld += 1
             self._lost, self._confidence = reason, confidence
 
-    def found(self) -> None:
-        """Be no longer lost, for another reason than a pose."""
+    def clear_lost(self) -> None:
+        """Report no longer that the robot is lost, without a pose."""
         with self._lock:
             self._lost, self._confidence = "", None
 
-    def refused(self, kind: str, reason: str) -> None:
+    def rejected(self, kind: str, reason: str) -> None:
+        """Count a frame or message that could not be used."""
         with self._lock:
             self._errors[kind] += 1
             self._latest_error = reason
 
     def report(self) -> HealthReport:
-        """A snapshot, which also starts the next "recent" interval."""
+        """Return a snapshot and start the next ``recent`` interval."""
         with self._lock:
             published_before, errors_before, withheld_before = self._reported
             errors = sum(self._errors.values())
@@ -113,7 +119,7 @@ class Health:
 
 
 class Arrivals:
-    """Rate and delay of an input over the last seconds.
+    """Rate and delay of an input over the last 5 s.
 
     Args:
         now_s: steady time, as in the other methods.
@@ -125,13 +131,13 @@ class Arrivals:
         self._recent: deque[tuple[float, float]] = deque(maxlen=_MOST_ARRIVALS)
 
     def add(self, now_s: float, delay_ms: float) -> None:
-        """Count a message that came now, this long after its stamp."""
+        """Count a message that arrived at ``now_s``, ``delay_ms`` after its stamp."""
         with self._lock:
             self._recent.append((now_s, delay_ms))
             self._forget(now_s)
 
     def report(self, now_s: float) -> tuple[float, float | None]:
-        """Messages per second, and their median delay in milliseconds, None where there were none."""
+        """Return messages per second and their median delay in milliseconds, None without messages."""
         with self._lock:
             self._forget(now_s)
             delays_ms = sorted(delay_ms for _, delay_ms in self._recent)
@@ -144,6 +150,7 @@ class Arrivals:
 
 
 def _percentiles(ordered: list[float]) -> tuple[float, float] | None:
+    """p50 and p95 of ascending values."""
     if not ordered:
         return None
     return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hands messages from the callbacks that receive them to two worker threads in a row; pure Python, no ROS.
+"""Passes messages from the callbacks that receive them through two worker threads; pure Python, no ROS.
 
 ::
 
-    add -> synchronizer -> queue -> [preparation] -> one place -> [localization]
-            pairs          newest    decodes,        waits till   runs the model,
-                           wins      projects        it is free   publishes
+    add -> synchronizer -> queue -> [preparation] -> slot for -> [localization]
+            pairs          drops     decodes,        one frame   runs the model,
+                           oldest    projects                    publishes
 
-While the model answers one frame the next is prepared, so that frames come as fast as the slower of the two.
+While the model runs on one frame the next is prepared, so that the slower of the two threads sets the rate.
 """
 
 from __future__ import annotations
@@ -25,35 +25,34 @@ Prepared = TypeVar("Prepared")
 
 
 class Pipeline(Generic[Payload, Prepared]):
-    """Synchronizer, bounded queue and two threads: adding is cheap, the work happens elsewhere, in order of stamps.
+    """Synchronizer, bounded queue and two threads that work on bundles in the order of their stamps.
 
-    A bundle leaves the queue only when the place behind preparation is free. When the workers are slower than the
-    sensors the oldest bundle in the queue makes room for the newest, so latency stays bounded.
+    A bundle leaves the queue only when the slot behind preparation is free. When the threads are slower than the
+    sensors, the oldest bundle in the queue is dropped for the newest, so that latency stays bounded.
 
     Args:
         synchronizer: used under the pipeline's lock only, with steady time.
-        prepare: called in the first thread, one bundle at a time; must not raise. None: nothing is left to answer.
-        answer: called in the second thread with what was prepared; must not raise.
+        prepare: called in the first thread, one bundle at a time; must not raise. Returns None to drop the bundle.
+        localize: called in the second thread with what ``prepare`` returned; must not raise.
         queue_depth: bundles that may wait for preparation.
-        wanted: on demand: the newest bundle waits, and later ones take its place, until this says yes, which it is
-            asked when no other is on its way. None: every bundle is wanted.
+        is_wanted: for work on demand: the newest bundle waits, replaced by each later one, until this returns True.
+            Called while no other bundle is in work. None: work on every bundle.
     """
 
     def __init__(
         self,
         synchronizer: Synchronizer[Payload],
         prepare: Callable[[Bundle[Payload]], Prepared | None],
-        answer: Callable[[Prepared], None],
+        localize: Callable[[Prepared], None],
         queue_depth: int,
-        wanted: Callable[[], bool] | None = None,
+        is_wanted: Callable[[], bool] | None = None,
     ) -> None:
         self._synchronizer = synchronizer
-        self._prepare, self._answer = prepare, answer
-        self._wanted = wanted
+        self._prepare, self._localize, self._is_wanted = prepare, localize, is_wanted
         self._queue: deque[Bundle[Payload]] = deque()
-        self._queue_depth = queue_depth if wanted is None else 1
+        self._queue_depth = queue_depth if is_wanted is None else 1
         self._prepared: Prepared | None = None
-        self._is_answering = False
+        self._is_localizing = False
         self._resets = 0
         self._calls: deque[Callable[[], None]] = deque()
         self._dropped = 0
@@ -61,14 +60,14 @@ class Pipeline(Generic[Payload, Prepared]):
         self._condition = threading.Condition()
         self._threads = [
             threading.Thread(target=self._prepare_all, name="preparation", daemon=True),
-            threading.Thread(target=self._answer_all, name="localization", daemon=True),
+            threading.Thread(target=self._localize_all, name="localization", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
 
     @property
     def dropped(self) -> int:
-        """Bundles that were overtaken by newer ones; none on demand."""
+        """Number of bundles dropped from the queue for newer ones; on demand, replaced ones do not count."""
         return self._dropped
 
     @property
@@ -84,32 +83,32 @@ class Pipeline(Generic[Payload, Prepared]):
             self._condition.notify_all()
 
     def wake(self) -> None:
-        """Have ``wanted`` asked anew."""
+        """Have ``is_wanted`` evaluated again."""
         with self._condition:
             self._condition.notify_all()
 
     def reset(self, then: Callable[[], None]) -> None:
-        """Forget all messages but the frame that is being answered.
+        """Discard all messages and frames, except one that is being localized.
 
         Args:
-            then: called in the second thread before the next frame; must not raise.
+            then: called in the second thread before it takes the next frame; must not raise.
         """
         with self._condition:
             self._synchronizer.reset()
             self._queue.clear()
             self._prepared = None
-            self._resets += 1  # what is being prepared belongs to the past
+            self._resets += 1  # a bundle that is being prepared is from before the reset
             self._calls.append(then)
             self._condition.notify_all()
 
     def stop(self) -> None:
-        """End the threads after what is in their hands; what waits is discarded."""
+        """End both threads after the frames in work; discard what waits."""
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
         for thread in self._threads:
             thread.join()
-        self._prepared = None  # it holds the model
+        self._prepared = None  # it refers to the model
 
     def _prepare_all(self) -> None:
         while (taken := self._next_bundle()) is not None:
@@ -121,30 +120,30 @@ class Pipeline(Generic[Payload, Prepared]):
                     self._condition.notify_all()
 
     def _next_bundle(self) -> tuple[Bundle[Payload], int] | None:
-        """Wait for a bundle, and for the place behind; with the count of resets. None when stopping."""
+        """Wait for a bundle and a free slot; returns it with the number of resets so far, or None when stopping."""
         with self._condition:
             while not self._stopping:
                 now_ns = time.monotonic_ns()
                 self._enqueue(self._synchronizer.poll(now_ns))
-                if self._queue and self._prepared is None and self._is_wanted():
+                if self._queue and self._prepared is None and self._may_start():
                     return self._queue.popleft(), self._resets
                 deadline_ns = self._synchronizer.next_deadline_ns
                 self._condition.wait(None if deadline_ns is None else (deadline_ns - now_ns) * 1e-9)
             return None
 
-    def _is_wanted(self) -> bool:
-        return self._wanted is None or (not self._is_answering and self._wanted())
+    def _may_start(self) -> bool:
+        return self._is_wanted is None or (not self._is_localizing and self._is_wanted())
 
-    def _answer_all(self) -> None:
+    def _localize_all(self) -> None:
         while (job := self._next_job()) is not None:
             job()
             with self._condition:
-                self._is_answering = False
-                if self._wanted is not None:
+                self._is_localizing = False
+                if self._is_wanted is not None:
                     self._condition.notify_all()
 
     def _next_job(self) -> Callable[[], None] | None:
-        """Wait for something to do; None when stopping."""
+        """Wait for a call or a prepared frame; None when stopping."""
         with self._condition:
             self._condition.wait_for(lambda: self._stopping or self._calls or self._prepared is not None)
             if self._stopping:
@@ -152,13 +151,13 @@ class Pipeline(Generic[Payload, Prepared]):
             if self._calls:
                 return self._calls.popleft()
             prepared, self._prepared = self._prepared, None
-            self._is_answering = True
-            self._condition.notify_all()  # the place is free
-            return lambda: self._answer(prepared)
+            self._is_localizing = True
+            self._condition.notify_all()  # the slot is free
+            return lambda: self._localize(prepared)
 
     def _enqueue(self, bundles: list[Bundle[Payload]]) -> None:
         self._queue.extend(bundles)
         while len(self._queue) > self._queue_depth:
             self._queue.popleft()
-            if self._wanted is None:
+            if self._is_wanted is None:
                 self._dropped += 1

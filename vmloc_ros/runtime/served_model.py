@@ -32,10 +32,10 @@ class Model:
         self._lookahead = lookahead
         # Of its own, so that it waits for nobody else's work on the default stream. None: the CPU has none.
         self._cuda_stream = torch.cuda.Stream(localizer.device) if localizer.device.type == "cuda" else None
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Drop the frames that a system of clips has in memory."""
+    def reset(self) -> None:
+        """Forget the frames so far, for systems that read clips."""
         self._stream = self.localizer.stream(self._lookahead)
 
     @torch.inference_mode()

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first worker thread: from a bundle of messages to the model's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vmloc_ros.core.frame import Frame
+from vmloc_ros.core.synchronizer import Bundle
+from vmloc_ros.node.resources import Resources
+from vmloc_ros.ros.frame_errors import FrameErrors
+from vmloc_ros.runtime.frame_builder import FrameBuilder
+from vmloc_ros.runtime.gate import Gate
+
+if TYPE_CHECKING:
+    from vmloc_ros.core.models import ModelInput
+    from vmloc_ros.runtime.served_model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFrame:
+    """A decoded bundle with the input of the model that was in use when it was prepared.
+
+    Attributes:
+        model: the only model that can use ``batch``.
+        batch: None where the frame was rejected; it then serves for debug images alone.
+    """
+
+    bundle: Bundle[Any]
+    frame: Frame
+    model: Model
+    batch: ModelInput | None
+
+
+class FramePreparation:
+    """Decodes, projects and scales."""
+
+    def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
+        self._resources, self._gate, self._errors = resources, gate, errors
+        self._frames = FrameBuilder(resources.extrinsics, partial(errors.reject_message, "undecodable"))
+
+    def take_camera_info(self, message: Any) -> None:
+        """Store the latest CameraInfo if the model needs it: an uncalibrated camera must not reject other frames."""
+        if self._resources.needs_camera:
+            self._frames.camera_info = message
+
+    def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
+        """Prepare a bundle for the model in use; None if its leading message cannot be decoded."""
+        with self._errors.handled():
+            frame, model, batch = self._frames.build(bundle), self._resources.model, None
+            if reason := self._gate.check_frame(frame.modalities):
+                self._errors.reject_frame("degraded", reason)
+            else:
+                with self._errors.handled():
+                    batch = model.prepare(frame)
+            return PreparedFrame(bundle, frame, model, batch)
+        return None
