@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
-from rclpy.executors import ExternalShutdownException
-from rclpy.logging import get_logger
 from rclpy.node import Node
 
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.ros.spin import run_node
 
 NODE_NAME = "vmloc_initialpose"
 _LOG_PERIOD_S = 5.0
@@ -104,38 +103,16 @@ def planar_std(covariance: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run until a pose was passed on, SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses
-        get_logger(NODE_NAME).fatal(str(error).splitlines()[0])
-        return 1
-    try:
-        return _run()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except Exception:
-        if rclpy.ok():
-            raise
-        return 0  # a signal has ended ROS between two steps of the executor
-    finally:
-        rclpy.try_shutdown()
+    """Run until a pose was forwarded, SIGINT or SIGTERM; returns the exit status, 1 when it cannot start."""
+    return run_node(NODE_NAME, InitialPose, _spin, args)
 
 
-def _run() -> int:
-    try:
-        node = InitialPose()
-    except ConfigError as error:
-        get_logger(NODE_NAME).fatal(str(error))
-        return 1
-    try:
-        while rclpy.ok() and not node.done:
-            rclpy.spin_once(node, timeout_sec=_SPIN_S)  # a signal just before an endless wait would go unnoticed
-        if node.done:
-            node.wait_for_acknowledgement()
-        return 0
-    finally:
-        node.destroy_node()
+def _spin(node: InitialPose) -> int:
+    while rclpy.ok() and not node.done:
+        rclpy.spin_once(node, timeout_sec=_SPIN_S)  # without a timeout, a signal just before the wait goes unnoticed
+    if node.done:
+        node.wait_for_acknowledgement()
+    return 0
 
 
 if __name__ == "__main__":

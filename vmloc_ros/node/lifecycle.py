@@ -15,9 +15,7 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.logging import get_logger
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.node.resources import Resources, load_configured_model
@@ -27,6 +25,7 @@ from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep, use_
 from vmloc_ros.ros.packages import missing_packages
 from vmloc_ros.ros.parameters import declare_parameters, read_config
 from vmloc_ros.ros.services import Services
+from vmloc_ros.ros.spin import run_node
 
 NODE_NAME = "vmloc_node"
 _SLOW_PERIOD_S = 1.0
@@ -177,38 +176,18 @@ class VmlocNode(LifecycleNode):
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until SIGINT or SIGTERM; the exit status is 1 when it cannot start."""
+    """Run the node until SIGINT or SIGTERM; returns the exit status, 1 when it cannot start."""
     use_fastdds_profile()
     let_idle_threads_sleep()
     leave_a_core()
-    try:
-        rclpy.init(args=args)
-    except RuntimeError as error:  # RCLError: arguments or a parameter file that rcl refuses
-        get_logger(NODE_NAME).fatal(str(error).splitlines()[0])
-        return 1
-    try:
-        return _run()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return 0
-    except Exception:
-        if rclpy.ok():
-            raise
-        return 0  # a signal has ended ROS while the node was starting
-    finally:
-        rclpy.try_shutdown()
+    return run_node(NODE_NAME, VmlocNode, _spin, args)
 
 
-def _run() -> int:
-    try:
-        node = VmlocNode()
-    except ConfigError as error:
-        get_logger(NODE_NAME).fatal(str(error))
-        return 1
+def _spin(node: VmlocNode) -> int:
     try:
         if node.get_parameter("autostart").value and not node.start():
-            return 1 if rclpy.ok() else 0
+            return 1 if rclpy.ok() else 0  # 0: a signal has interrupted the start
         rclpy.spin(node)
         return 0
     finally:
         node.close()
-        node.destroy_node()
