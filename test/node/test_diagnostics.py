@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's table of diagnostic keys against what the node says over DDS, in a process of its own."""
+"""The README's table of diagnostic keys against those that a node publishes over DDS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from helpers import random_frame, yaw_pose
@@ -22,6 +23,11 @@ from sensor_msgs.msg import Image
 from training.testing import write_random_checkpoint
 from vmloc_ros.bags.files import image_message, odometry_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
+from vmloc_ros.core.frame import Estimate
+from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.synchronizer import Statistics
+from vmloc_ros.ros.diagnostics import values_of
+from vmloc_ros.runtime.health import Health
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -30,7 +36,7 @@ START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 100_000_000
 
 
 def rows_of_the_readme() -> dict[str, re.Pattern[str]]:
-    """Keys of the table and what they match: ``<sensor>`` stands for any words."""
+    """Keys of the table with a pattern for each, where ``<sensor>`` matches any words."""
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     table = readme.partition("### Diagnostics")[2].partition("\n### ")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
@@ -43,7 +49,7 @@ def cdr(message) -> bytes:
 
 
 def keys_of_a_node_that_does_everything(tmp_path: Path) -> set[str]:
-    """Large coordinates, odometry, smoothing, a frame that cannot be decoded, a lidar that is silent."""
+    """Keys with large coordinates, odometry, smoothing, a frame that cannot be decoded and a silent lidar."""
     checkpoint = tmp_path / "model.safetensors"
     header = write_random_checkpoint(checkpoint, map_frame="utm")
     codec = replace(header.pose_codec, origin_m=(620_000.0, 5_735_000.0, 0.0))
@@ -51,7 +57,7 @@ def keys_of_a_node_that_does_everything(tmp_path: Path) -> set[str]:
     parameters = {"checkpoint": checkpoint, "device": "cpu", "base_frame": "base_link", "deadline_s": 0.01}
     parameters |= {"smoothing": True, "tf_mode": "map_to_odom", "odometry_topic": ODOMETRY}
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
-        said = us.collect(DiagnosticArray, "/diagnostics")
+        statuses = us.collect(DiagnosticArray, "/diagnostics")
         us.publisher(Image, IMAGES)
         us.publisher(Odometry, ODOMETRY)
         node.wait_for_output("now active")
@@ -65,11 +71,21 @@ def keys_of_a_node_that_does_everything(tmp_path: Path) -> set[str]:
             us.publisher(Image, IMAGES).publish(cdr(image))
 
         def keys() -> set[str]:
-            return {pair.key for message in list(said) for pair in message.status[0].values}
+            return {pair.key for message in list(statuses) for pair in message.status[0].values}
 
-        wanted = ("posterior std joint", "refused: undecodable", "nearest lidar to the latest unpaired frame [s]")
+        wanted = ("posterior std joint", "rejected: undecodable", "nearest lidar to the latest unpaired frame [s]")
         wait_until(lambda: set(wanted) <= keys(), f"diagnostics of {wanted}")
         return keys()
+
+
+def test_deprecated_keys_have_the_values_of_their_successors() -> None:
+    health = Health()
+    estimate = Estimate(0, Pose.identity(), np.eye(6), ("image",), dropped_sensors=("lidar",))
+    health.published(1.0, estimate)
+    health.rejected("undecodable", "too little data")
+    values = values_of(health.report(), Statistics(), 0, {})
+    assert values["left out as strange"] == values["dropped sensors"] == "lidar"
+    assert values["refused: undecodable"] == values["rejected: undecodable"] == 1
 
 
 def test_the_readme_explains_every_diagnostic_key_and_no_other(tmp_path) -> None:

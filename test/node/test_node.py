@@ -261,7 +261,7 @@ def test_a_system_of_clips_is_served_a_window_that_slides_and_ends_at_breaks(cli
         send(us, frames)
         assert_are(answers(us, "/vmloc_node/pose", frames[:-2]), expected)
         wait_until(lambda: latest_values(us).get("poses published") == str(len(expected)), "their count")
-        assert not [key for key in latest_values(us) if key.startswith(("posterior", "refused"))]
+        assert not [key for key in latest_values(us) if key.startswith(("posterior", "rejected", "refused"))]
         assert len(us.received["/vmloc_node/pose"]) == len(expected)
         assert node.interrupt(signal.SIGTERM) == 0
 
@@ -468,7 +468,7 @@ def test_frames_refused_in_between_change_no_other_frames_latency(idle_node, cli
         process(idle_node, replace(frame, image=np.zeros((2, 0, 3), np.uint8)), 1)
     process(idle_node, frames[7], 0)
     values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["refused: undecodable"]) == (1, 5)
+    assert (values["poses published"], values["rejected: undecodable"]) == (1, 5)
     assert float(values["latency p95 [ms]"]) == pytest.approx(800e3, abs=20e3)
 
 
@@ -478,7 +478,7 @@ def test_every_pose_that_cannot_be_published_is_counted(idle_node, clip_checkpoi
     for frame in (*frames_from(next(STARTS_NS), 2), *frames_from(next(STARTS_NS), 1)):
         process(idle_node, frame, 0)
     values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["refused: not localized"]) == (0, 2)
+    assert (values["poses published"], values["rejected: not localized"]) == (0, 2)
 
 
 @pytest.mark.parametrize(("row", "value"), [(0, np.nan), (5, np.nan), (2, 0.0)])
@@ -492,7 +492,7 @@ def test_no_covariance_that_is_not_finite_or_certain_leaves_the_node(row, value,
     monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
     process(idle_node, frame, 0)
     values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["refused: not localized"], values["transforms published"]) == (0, 1, 0)
+    assert (values["poses published"], values["rejected: not localized"], values["transforms published"]) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -511,8 +511,8 @@ def test_a_sensor_left_out_as_strange_is_told_and_withheld_where_all_are_wanted(
     process(idle_node, frame, 0)
     _, text, values = idle_node._session.diagnose()
     if allowed:
-        assert (values["poses published"], values["left out as strange"]) == (1, "lidar")
-        assert "lidar unlike any in training" in text
+        assert (values["poses published"], values["dropped sensors"]) == (1, "lidar")
+        assert "dropped lidar, unlike the training data" in text
     else:
         assert (values["poses published"], values["poses withheld"]) == (0, 1)
         assert "lidar unlike the training data, and allow_degraded is false" in text

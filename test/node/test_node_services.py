@@ -325,7 +325,7 @@ def test_a_checkpoint_without_confidence_lets_every_pose_out_and_says_so(idle_no
     level, _, values = idle_node._session.diagnose()
     assert level == DiagnosticStatus.OK
     assert (values["poses published"], values["poses withheld"]) == (3, 0)
-    assert values["confidence"] == "none: this checkpoint cannot tell"
+    assert values["confidence"] == "none: the checkpoint has no confidence model"
 
 
 def test_a_limit_on_the_covariance_withholds_poses_of_any_checkpoint(idle_node, tmp_path):
@@ -399,7 +399,7 @@ def test_no_pose_that_is_not_finite_leaves_the_node(idle_node, tmp_path):
             assert np.isfinite(decode_pose(message).matrix).all()
             assert np.isfinite(message.pose.covariance).all()
     values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["refused: not localized"]) == (len(good), len(frames) - len(good))
+    assert (values["poses published"], values["rejected: not localized"]) == (len(good), len(frames) - len(good))
 
 
 def test_a_checkpoint_that_never_gives_a_finite_pose_is_refused_at_configure(idle_node, tmp_path):

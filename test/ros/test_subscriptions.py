@@ -301,7 +301,7 @@ def test_a_node_that_may_not_degrade_refuses_and_counts_frames_that_lack_an_inpu
             images.publish(cdr(image_message(frame.stamp_ns, "camera", frame.image, "rgb8")))
         diagnosed(
             us,
-            lambda message, values: "frame without lidar" in message and values.get("refused: degraded") == "3",
+            lambda message, values: "frame without lidar" in message and values.get("rejected: degraded") == "3",
             "three refused frames",
         )
         images.publish(cdr(image_message(frames[3].stamp_ns, "camera", frames[3].image, "rgb8")))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's DiagnosticArray."""
+"""Level, message and values of the node's diagnostic status."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Diagnostics:
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
     def publish(self, level: bytes, message: str, values: Mapping[str, Any]) -> None:
+        """Publish a status with the present time; values become strings."""
         status = DiagnosticStatus(
             level=level,
             name=f"{self._node.get_fully_qualified_name().lstrip('/')}: localization",
@@ -40,11 +41,11 @@ def judge(
     """Level and message of an active node.
 
     Args:
-        problems: why inputs are silent.
-        modalities: what the model takes.
-        continuous: whether poses are expected without being asked for.
+        problems: descriptions of what is wrong with inputs, extrinsics, TF or smoothing.
+        modalities: the model's inputs in use.
+        continuous: whether poses are expected without a call of ~/localize.
     """
-    notes = [f"{report.recent_errors} refused: {report.latest_error}"] if report.recent_errors else []
+    notes = [f"{report.recent_errors} rejected: {report.latest_error}"] if report.recent_errors else []
     notes += problems
     if not report.recent_published:
         if report.recent_withheld and report.lost:
@@ -57,17 +58,21 @@ def judge(
     if missing:
         notes.append(f"localizing without {' and '.join(missing)}")
     if report.dropped_sensors:
-        notes.append(
-            f"{' and '.join(report.dropped_sensors)} unlike any in training: covered, broken, or another light?"
-        )
+        names = " and ".join(report.dropped_sensors)
+        notes.append(f"dropped {names}, unlike the training data: check for a cover, damage or other light")
     if notes:
         return DiagnosticStatus.WARN, "; ".join(notes)
     return DiagnosticStatus.OK, f"localizing by {' and '.join(report.modalities)}"
 
 
 def values_of(report: HealthReport, pairing: Statistics, dropped: int, received: Mapping[str, int]) -> dict[str, Any]:
-    """Key-value pairs of an active node."""
-    latency = report.latency_ms
+    """Key-value pairs of an active node.
+
+    Args:
+        dropped: number of frames dropped for newer ones.
+        received: number of messages by input.
+    """
+    latency, dropped_sensors = report.latency_ms, ", ".join(report.dropped_sensors) or "none"
     gaps = {
         f"nearest {name} to the latest unpaired frame [s]": "none" if gap is None else f"{gap * 1e-9:.3f}"
         for name, gap in pairing.nearest_gap_ns.items()
@@ -79,13 +84,15 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
         "confidence": _confidence(report),
         "pose rate [Hz]": report.recent_published,
         "latest modalities": ", ".join(report.modalities) or "none",
-        "left out as strange": ", ".join(report.dropped_sensors) or "none",
+        "dropped sensors": dropped_sensors,
+        "left out as strange": dropped_sensors,  # deprecated: until the next release
         "latency p50 [ms]": "" if latency is None else f"{latency[0]:.1f}",
         "latency p95 [ms]": "" if latency is None else f"{latency[1]:.1f}",
         **{f"posterior std {name}": f"{value:.4g}" for name, value in report.posterior_std.items()},
         "dropped for newer": dropped,
         **{f"received {name}": count for name, count in received.items()},
-        **{f"refused: {kind}": count for kind, count in report.errors.items()},
+        **{f"rejected: {kind}": count for kind, count in report.errors.items()},
+        **{f"refused: {kind}": count for kind, count in report.errors.items()},  # deprecated: until the next release
         **counts,
         **gaps,
     }
@@ -94,4 +101,4 @@ def values_of(report: HealthReport, pairing: Statistics, dropped: int, received:
 def _confidence(report: HealthReport) -> str:
     if report.confidence is not None:
         return f"{report.confidence:.3g}"
-    return "none: this checkpoint cannot tell" if report.published or report.withheld else ""
+    return "none: the checkpoint has no confidence model" if report.published or report.withheld else ""
