@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of parameters: what ROS says of each, what it refuses while the node runs, what the README says."""
+"""The table of parameters: descriptors, changes while the node runs, the README's table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_ros_describes_every_parameter_and_bounds_every_number(node, name: str) 
         ("modalities", ["radar"], r"parameter modalities has \['radar'\]; expected some of"),
     ],
 )
-def test_a_wrong_value_is_refused_with_a_reason_and_the_old_one_stays(node, name, value, reason: str) -> None:
+def test_an_invalid_value_fails_with_a_reason_and_the_old_one_stays(node, name, value, reason: str) -> None:
     before = read_config(node)
     (result,) = node.set_parameters([Parameter(name, value=value)])
     assert not result.successful
@@ -64,15 +64,15 @@ def test_a_wrong_value_is_refused_with_a_reason_and_the_old_one_stays(node, name
     assert read_config(node) == before
 
 
-def test_parameters_that_only_fit_together_can_be_set_together(node) -> None:
+def test_parameters_that_depend_on_each_other_can_be_set_together(node) -> None:
     smoothing, topic = Parameter("smoothing", value=True), Parameter("odometry_topic", value="odom")
     assert "set tf_mode to" in node.set_parameters([smoothing])[0].reason
     assert node.set_parameters_atomically([smoothing, topic]).successful
     assert read_config(node).smoothing
 
 
-def test_the_readme_says_of_each_parameter_what_ros_says() -> None:
+def test_the_readme_has_each_parameters_description() -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     table = readme.partition("### Parameters")[2].partition("\n### ")[0]
-    said = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", table, re.MULTILINE))
-    assert said == {name: row.metadata["description"] for name, row in ROWS.items()}
+    descriptions = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", table, re.MULTILINE))
+    assert descriptions == {name: row.metadata["description"] for name, row in ROWS.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's parameters: one table that gives names, defaults, descriptions and ranges."""
+"""The node's parameters: one table of names, defaults, descriptions and ranges."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _parameter(
     read_only: bool = False,
     unset: Parameter.Type = Parameter.Type.DOUBLE_ARRAY,
 ) -> Any:
-    """A table row; ``low`` and ``high`` bound numbers that have a ``high``; ``unset``: the type of a None."""
+    """A table row; ``low`` bounds a number only if ``high`` is given, ``unset`` is the ROS type of a None."""
     metadata = {"description": description, "low": low, "high": high, "read_only": read_only, "unset": unset}
     return field(default=default, metadata=metadata)
 
@@ -46,7 +46,7 @@ class NodeConfig:
     """The parameters of ``vmloc_node``; they take effect at the next configure.
 
     Raises:
-        ConfigError: a value is impossible.
+        ConfigError: a value is invalid, or two contradict each other.
     """
 
     checkpoint: str = _parameter("", "Path of the model's checkpoint (.safetensors).")
@@ -54,12 +54,13 @@ class NodeConfig:
     autostart: bool = _parameter(True, "Configure and activate by itself at start.", read_only=True)
     modalities: tuple[str, ...] | None = _parameter(
         None,
-        "Inputs to use, of image, depth and lidar: others are not subscribed. Not set: all that the model takes.",
+        "Inputs to subscribe to, of image, depth and lidar. Not set: all that the model takes.",
         unset=Parameter.Type.STRING_ARRAY,
     )
     allow_degraded: bool = _parameter(
         True,
-        "Localize frames that lack an input, or whose input looks like none in training; else publish none of these.",
+        "Localize frames that lack an input, or one of whose sensors is dropped as an outlier; false: publish none of "
+        "these.",
     )
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
@@ -67,39 +68,50 @@ class NodeConfig:
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
         "camera/camera_info",
-        "sensor_msgs/CameraInfo, for dense models, those that project the scan into the image, and ~/overlay.",
+        "sensor_msgs/CameraInfo, for dense models, models that project the scan into the image, and ~/overlay.",
     )
-    input_depth: int = _parameter(10, "Messages that a subscription keeps.", low=1, high=1000)
-    slop_s: float = _parameter(0.1, "Largest distance of the stamps of messages that belong together.", high=10.0)
+    input_depth: int = _parameter(10, "QoS depth of the sensor subscriptions, messages.", low=1, high=1000)
+    slop_s: float = _parameter(0.1, "Largest difference between the stamps of paired messages, seconds.", high=10.0)
     deadline_s: float = _parameter(
         0.2,
-        "Longest wait for the other modality; then the image goes on alone. Once the lidar's period is known, an image "
-        "does not wait for a scan that will be farther away.",
+        "Longest wait of an image for its scan or depth image, seconds; then it is localized alone. Once the lidar's "
+        "period is known, an image does not wait for a scan that will be farther away in time.",
         high=10.0,
     )
-    silence_s: float = _parameter(1.0, "After this long without an image, scans go on alone.", low=0.01, high=60.0)
+    silence_s: float = _parameter(
+        1.0, "Seconds without an image after which scans are localized alone.", low=0.01, high=60.0
+    )
     jump_back_s: float = _parameter(
-        1.0, "Stamps that jump back by more than this reset the pairing.", low=0.01, high=60.0
+        1.0, "Stamps that jump back by more seconds than this reset the pairing.", low=0.01, high=60.0
     )
-    queue_depth: int = _parameter(5, "Frames that wait for the model; newer ones replace older.", low=1, high=100)
+    queue_depth: int = _parameter(
+        5, "Frames that may wait for the model; then the oldest is dropped for the newest.", low=1, high=100
+    )
     lookahead_frames: int = _parameter(
-        0, "Later frames that a pose waits for, with models that read clips (vidloc).", high=1000
+        0, "Number of later frames that a pose waits for, with models that read clips (vidloc).", high=1000
     )
-    continuous: bool = _parameter(True, "Answer every frame; else only when ~/localize is called.")
+    continuous: bool = _parameter(True, "Localize every frame; false: only when ~/localize is called.")
     min_confidence: float = _parameter(
-        0.05, "Withhold poses of lower confidence, with checkpoints that tell it; 0: none.", high=1.0
+        0.05, "Withhold poses of lower confidence, if the checkpoint has a confidence model; 0: none.", high=1.0
     )
     max_position_std_m: float = _parameter(
-        0.0, "Withhold poses whose position has a larger standard deviation; 0: none.", high=1000.0
+        0.0,
+        "Withhold poses whose position has a larger standard deviation in any direction, metres; 0: none.",
+        high=1000.0,
     )
-    input_timeout_s: float = _parameter(3.0, "Warn when an input has been silent for this long.", low=0.1, high=3600.0)
+    input_timeout_s: float = _parameter(
+        3.0,
+        "Seconds without a message after which an input is reported, and ~/localize gives up.",
+        low=0.1,
+        high=3600.0,
+    )
     map_frame: str = _parameter(
         "", "Frame of the poses; empty: the checkpoint's, or map where the checkpoint's coordinates are large."
     )
     map_origin: tuple[float, ...] | None = _parameter(
         None,
-        "Origin x y z of map_frame in the checkpoint's frame, metres; static TF tells it. Not set: zero, or the middle "
-        "of the training area where the checkpoint's coordinates are beyond 10 km (UTM).",
+        "Origin x y z of map_frame in the checkpoint's frame, metres, published as static TF. Not set: zero, or the "
+        "middle of the training area where the checkpoint's coordinates are beyond 10 km (UTM).",
     )
     base_frame: str = _parameter("base_link", "Frame whose pose is published; empty: the checkpoint's body frame.")
     tf_mode: str = _parameter(
@@ -110,31 +122,33 @@ class NodeConfig:
     odometry_topic: str = _parameter(
         "", "nav_msgs/Odometry, for map_to_odom and smoothing; empty: odometry comes from TF."
     )
-    transform_tolerance_s: float = _parameter(0.5, "map -> odom is stamped this long after its image.", high=10.0)
-    tf_rate_hz: float = _parameter(0.0, "Repeat map -> odom at this rate, with current stamps; 0: off.", high=200.0)
-    tf_timeout_s: float = _parameter(5.0, "Repeat it for no longer than this.", low=0.01, high=3600.0)
-    publish_odometry: bool = _parameter(False, "Publish ~/odometry: the pose again, with an unknown twist.")
-    smoothing: bool = _parameter(
-        False, "Filter poses with odometry, reject those that do not fit, and publish the filter's."
+    transform_tolerance_s: float = _parameter(
+        0.5, "Seconds by which the stamp of map -> odom is later than its image's.", high=10.0
     )
+    tf_rate_hz: float = _parameter(0.0, "Repeat map -> odom at this rate, with current stamps; 0: off.", high=200.0)
+    tf_timeout_s: float = _parameter(
+        5.0, "Stop repeating map -> odom this many seconds after the latest fix.", low=0.01, high=3600.0
+    )
+    publish_odometry: bool = _parameter(False, "Publish ~/odometry: the same pose, with an unknown twist.")
+    smoothing: bool = _parameter(False, "Filter poses with odometry: reject outliers, and publish the filter's poses.")
     smoothing_drift: float = _parameter(
         1.0,
-        "For smoothing: how fast the odometry drifts; 1: a good wheeled robot's, 5 cm and 0.1 deg per root metre, "
-        "0.6 deg per root radian.",
+        "Factor on the odometry's drift that smoothing expects; 1: a good wheeled robot, standard deviation 5 cm and "
+        "0.1 deg after 1 m, 0.6 deg after a turn by 1 rad, growing with the square root.",
         low=0.1,
         high=100.0,
     )
     debug_rate_hz: float = _parameter(
-        2.0, "Most pictures per second on ~/range_image and ~/overlay, while somebody looks.", low=0.01, high=100.0
+        2.0, "Highest rate of ~/range_image and ~/overlay, which are drawn only for subscribers.", low=0.01, high=100.0
     )
-    path_length: int = _parameter(1000, "Poses kept in ~/path; 0 publishes none.", high=100_000)
+    path_length: int = _parameter(1000, "Number of latest poses in ~/path; 0: no ~/path.", high=100_000)
     base_from_body: tuple[float, ...] | None = _parameter(
         None,
         "Pose of the checkpoint's body frame in base_frame: x y z roll pitch yaw, metres and radians, as in "
         "URDF. Not set: from TF.",
     )
     camera_from_lidar: tuple[float, ...] | None = _parameter(
-        None, "Pose of the lidar in the camera's optical frame, likewise. Not set: from TF."
+        None, "Pose of the lidar in the camera's optical frame, given as base_from_body. Not set: from TF."
     )
 
     def __post_init__(self) -> None:
@@ -146,8 +160,8 @@ class NodeConfig:
             raise ConfigError(f"parameter modalities has {unknown}; expected some of {', '.join(MODALITIES)}")
         if self.lookahead_frames and not self.continuous:
             raise ConfigError(
-                f"parameter lookahead_frames is {self.lookahead_frames}, which must be 0 where continuous is false: no "
-                "later frames come"
+                f"parameter lookahead_frames is {self.lookahead_frames}; it must be 0 where continuous is false, since "
+                "no later frames are localized"
             )
         if self.smoothing and self.tf_mode == MAP_TO_BASE and not self.odometry_topic:
             raise ConfigError(
@@ -182,15 +196,15 @@ def _check_topic(name: str, topic: str) -> None:
 
 
 def pose_of(xyz_rpy: tuple[float, ...] | None) -> Pose | None:
-    """The pose that a six-number parameter stands for."""
+    """The pose given by a parameter ``x y z roll pitch yaw``; None if it is not set."""
     return None if xyz_rpy is None else pose_from_xyz_rpy(xyz_rpy)
 
 
 def declare_parameters(node: Node) -> None:
-    """Declare the table and check every later change against it.
+    """Declare the table's parameters, and check every later change against it.
 
     Raises:
-        ConfigError: an override from the command line or a file has a wrong type or value.
+        ConfigError: a value from the command line or a file has a wrong type or is out of range.
     """
     for row in fields(NodeConfig):
         default = row.metadata["unset"] if row.default is None else row.default
@@ -203,7 +217,7 @@ def declare_parameters(node: Node) -> None:
 
 
 def read_config(node: Node) -> NodeConfig:
-    """The parameters' present values."""
+    """Read the parameters' present values."""
     return NodeConfig(**_values(node))
 
 
