@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts vmloc_node, with RViz where asked.
+"""Starts vmloc_node, and RViz with ``rviz:=true``.
 
 ``ros2 launch vmloc_ros vmloc.launch.py checkpoint:=model.safetensors``
 """
@@ -35,7 +35,7 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 def generate_launch_description():
     share = get_package_share_directory("vmloc_ros")
     arguments = [
-        DeclareLaunchArgument(name, default_value="", description=f"{text}; empty: as params_file says")
+        DeclareLaunchArgument(name, default_value="", description=f"{text}; empty: as in params_file")
         for name, text in OVERRIDES.items()
     ]
     arguments += [

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells AMCL where the robot is: hands one confident pose of vmloc_node to /initialpose and ends.
+"""Initializes AMCL: forwards one confident pose of vmloc_node to /initialpose and ends.
 
-A robot that is switched on anywhere then needs nobody who clicks "2D Pose Estimate". AMCL accounts for what the
-robot has moved since the pose's stamp, so the stamp stays the image's.
+It replaces the click on "2D Pose Estimate" in RViz. The pose keeps the image's stamp: AMCL accounts for the motion
+since then.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _SPIN_S = 0.5
 
 
 class InitialPose(Node):
-    """Passes the first confident pose on that somebody waits for.
+    """Forwards the first confident pose that comes while ``initialpose`` has a subscriber.
 
     Subscribes to ``vmloc_node/pose_with_covariance``, publishes ``initialpose`` (remap both as needed). Parameters:
 
     * ``max_position_std_m``: largest standard deviation of the position in the plane, in its worst direction.
-    * ``max_yaw_std_rad``: likewise of the heading.
+    * ``max_yaw_std_rad``: largest standard deviation of the heading.
 
     Attributes:
         done: whether a pose was published.
@@ -53,7 +53,7 @@ class InitialPose(Node):
         self.create_subscription(PoseWithCovarianceStamped, "vmloc_node/pose_with_covariance", self._on_pose, 10)
 
     def wait_for_acknowledgement(self) -> None:
-        """Return when every subscriber has the pose, or after some seconds: a node that ends takes it along."""
+        """Return when every subscriber has the pose, or after 5 s: a node that ends earlier may lose it."""
         self._publisher.wait_for_all_acked(Duration(seconds=_ACKNOWLEDGE_S))
 
     def _limit(self, name: str, default: float, of: str) -> float:
@@ -72,28 +72,28 @@ class InitialPose(Node):
             return
         position_std_m, yaw_std_rad = planar_std(np.reshape(pose.pose.covariance, (6, 6)))
         spread = f"standard deviation {position_std_m:.2f} m, {yaw_std_rad:.2f} rad"
-        # Zero means "unknown" in this message; NaN compares as false.
+        # Zero means "unknown" in this message; comparisons with NaN are false.
         if not (0 < position_std_m <= self._max_position_std_m and 0 < yaw_std_rad <= self._max_yaw_std_rad):
-            self._tell(f"waiting for a confident pose: {spread}")
+            self._log(f"waiting for a confident pose: {spread}")
         elif not self._publisher.get_subscription_count():
-            self._tell(f"waiting for a subscriber of {self._publisher.topic_name}, such as AMCL")
+            self._log(f"waiting for a subscriber of {self._publisher.topic_name}, such as AMCL")
         else:
             self._publisher.publish(pose)
             self.done = True
             position = pose.pose.pose.position
             self.get_logger().info(
-                f"told {self._publisher.topic_name}: x {position.x:.2f} m, y {position.y:.2f} m in "
+                f"published on {self._publisher.topic_name}: x {position.x:.2f} m, y {position.y:.2f} m in "
                 f"{pose.header.frame_id}, {spread}"
             )
 
-    def _tell(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         self.get_logger().info(text, throttle_duration_sec=_LOG_PERIOD_S)
 
 
 def planar_std(covariance: NDArray[np.float64]) -> tuple[float, float]:
     """Standard deviations (m, rad) of x and y in their worst direction, and of yaw, of a pose covariance ``(6, 6)``.
 
-    NaN where the covariance is none.
+    NaN where the covariance has a value that is not finite or a negative variance.
     """
     if not np.isfinite(covariance).all():
         return math.nan, math.nan

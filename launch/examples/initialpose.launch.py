@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells a running AMCL (Nav2) where the robot is, once, by a confident pose of vmloc_node.
+"""Initializes a running AMCL (Nav2) with one confident pose of vmloc_node.
 
 ``ros2 launch vmloc_ros initialpose.launch.py checkpoint:=model.safetensors``
 AMCL keeps publishing map -> odom; its parameter set_initial_pose must be false. The maps of the checkpoint and of Nav2
@@ -19,7 +19,7 @@ from launch import LaunchDescription
 
 LIMITS = {
     "max_position_std_m": ("1.0", "largest standard deviation of a confident pose's position, metres"),
-    "max_yaw_std_rad": ("0.25", "likewise of its heading, radians"),
+    "max_yaw_std_rad": ("0.25", "largest standard deviation of its heading, radians"),
 }
 
 

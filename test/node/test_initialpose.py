@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One confident pose goes to whoever waits for it on /initialpose, then the helper ends."""
+"""Forwarding one confident pose to the subscribers of /initialpose."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def pose(x_m: float, position_std_m: float, yaw_std_rad: float) -> PoseWithCovar
     return message
 
 
-def test_the_spread_in_the_plane_is_that_of_the_worst_direction():
-    """A covariance made from its principal axes: 2 m along 30 degrees, 0.5 m across."""
+def test_the_planar_standard_deviation_is_that_of_the_worst_direction():
+    """A covariance with standard deviations of 2 m along 30 degrees and 0.5 m across."""
     angle = math.radians(30)
     axes = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     covariance = np.diag([0.0, 0.0, 99.0, 99.0, 99.0, 0.04])
@@ -48,7 +48,7 @@ def test_the_spread_in_the_plane_is_that_of_the_worst_direction():
         assert math.isnan(planar_std(covariance)[1])
 
 
-def test_the_first_confident_pose_is_passed_on_unchanged_and_the_helper_ends(tmp_path):
+def test_the_first_confident_pose_is_forwarded_unchanged_and_the_node_ends(tmp_path):
     with peer() as us, running(arguments(max_position_std_m=0.5, max_yaw_std_rad=0.1), tmp_path / "log") as helper:
         poses = us.publisher(PoseWithCovarianceStamped, POSES)
         received = us.collect(PoseWithCovarianceStamped, INITIAL)
@@ -58,18 +58,20 @@ def test_the_first_confident_pose_is_passed_on_unchanged_and_the_helper_ends(tmp
         helper.wait_for_output("waiting for a confident pose: standard deviation 0.60 m, 0.05 rad")
         sure = pose(5.0, 0.4, 0.05)
 
-        def passed_on():
+        def is_forwarded():
             poses.publish(sure)
             return helper.is_dead
 
-        wait_until(passed_on, "the end")
+        wait_until(is_forwarded, "the end")
         assert helper.wait() == 0
         wait_until(lambda: received, "the pose")
         assert received == [sure]
-        helper.wait_for_output(r"told /initialpose: x 5\.00 m, y 0\.00 m in map, standard deviation 0\.40 m, 0\.05 rad")
+        helper.wait_for_output(
+            r"published on /initialpose: x 5\.00 m, y 0\.00 m in map, standard deviation 0\.40 m, 0\.05 rad"
+        )
 
 
-def test_a_pose_that_nobody_would_hear_waits_for_a_newer_one(tmp_path):
+def test_without_a_subscriber_no_pose_is_forwarded(tmp_path):
     with peer() as us, running(arguments(), tmp_path / "log") as helper:
         poses = us.publisher(PoseWithCovarianceStamped, POSES)
         us.wait_for_peers([POSES])
@@ -78,11 +80,11 @@ def test_a_pose_that_nobody_would_hear_waits_for_a_newer_one(tmp_path):
         received = us.collect(PoseWithCovarianceStamped, INITIAL)
         us.wait_for_peers(published=[INITIAL])
 
-        def passed_on():
+        def is_forwarded():
             poses.publish(pose(2.0, 0.1, 0.01))
             return helper.is_dead
 
-        wait_until(passed_on, "the end")
+        wait_until(is_forwarded, "the end")
         wait_until(lambda: received, "the pose")
         assert received == [pose(2.0, 0.1, 0.01)]
 
@@ -97,7 +99,7 @@ def test_a_signal_ends_it_while_it_waits(number, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["-1.0", "[1.0]"])
-def test_a_wrong_limit_is_refused_in_one_line(value, tmp_path):
+def test_an_invalid_limit_ends_the_node_with_one_line(value, tmp_path):
     with running(arguments(max_yaw_std_rad=value), tmp_path / "log") as helper:
         assert helper.wait() == 1
         helper.wait_for_output("parameter max_yaw_std_rad is wrong")

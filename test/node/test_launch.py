@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch files and configurations agree with the node; where launch is missing a stand-in records calls."""
+"""Launch files and configurations agree with the node; mocks stand in for launch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def load(name: str) -> ModuleType:
 
 @pytest.fixture
 def recorder(monkeypatch):
-    """Stands in for launch: every class and function is a mock that keeps its calls."""
+    """Mocks of launch's modules, which record calls."""
     modules = {name: MagicMock(name=name) for name in LAUNCH_MODULES}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -83,7 +83,7 @@ def test_the_nodes_launch_file_overrides_only_what_is_given(recorder):
     assert overrides == given
 
 
-def test_rviz_is_off_unless_asked_for_and_every_file_named_exists(recorder):
+def test_rviz_is_off_by_default_and_every_file_named_exists(recorder):
     load("vmloc.launch.py").generate_launch_description()
     arguments = declared(recorder)
     assert arguments["rviz"] == "false"
@@ -101,14 +101,14 @@ def test_the_readme_names_every_argument(recorder):
     assert set(declared(recorder)) <= set(re.findall(r"(\w+)(?:`|:=)", section))
 
 
-def test_a_profile_that_the_user_chose_is_left_alone(recorder, monkeypatch):
+def test_a_fastdds_profile_of_the_user_is_kept(recorder, monkeypatch):
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
     load("vmloc.launch.py").generate_launch_description()
     recorder["launch.actions"].SetEnvironmentVariable.assert_not_called()
 
 
 @pytest.mark.parametrize(("loop", "expected"), [("true", ["--loop"]), ("false", [])])
-def test_the_replay_plays_with_the_bags_clock(recorder, loop, expected):
+def test_replay_plays_with_the_bags_clock(recorder, loop, expected):
     module = load("replay.launch.py")
     module.generate_launch_description()
     (source,) = module.PythonLaunchDescriptionSource.call_args.args
@@ -125,7 +125,7 @@ def test_the_replay_plays_with_the_bags_clock(recorder, loop, expected):
 
 
 def included(module) -> dict[str, str]:
-    """The arguments with which an example includes the node's launch file."""
+    """Arguments with which an example includes the node's launch file."""
     (source,) = module.PythonLaunchDescriptionSource.call_args.args
     assert Path(source) == ROOT / "launch" / "vmloc.launch.py"
     return dict(module.IncludeLaunchDescription.call_args.kwargs["launch_arguments"])
@@ -146,7 +146,7 @@ def test_robot_localization_alone_publishes_the_transform_and_gets_the_nodes_pos
 
 
 def test_the_filters_configuration_fits_its_state():
-    """What ekf_node would refuse, or worse, read past the end of: x y z roll pitch yaw and two derivatives each."""
+    """The lengths that ekf_node expects: x y z roll pitch yaw, with first and second derivatives."""
     text = (ROOT / "config" / "examples" / "robot_localization.yaml").read_text()
     parameters = yaml.safe_load(text)["/**"]["ros__parameters"]
     assert [i for i, used in enumerate(parameters["pose0_config"]) if used] == [0, 1, 5]
@@ -165,7 +165,7 @@ def test_the_filters_configuration_fits_its_state():
 
 @pytest.fixture
 def initialpose_defaults(ros_domain) -> dict[str, float]:
-    """What the helper takes for confident, asked of the helper itself."""
+    """The limits of a confident pose that vmloc_initialpose declares."""
     context = rclpy.Context()
     rclpy.init(args=[], context=context)
     node = InitialPose(context=context)
@@ -224,7 +224,7 @@ def test_rviz_shows_every_output_and_input_by_names_that_follow_its_namespace():
 
 
 def panels_of(layout) -> list[str]:
-    """The panels that a Foxglove layout arranges: a tree of splits."""
+    """Panels of a Foxglove layout, which is a tree of splits."""
     if isinstance(layout, str):
         return [layout]
     assert layout["direction"] in ("row", "column")

@@ -27,7 +27,7 @@ def launch_installed():
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory) -> dict[str, str]:
-    """One in which ROS finds this package as it is here, and ``ros2`` only says what it was asked."""
+    """An environment in which ROS finds this checkout, and ``ros2`` only prints its arguments."""
     prefix, programs = ament_prefix(tmp_path_factory.mktemp("prefix")), tmp_path_factory.mktemp("bin")
     (programs / "ros2").write_text('#!/bin/sh\necho "$@" >&2\nexec sleep 600\n')
     (programs / "ros2").chmod(0o755)

@@ -65,8 +65,8 @@ def clip_checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def graph(ros_domain, checkpoint, tmp_path_factory):
-    """A running node and a peer that feeds it and hears all that it says."""
-    # A deadline that a busy machine keeps: else images go on alone.
+    """A running node, and a peer that publishes its inputs and collects its outputs."""
+    # A deadline long enough for a busy machine: else images are localized alone.
     parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "path_length": 15, "deadline_s": 2.0}
     log = tmp_path_factory.mktemp("log") / "node.log"
     with peer() as us, running(node_arguments(parameters), log) as node:
@@ -103,8 +103,8 @@ def send(us: Peer, frames: list[Frame], clouds: bool = True) -> None:
         time.sleep(0.02)
 
 
-def answers(us: Peer, topic: str, frames: list[Frame]) -> list:
-    """The messages on a topic for these frames, in order of arrival, once all are there."""
+def messages_for(us: Peer, topic: str, frames: list[Frame]) -> list:
+    """The messages on a topic for these frames, in order of arrival, once all have arrived."""
     wanted = {frame.stamp_ns for frame in frames}
 
     def found():
@@ -134,22 +134,22 @@ def test_each_image_gets_one_pose_equal_to_the_localizers(graph, localizer):
     us, _ = graph
     frames = frames_from(next(STARTS_NS), 20)
     send(us, frames)
-    poses = answers(us, "/vmloc_node/pose", frames)
+    poses = messages_for(us, "/vmloc_node/pose", frames)
     assert [stamp_ns(pose.header) for pose in poses] == [frame.stamp_ns for frame in frames]
     assert {pose.header.frame_id for pose in poses} == {"map"}
     assert_equals_localizer(poses, frames, localizer)
-    with_covariance = answers(us, "/vmloc_node/pose_with_covariance", frames)
+    with_covariance = messages_for(us, "/vmloc_node/pose_with_covariance", frames)
     assert_equals_localizer(with_covariance, frames, localizer)
     for message, frame in zip(with_covariance, frames, strict=True):
         covariance = message.pose.covariance.reshape(6, 6)
         np.testing.assert_allclose(covariance, localizer.localize(frame).covariance, rtol=1e-5, atol=1e-9)
 
 
-def test_tf_and_path_say_the_same_as_the_poses(graph):
+def test_tf_and_path_agree_with_the_poses(graph):
     us, _ = graph
     frames = frames_from(next(STARTS_NS), 20)
     send(us, frames)
-    poses = answers(us, "/vmloc_node/pose", frames)
+    poses = messages_for(us, "/vmloc_node/pose", frames)
     last = {frame.stamp_ns for frame in frames[-15:]}
     wait_until(lambda: stamp_ns(us.received["/vmloc_node/path"][-1].header) in last, "the path")
     path = wait_until(
@@ -164,7 +164,7 @@ def test_tf_and_path_say_the_same_as_the_poses(graph):
         np.testing.assert_array_equal(decode_pose(transform).matrix, decode_pose(pose).matrix)
 
 
-def test_bad_messages_are_counted_and_the_good_ones_still_answered(graph, localizer):
+def test_messages_that_cannot_be_decoded_are_counted_and_the_others_localized(graph, localizer):
     us, node = graph
     frames = frames_from(next(STARTS_NS), 6)
     good = image_message(frames[0].stamp_ns, "camera", frames[0].image, "rgb8")
@@ -176,20 +176,20 @@ def test_bad_messages_are_counted_and_the_good_ones_still_answered(graph, locali
         us.publisher(Image, IMAGES).publish(cdr(bad))
     us.publisher(PointCloud2, CLOUDS).publish(PointCloud2())  # stamp 0: also a jump back in time
     send(us, frames[1:])
-    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames[1:]), frames[1:], localizer)
+    assert_equals_localizer(messages_for(us, "/vmloc_node/pose", frames[1:]), frames[1:], localizer)
     node.wait_for_output("undecodable: image: .*nonsense")
     assert not node.is_dead
 
 
-def test_images_go_on_alone_when_the_lidar_stops(graph, localizer):
+def test_images_are_localized_alone_when_the_lidar_stops(graph, localizer):
     us, _ = graph
     frames = frames_from(next(STARTS_NS), 6)
     send(us, frames, clouds=False)
     alone = [replace(frame, cloud=None) for frame in frames]
-    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames), alone, localizer)
+    assert_equals_localizer(messages_for(us, "/vmloc_node/pose", frames), alone, localizer)
     wait_until(
         lambda: any("localizing without lidar" in m.status[0].message for m in us.received["/diagnostics"]),
-        "a diagnostic that says so",
+        "the diagnostic",
     )
 
 
@@ -197,10 +197,10 @@ def test_stamps_that_jump_back_do_not_stop_the_node(graph, localizer):
     us, _ = graph
     frames = frames_from(1_600_000_000_000_000_000, 6)
     send(us, frames)
-    assert_equals_localizer(answers(us, "/vmloc_node/pose", frames), frames, localizer)
+    assert_equals_localizer(messages_for(us, "/vmloc_node/pose", frames), frames, localizer)
 
 
-def test_diagnostics_carry_counts_latency_and_identity(graph, checkpoint):
+def test_diagnostics_contain_counts_latency_checkpoint_and_frames(graph, checkpoint):
     us, _ = graph
 
     def complete():
@@ -217,11 +217,11 @@ def test_diagnostics_carry_counts_latency_and_identity(graph, checkpoint):
 
 
 @pytest.mark.parametrize("clouds", [True, False])
-def test_diagnostics_show_the_spread_of_the_latest_posterior(graph, localizer, clouds):
+def test_diagnostics_show_the_latest_posterior_std(graph, localizer, clouds):
     us, _ = graph
     frames = frames_from(next(STARTS_NS), 3)
     send(us, frames, clouds)
-    answers(us, "/vmloc_node/pose", frames)
+    messages_for(us, "/vmloc_node/pose", frames)
     expected = localizer.localize(frames[-1] if clouds else replace(frames[-1], cloud=None)).posterior_std
     assert set(expected) == ({"joint", "image", "lidar"} if clouds else {"joint", "image"})
 
@@ -239,8 +239,8 @@ def test_sigterm_during_inference_ends_the_node_with_zero(graph):
     assert "Traceback" not in node.output
 
 
-def test_a_system_of_clips_is_served_a_window_that_slides_and_ends_at_breaks(clip_checkpoint, tmp_path):
-    """A gap and a jump back release what waited; the newest two frames go on waiting."""
+def test_a_system_of_clips_gets_a_sliding_window_that_ends_at_gaps(clip_checkpoint, tmp_path):
+    """A gap and a jump back release the frames that wait; the newest two keep waiting."""
     start_ns = next(STARTS_NS)
     frames = [
         *frames_from(start_ns, 6),
@@ -259,7 +259,7 @@ def test_a_system_of_clips_is_served_a_window_that_slides_and_ends_at_breaks(cli
         node.wait_for_output("now active")
         us.wait_for_peers([IMAGES, CLOUDS], ["/vmloc_node/pose"])
         send(us, frames)
-        assert_are(answers(us, "/vmloc_node/pose", frames[:-2]), expected)
+        assert_are(messages_for(us, "/vmloc_node/pose", frames[:-2]), expected)
         wait_until(lambda: latest_values(us).get("poses published") == str(len(expected)), "their count")
         assert not [key for key in latest_values(us) if key.startswith(("posterior", "rejected", "refused"))]
         assert len(us.received["/vmloc_node/pose"]) == len(expected)
@@ -277,11 +277,11 @@ def test_a_system_of_one_image_trained_on_tuples_is_served(tmp_path):
         node.wait_for_output("now active")
         us.wait_for_peers([IMAGES], ["/vmloc_node/pose"])
         send(us, frames, clouds=False)
-        poses = answers(us, "/vmloc_node/pose", frames)
+        poses = messages_for(us, "/vmloc_node/pose", frames)
         assert_equals_localizer(poses, frames, localizer_of_the_node(checkpoint))
 
 
-def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_path):
+def test_log_names_topics_of_a_wrong_type_or_without_a_publisher(checkpoint, tmp_path):
     parameters = {"checkpoint": checkpoint, "input_timeout_s": 0.5, "cloud_topic": "/nobody/there"}
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
         us.publisher(PointCloud2, IMAGES)
@@ -305,14 +305,14 @@ def test_a_topic_of_the_wrong_type_and_a_silent_one_are_named(checkpoint, tmp_pa
         ({"image_transport": "theora"}, r"parameter image_transport is 'theora'; expected raw or compressed"),
     ],
 )
-def test_what_cannot_start_says_why_in_one_line(parameters, line, tmp_path):
+def test_a_node_that_cannot_start_logs_the_reason_in_one_line(parameters, line, tmp_path):
     with running(node_arguments(parameters), tmp_path / "log") as node:
         assert node.wait() == 1
         node.wait_for_output(line)
         assert len(node.output.splitlines()) == 1
 
 
-def test_a_lookahead_that_the_model_cannot_have_says_so_in_one_line(checkpoint, tmp_path):
+def test_a_lookahead_out_of_the_models_range_is_logged_in_one_line(checkpoint, tmp_path):
     arguments = node_arguments({"checkpoint": checkpoint, "lookahead_frames": 1})
     with running(arguments, tmp_path / "log") as node:
         assert node.wait() == 1
@@ -322,7 +322,7 @@ def test_a_lookahead_that_the_model_cannot_have_says_so_in_one_line(checkpoint, 
 
 @pytest.fixture
 def idle_node(ros_domain):
-    """A node in this process that nothing spins, for its lifecycle alone."""
+    """A node in this process that nothing spins."""
     import rclpy
 
     from vmloc_ros.node import VmlocNode
@@ -340,7 +340,7 @@ def set_parameter(node, name, value):
     return node.set_parameters([Parameter(name, value=value)])[0]
 
 
-def test_a_refused_configure_can_be_mended_and_the_lifecycle_walked_twice(idle_node, checkpoint):
+def test_a_failed_configure_can_be_corrected_and_the_lifecycle_run_twice(idle_node, checkpoint):
     success = TransitionCallbackReturn.SUCCESS
     set_parameter(idle_node, "checkpoint", "/nope")
     assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
@@ -356,7 +356,7 @@ def test_a_refused_configure_can_be_mended_and_the_lifecycle_walked_twice(idle_n
         assert idle_node.trigger_cleanup() == success
 
 
-def test_a_wrong_qos_override_is_refused_and_a_right_one_followed(checkpoint, ros_domain):
+def test_an_invalid_qos_override_fails_and_a_valid_one_is_used(checkpoint, ros_domain):
     import rclpy
 
     from vmloc_ros.node import VmlocNode
@@ -388,19 +388,19 @@ def test_compressed_images_are_subscribed_on_their_own_topic(idle_node, checkpoi
     assert idle_node.count_subscribers(IMAGES) == 0
 
 
-def test_frames_that_are_the_same_are_refused(idle_node, checkpoint):
+def test_equal_frame_names_fail_at_configure(idle_node, checkpoint):
     set_parameter(idle_node, "checkpoint", str(checkpoint))
     set_parameter(idle_node, "base_frame", "map")
     assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    set_parameter(idle_node, "base_frame", "odom")  # which only matters where odom is published
+    set_parameter(idle_node, "base_frame", "odom")  # no conflict unless odom is published
     assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     assert idle_node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
     set_parameter(idle_node, "tf_mode", "map_to_odom")
     assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
 
 
-def test_extrinsics_unlike_those_of_training_show_in_the_diagnostics(idle_node, tmp_path):
-    path = tmp_path / "remembers.safetensors"
+def test_diagnostics_report_extrinsics_that_differ_from_training(idle_node, tmp_path):
+    path = tmp_path / "extrinsics.safetensors"
     header = write_random_checkpoint(path, ("image",))
     extrinsics = {"camera_from_lidar": {"position_m": [0.0, 0.1, 0.2], "quaternion_wxyz": [1.0, 0.0, 0.0, 0.0]}}
     header = replace(header, training={"extrinsics": extrinsics})
@@ -419,7 +419,7 @@ def test_only_map_to_odom_can_be_repeated(idle_node, checkpoint):
     assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
 
 
-def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
+def test_invalid_parameter_changes_fail_with_a_reason(idle_node):
     assert "6 finite numbers" in set_parameter(idle_node, "base_from_body", [1.0, 2.0]).reason
     for name in ("", "two words"):
         assert "is no topic" in set_parameter(idle_node, "image_topic", name).reason
@@ -433,7 +433,7 @@ def test_impossible_parameter_changes_are_refused_with_the_reason(idle_node):
 
 
 def process(node, frame: Frame, age_s: float) -> None:
-    """Let the node's worker functions answer an image that came ``age_s`` ago."""
+    """Run an image that came ``age_s`` ago through the node's worker."""
     message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
     arrival_ns = time.monotonic_ns() - round(age_s * 1e9)
     process_bundle(node, Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
@@ -445,7 +445,7 @@ def start_with_clips(node, checkpoint) -> None:
     assert node.start()
 
 
-def test_count_and_latency_are_of_the_frames_answered_be_it_none_one_or_several(idle_node, clip_checkpoint):
+def test_counts_and_latencies_are_right_where_a_frame_yields_no_one_or_several_poses(idle_node, clip_checkpoint):
     start_with_clips(idle_node, clip_checkpoint)
     for age_s, frame in zip((500, 400, 300, 200, 100), frames_from(next(STARTS_NS), 5), strict=True):
         process(idle_node, frame, age_s)
@@ -453,13 +453,13 @@ def test_count_and_latency_are_of_the_frames_answered_be_it_none_one_or_several(
     assert values["poses published"] == 3
     assert float(values["latency p50 [ms]"]) == pytest.approx(400e3, abs=20e3)
     assert float(values["latency p95 [ms]"]) == pytest.approx(500e3, abs=20e3)
-    process(idle_node, frames_from(next(STARTS_NS), 1)[0], 0)  # a gap: the two that wait are answered
+    process(idle_node, frames_from(next(STARTS_NS), 1)[0], 0)  # a gap: the two that wait are localized
     values = idle_node._session.diagnose()[2]
     assert values["poses published"] == values["pose rate [Hz]"] + 3 == 5
     assert float(values["latency p50 [ms]"]) == pytest.approx(300e3, abs=20e3)
 
 
-def test_frames_refused_in_between_change_no_other_frames_latency(idle_node, clip_checkpoint):
+def test_rejected_frames_in_between_change_no_other_frames_latency(idle_node, clip_checkpoint):
     start_with_clips(idle_node, clip_checkpoint)
     frames = frames_from(next(STARTS_NS), 8)
     for age_s, frame in zip((800, 700), frames[:2], strict=True):
@@ -482,32 +482,32 @@ def test_every_pose_that_cannot_be_published_is_counted(idle_node, clip_checkpoi
 
 
 @pytest.mark.parametrize(("row", "value"), [(0, np.nan), (5, np.nan), (2, 0.0)])
-def test_no_covariance_that_is_not_finite_or_certain_leaves_the_node(row, value, idle_node, checkpoint, monkeypatch):
+def test_no_covariance_that_is_not_finite_or_not_positive_is_published(row, value, idle_node, checkpoint, monkeypatch):
     set_parameter(idle_node, "checkpoint", str(checkpoint))
     assert idle_node.start()
     (frame,) = frames_from(next(STARTS_NS), 1)
     covariance = np.diag(np.ones(6))
     covariance[row, row] = value
-    answer = Estimate(frame.stamp_ns, Pose.identity(), covariance, ("image",))
-    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
+    estimate = Estimate(frame.stamp_ns, Pose.identity(), covariance, ("image",))
+    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [estimate])
     process(idle_node, frame, 0)
     values = idle_node._session.diagnose()[2]
     assert (values["poses published"], values["rejected: not localized"], values["transforms published"]) == (0, 1, 0)
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_a_sensor_left_out_as_strange_is_told_and_withheld_where_all_are_wanted(
+def test_a_dropped_sensor_is_reported_and_its_pose_withheld_where_all_are_required(
     allowed, idle_node, checkpoint, monkeypatch
 ):
     set_parameter(idle_node, "checkpoint", str(checkpoint))
     set_parameter(idle_node, "allow_degraded", allowed)
-    set_parameter(idle_node, "modalities", ["image"])  # or frames without a scan would be refused before
+    set_parameter(idle_node, "modalities", ["image"])  # or frames without a scan would be rejected
     assert idle_node.start()
     (frame,) = frames_from(next(STARTS_NS), 1)
-    answer = Estimate(
+    estimate = Estimate(
         frame.stamp_ns, Pose.identity(), np.eye(6), ("image",), confidence=0.5, dropped_sensors=("lidar",)
     )
-    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [answer])
+    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [estimate])
     process(idle_node, frame, 0)
     _, text, values = idle_node._session.diagnose()
     if allowed:

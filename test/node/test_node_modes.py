@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's inputs and modes over real DDS: compressed, depth, scans alone, overload, deactivation at work."""
+"""The node's inputs and modes over real DDS: compressed, depth, scans alone, overload, deactivation under load."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def stamps(us: Peer) -> list[int]:
     return [stamp_ns(pose.header) for pose in list(us.received[POSES])]
 
 
-def assert_answered(us: Peer, frames: Sequence[Frame], localizer: Localizer) -> None:
-    """Each of these frames has one pose, the localizer's, in order."""
+def assert_localized(us: Peer, frames: Sequence[Frame], localizer: Localizer) -> None:
+    """Each of these frames got one pose, equal to the localizer's, in order."""
     wanted = [frame.stamp_ns for frame in frames]
     wait_until(lambda: set(wanted) <= set(stamps(us)), f"{len(wanted)} poses")
     poses = [pose for pose in list(us.received[POSES]) if stamp_ns(pose.header) in wanted]
@@ -90,7 +90,7 @@ def listen(us: Peer) -> None:
     us.collect(DiagnosticArray, "/diagnostics")
 
 
-def test_compressed_and_depth_images_are_answered_as_raw_ones_and_arrays_are(tmp_path):
+def test_poses_of_compressed_and_depth_images_equal_the_localizers(tmp_path):
     path = tmp_path / "rgbd.safetensors"
     write_random_checkpoint(path, ("image", "depth"))
     parameters = {"checkpoint": path, "device": "cpu", "image_transport": "compressed", "deadline_s": 2.0}
@@ -112,8 +112,8 @@ def test_compressed_and_depth_images_are_answered_as_raw_ones_and_arrays_are(tmp
             us.publisher(CompressedImage, f"{IMAGES}/compressed").publish(compressed)
             us.publisher(Image, DEPTHS).publish(cdr(depth))
             time.sleep(0.02)
-        assert_answered(us, frames, localizer_of_the_node(path))
-        status_with(us, lambda message, _: message == "localizing by image and depth", "a diagnostic that says so")
+        assert_localized(us, frames, localizer_of_the_node(path))
+        status_with(us, lambda message, _: message == "localizing by image and depth", "the diagnostic")
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(checkpoint, tmp_path):
+def test_scans_are_localized_alone_until_the_camera_starts(checkpoint, tmp_path):
     localizer = localizer_of_the_node(checkpoint)
     parameters = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "silence_s": 0.5, "deadline_s": 0.3}
     alone, both = frames_from(START_NS, 6, ("lidar",)), frames_from(START_NS + 10 * PERIOD_NS, 4)
@@ -136,14 +136,14 @@ def test_scans_go_on_alone_while_the_camera_is_dead_and_both_when_it_lives(check
         for frame in alone:
             send_cloud(us, frame)
             time.sleep(0.02)
-        assert_answered(us, alone, localizer)
-        status_with(us, lambda message, _: "localizing without image" in message, "a diagnostic that says so")
+        assert_localized(us, alone, localizer)
+        status_with(us, lambda message, _: "localizing without image" in message, "the diagnostic")
         for frame in both:
             send_cloud(us, frame)
             send_image(us, frame)
             time.sleep(0.02)
-        assert_answered(us, both, localizer)
-        status_with(us, lambda message, _: message == "localizing by image and lidar", "a diagnostic that says so")
+        assert_localized(us, both, localizer)
+        status_with(us, lambda message, _: message == "localizing by image and lidar", "the diagnostic")
 
 
 def test_the_published_covariance_grows_while_a_sensor_is_missing(checkpoint, tmp_path):
@@ -163,7 +163,7 @@ def test_the_published_covariance_grows_while_a_sensor_is_missing(checkpoint, tm
         us.wait_for_peers([IMAGES, CLOUDS], [POSES, "/vmloc_node/pose_with_covariance"])
         for frame in scans:
             send_cloud(us, frame)
-        assert_answered(us, scans, localizer_of_the_node(path))
+        assert_localized(us, scans, localizer_of_the_node(path))
         for frame in both:
             send_cloud(us, frame)
             send_image(us, frame)
@@ -192,7 +192,7 @@ sys.exit(main())
 
 @pytest.fixture
 def slow_node(tmp_path):
-    """An active node that takes a second per frame, of images alone, and a peer that hears it."""
+    """An active node of images that takes 1 s per frame, and a peer that collects its messages."""
     path = tmp_path / "image.safetensors"
     write_random_checkpoint(path, ("image",))
     arguments = ["-c", SLOW_NODE, *node_arguments({"checkpoint": path, "device": "cpu", "queue_depth": 2})[2:]]
@@ -204,7 +204,7 @@ def slow_node(tmp_path):
         yield us, node
 
 
-def test_under_overload_the_newest_are_answered_in_order_and_the_dropped_counted(slow_node):
+def test_under_overload_the_newest_frames_are_localized_in_order_and_dropped_ones_counted(slow_node):
     us, node = slow_node
     frames = frames_from(START_NS, 10, ("image",))
     send_image(us, frames[0])
@@ -217,13 +217,13 @@ def test_under_overload_the_newest_are_answered_in_order_and_the_dropped_counted
     def all_known(_: object, values: dict[str, str]) -> bool:  # a status may be older than the newest pose
         return len(stamps(us)) + int(values.get("dropped for newer", 0)) == len(frames)
 
-    dropped = int(status_with(us, all_known, "each frame answered or dropped")["dropped for newer"])
-    assert dropped >= 5  # the first at work, one prepared, two in the queue; 9 can have come before inference ended
+    dropped = int(status_with(us, all_known, "each frame localized or dropped")["dropped for newer"])
+    assert dropped >= 5  # one in the model, one prepared, two in the queue; 9 can have come before inference ended
     assert stamps(us) == sorted(stamps(us))
     assert frames[-2].stamp_ns in stamps(us)
 
 
-def test_deactivation_at_work_publishes_nothing_afterwards_and_forgets_what_waited(slow_node):
+def test_deactivation_under_load_discards_waiting_frames(slow_node):
     us, node = slow_node
     client = us.node.create_client(ChangeState, "/vmloc_node/change_state")
     assert client.wait_for_service(30.0)
@@ -248,7 +248,7 @@ def test_deactivation_at_work_publishes_nothing_afterwards_and_forgets_what_wait
 
 
 def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path, monkeypatch):
-    """Models of other picture sizes change over while a frame is between the two threads."""
+    """A model of another image size takes over while a frame is between the two threads."""
     import rclpy
 
     from vmloc_ros.node import VmlocNode

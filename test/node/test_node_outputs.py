@@ -43,7 +43,7 @@ FOOTPRINT_FROM_BASE = Pose.from_xyz_rpy([-0.1, 0.0, 0.3], [0.0, 0.0, 0.1])
 
 
 def write_checkpoint(path: Path, origin_m: tuple[float, float, float] = (10.0, -5.0, 1.0), **names: str) -> Path:
-    """A random model of images whose training poses were around a place."""
+    """A random model of images whose training poses have the mean ``origin_m``."""
     header = write_random_checkpoint(path, ("image",), **names)
     codec = replace(header.pose_codec, origin_m=origin_m)
     save_checkpoint(path, replace(header, pose_codec=codec), load_checkpoint(path)[1].state_dict())
@@ -76,13 +76,13 @@ def send_images(us: Peer, stamps: Sequence[int]) -> None:
 
 
 def driven(stamp: int, start_ns: int) -> tuple[np.ndarray, float]:
-    """Position and yaw that the odometry knows: a steady drive that turns, exact between any two of its messages."""
+    """Position and yaw of the odometry: a steady turn, which interpolation between its messages reproduces."""
     seconds = (stamp - start_ns) * 1e-9
     return np.array([3.0 + 2.0 * seconds, -1.0 - 0.5 * seconds, 0.2]), 0.4 + 0.3 * seconds
 
 
 def odometry_poses(start_ns: int, end_ns: int) -> Iterator[tuple[int, Pose]]:
-    """Odometry every 30 ms: none of it at an image's stamp, the last after the last image."""
+    """Odometry every 30 ms, never at an image's stamp, until after the last image."""
     for stamp in range(start_ns - 7_000_000, end_ns + 40_000_000, 30_000_000):
         position, yaw = driven(stamp, start_ns)
         yield stamp, yaw_pose(*position[:2], np.degrees(yaw), position[2])
@@ -113,13 +113,13 @@ def values_of(us: Peer) -> dict[str, str]:
 
 
 def wait_for_diagnostic(us: Peer, pattern: str) -> None:
-    def said():
+    def messages():
         return [m.status[0].message for m in list(us.received["/diagnostics"]) if m.status[0].message]
 
     try:
-        wait_until(lambda: any(re.search(pattern, text) for text in said()), f"a diagnostic like {pattern!r}")
+        wait_until(lambda: any(re.search(pattern, text) for text in messages()), f"a diagnostic like {pattern!r}")
     finally:
-        assert any(re.search(pattern, text) for text in said()), said()[-3:]
+        assert any(re.search(pattern, text) for text in messages()), messages()[-3:]
 
 
 def listen(us: Peer, node: Process) -> None:
@@ -137,7 +137,7 @@ def listen(us: Peer, node: Process) -> None:
 
 @pytest.fixture(scope="module")
 def graph(ros_domain, utm_checkpoint, tmp_path_factory):
-    """A node that takes odometry from TF, by way of a frame that is not its own."""
+    """A node that takes odometry from TF, with a static frame between odometry and base."""
     parameters = {"checkpoint": utm_checkpoint, "device": "cpu", "queue_depth": 100, "input_timeout_s": 600.0}
     parameters |= {"tf_mode": "map_to_odom", "transform_tolerance_s": TOLERANCE_NS * 1e-9, "publish_odometry": "true"}
     log = tmp_path_factory.mktemp("log") / "node.log"
@@ -154,7 +154,7 @@ def graph(ros_domain, utm_checkpoint, tmp_path_factory):
 
 
 def drive_by_tf(us: Peer, start_ns: int) -> list[int]:
-    """Images and then odometry, as a fast model meets it: at first the odometry has not reached the images."""
+    """Send images and then odometry: as with a fast model, poses wait for odometry."""
     stamps = stamps_from(start_ns)
     send_images(us, stamps)
     for stamp, odom_from_footprint in odometry_poses(start_ns, stamps[-1]):
@@ -178,13 +178,13 @@ def assert_map_to_odom_composes(us: Peer, stamps: list[int]) -> None:
 
 
 @pytest.mark.parametrize("start_ns", [1_700_000_000_000_000_000, 1_690_000_000_000_000_000], ids=["first", "loop"])
-def test_map_to_odom_and_the_odometry_in_tf_make_the_published_pose_also_after_a_jump_back(graph, start_ns):
+def test_map_to_odom_and_odometry_in_tf_compose_to_the_published_pose_also_after_a_jump_back(graph, start_ns):
     us, _ = graph
     assert_map_to_odom_composes(us, drive_by_tf(us, start_ns))
-    assert not transforms(us, "base_link")  # it has another parent already
+    assert not transforms(us, "base_link")  # its parent is odom
 
 
-def test_without_odometry_poses_go_on_and_no_tf_with_a_diagnostic_that_says_why(graph):
+def test_without_odometry_poses_are_published_but_no_tf_and_diagnostics_say_why(graph):
     us, node = graph
     before = len(transforms(us, "odom"))
     withheld = int(values_of(us)["transforms withheld"])
@@ -197,7 +197,7 @@ def test_without_odometry_poses_go_on_and_no_tf_with_a_diagnostic_that_says_why(
     assert len(transforms(us, "odom")) == before
 
 
-def test_a_checkpoint_in_utm_is_served_in_a_local_map_whose_place_tf_tells(graph, utm_checkpoint):
+def test_a_checkpoint_in_utm_is_served_in_a_local_map_with_its_origin_in_tf(graph, utm_checkpoint):
     us, _ = graph
     stamps = stamps_from(1_760_000_000_000_000_000)
     send_images(us, stamps)
@@ -216,7 +216,7 @@ def test_a_checkpoint_in_utm_is_served_in_a_local_map_whose_place_tf_tells(graph
     assert values_of(us)["map origin [m]"] == "619994 5735000 110"
 
 
-def test_odometry_repeats_the_pose_and_claims_no_velocity(graph):
+def test_odometry_has_the_same_pose_and_an_unknown_twist(graph):
     us, _ = graph
     stamps = stamps_from(1_770_000_000_000_000_000)
     send_images(us, stamps)
@@ -247,7 +247,7 @@ def test_sigterm_while_a_fix_waits_for_odometry_ends_the_node_with_zero(graph):
 # --- map -> odom, odometry from a topic, repeated ---------------------------------------------------------------------
 
 
-def test_odometry_may_come_from_a_topic_and_map_to_odom_is_repeated_for_a_while(local_checkpoint, tmp_path):
+def test_with_odometry_from_a_topic_map_to_odom_is_repeated_until_the_timeout(local_checkpoint, tmp_path):
     parameters = {"checkpoint": local_checkpoint, "device": "cpu", "queue_depth": 100, "tf_mode": "map_to_odom"}
     parameters |= {"odometry_topic": ODOMETRY, "odom_frame": "wheels", "tf_rate_hz": 20.0, "tf_timeout_s": 1.5}
     parameters |= {"transform_tolerance_s": TOLERANCE_NS * 1e-9, "input_timeout_s": 0.5}
@@ -283,7 +283,7 @@ def test_odometry_may_come_from_a_topic_and_map_to_odom_is_repeated_for_a_while(
 # --- no TF ------------------------------------------------------------------------------------------------------------
 
 
-def test_tf_can_be_switched_off_and_the_maps_origin_be_given(local_checkpoint, tmp_path):
+def test_tf_can_be_switched_off_and_the_map_origin_set(local_checkpoint, tmp_path):
     parameters = {"checkpoint": local_checkpoint, "device": "cpu", "tf_mode": "none", "map_frame": "hall"}
     parameters |= {"map_origin": "[1.0,-2.5,0.0]"}
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:

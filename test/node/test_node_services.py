@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services, silence when lost and what a robot does to its nodes, over real DDS, the node in a process of its own."""
+"""Services, withholding when lost, signals, namespaces, looping bags: over real DDS, with the node in a process."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ STARTS_NS = iter(range(1_700_000_000_000_000_000, 1_800_000_000_000_000_000, 60_
 # --- checkpoints and frames -------------------------------------------------------------------------------------------
 
 
-def write_judging_checkpoint(path: Path, seed: int = 0) -> Path:
-    """A random model of images that knows pictures of noise, and nothing else."""
+def write_confidence_checkpoint(path: Path, seed: int = 0) -> Path:
+    """A random model of images whose confidence model was fitted to images of noise."""
     header = write_random_checkpoint(path, (IMAGE,), seed=seed)
     localizer = localizer_of_the_node(path)
     noise = [localizer.preprocess(replace(random_frame(i), cloud=None)) for i in range(80)]
     with torch.inference_mode():
-        answers = [localizer.model.locate(batch, header.pose_codec, 2) for batch in noise]
-    features = np.concatenate([answer.features[IMAGE].numpy() for answer in answers])
-    positions = np.concatenate([answer.positions_m for answer in answers])
-    quaternions = np.concatenate([answer.quaternions_wxyz for answer in answers])
+        predictions = [localizer.model.locate(batch, header.pose_codec, 2) for batch in noise]
+    features = np.concatenate([prediction.features[IMAGE].numpy() for prediction in predictions])
+    positions = np.concatenate([prediction.positions_m for prediction in predictions])
+    quaternions = np.concatenate([prediction.quaternions_wxyz for prediction in predictions])
     seen, held_out = slice(0, 40), slice(40, None)
     memory = FeatureMemory.fit(features[seen], features[seen], positions[seen], quaternions[seen], 20.0, rank=8)
     cues = stack_cues(
@@ -79,12 +79,12 @@ def write_judging_checkpoint(path: Path, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    return write_judging_checkpoint(tmp_path_factory.mktemp("model") / "judging.safetensors")
+    return write_confidence_checkpoint(tmp_path_factory.mktemp("model") / "confidence.safetensors")
 
 
 @pytest.fixture(scope="module")
 def other_checkpoint(tmp_path_factory) -> Path:
-    return write_judging_checkpoint(tmp_path_factory.mktemp("model") / "other.safetensors", seed=1)
+    return write_confidence_checkpoint(tmp_path_factory.mktemp("model") / "other.safetensors", seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +92,16 @@ def localizer(checkpoint) -> Localizer:
     return localizer_of_the_node(checkpoint)
 
 
-def known_frames(count: int, start_ns: int | None = None) -> list[Frame]:
+def in_distribution_frames(count: int, start_ns: int | None = None) -> list[Frame]:
     start_ns = next(STARTS_NS) if start_ns is None else start_ns
     return [replace(random_frame(i), stamp_ns=start_ns + i * PERIOD_NS, cloud=None) for i in range(count)]
 
 
-def strange_frames(count: int, start_ns: int) -> list[Frame]:
-    """Pictures of stripes."""
+def novel_frames(count: int, start_ns: int) -> list[Frame]:
+    """Images of stripes."""
     stripes = np.zeros((60, 80, 3), np.uint8)
     stripes[:, ::8] = 255
-    return [replace(frame, image=stripes) for frame in known_frames(count, start_ns)]
+    return [replace(frame, image=stripes) for frame in in_distribution_frames(count, start_ns)]
 
 
 def after(frames: Sequence[Frame]) -> int:
@@ -130,7 +130,7 @@ def listen(us: Peer, node: Process, name: str = NODE, images: str = IMAGES) -> N
 
 @contextmanager
 def started(checkpoint: Path, folder: Path, **parameters) -> Iterator[tuple[Peer, Process]]:
-    """A node that never drops, and a peer that hears it."""
+    """A node that drops no frame, and a peer that collects its messages."""
     settings = {"checkpoint": checkpoint, "device": "cpu", "queue_depth": 100, "min_confidence": MIN_CONFIDENCE}
     with peer() as us, running(node_arguments(settings | parameters), folder / "node.log") as node:
         listen(us, node)
@@ -141,7 +141,7 @@ def stamps_on(us: Peer, topic: str) -> list[int]:
     return [stamp_ns(message.header) for message in list(us.received[topic])]
 
 
-def answers(us: Peer, frames: Sequence[Frame], topic: str = f"{NODE}/pose") -> list:
+def poses_for(us: Peer, frames: Sequence[Frame], topic: str = f"{NODE}/pose") -> list:
     """Poses of these frames in order of arrival, once all are there."""
     wanted = {frame.stamp_ns for frame in frames}
     wait_until(lambda: wanted <= set(stamps_on(us, topic)), f"{len(frames)} poses on {topic}")
@@ -189,28 +189,30 @@ def values_of(us: Peer) -> dict[str, str]:
 # --- lost -------------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_goes_out_while_lost_and_recovery_comes_by_itself(checkpoint, localizer, tmp_path):
-    """A stream that begins and later turns to pictures of something else."""
-    first = strange_frames(6, next(STARTS_NS))
-    good = known_frames(6, after(first))
-    lost = strange_frames(25, after(good))
-    again = known_frames(6, after(lost))
+def test_nothing_is_published_while_lost_until_the_first_confident_pose(checkpoint, localizer, tmp_path):
+    """A stream that begins with novel images, and later turns to them again."""
+    first = novel_frames(6, next(STARTS_NS))
+    good = in_distribution_frames(6, after(first))
+    lost = novel_frames(25, after(good))
+    again = in_distribution_frames(6, after(lost))
     confidences = [localizer.localize(frame).confidence for frame in (*first, *lost, *good, *again)]
-    assert max(confidences[:31]) < MIN_CONFIDENCE < min(confidences[31:])  # that the test tests something
+    assert max(confidences[:31]) < MIN_CONFIDENCE < min(confidences[31:])  # else this would test nothing
     with started(checkpoint, tmp_path) as (us, node):
         send(us, first)
         wait_until(lambda: values_of(us).get("poses withheld") == "6", "their count")
         assert not us.received[f"{NODE}/pose"]
         send(us, good)
-        assert_are_of(answers(us, good), good, localizer)
+        assert_are_of(poses_for(us, good), good, localizer)
         send(us, lost)
         wait_until(lambda: values_of(us)["poses withheld"] == "31", "their count")
         pattern = rf"lost: confidence (\S+) below {MIN_CONFIDENCE:g} for (\d+\.\d) s"
-        told = [(status.level, match) for status in statuses(us) if (match := re.match(pattern, status.message))]
-        assert {level for level, _ in told} == {DiagnosticStatus.WARN}
-        assert float(told[-1][1][1]) < MIN_CONFIDENCE
+        lost_statuses = [
+            (status.level, match) for status in statuses(us) if (match := re.match(pattern, status.message))
+        ]
+        assert {level for level, _ in lost_statuses} == {DiagnosticStatus.WARN}
+        assert float(lost_statuses[-1][1][1]) < MIN_CONFIDENCE
         send(us, again)
-        answers(us, again)
+        poses_for(us, again)
         published = [frame.stamp_ns for frame in (*good, *again)]
         for topic in ("pose", "pose_with_covariance"):
             wait_until(lambda topic=topic: len(us.received[f"{NODE}/{topic}"]) >= len(published), topic)
@@ -225,23 +227,23 @@ def test_nothing_goes_out_while_lost_and_recovery_comes_by_itself(checkpoint, lo
 # --- on demand --------------------------------------------------------------------------------------------------------
 
 
-def test_on_demand_the_newest_frame_is_answered_once_and_only_when_asked(checkpoint, localizer, tmp_path):
+def test_on_demand_each_call_localizes_the_newest_frame_once(checkpoint, localizer, tmp_path):
     with started(checkpoint, tmp_path, continuous="false", input_timeout_s=1.0) as (us, _):
-        frames = known_frames(5)
+        frames = in_distribution_frames(5)
         send(us, frames)
         wait_until(lambda: values_of(us).get("received image") == "5", "their arrival")
         wait_until(lambda: statuses(us)[-1].message.startswith("waiting for a call of ~/localize"), "that diagnostic")
         assert not us.received[f"{NODE}/pose"]
         success, message = trigger(us, f"{NODE}/localize")
         assert success, message
-        assert_are_of(answers(us, frames[-1:]), frames[-1:], localizer)
+        assert_are_of(poses_for(us, frames[-1:]), frames[-1:], localizer)
         assert trigger(us, f"{NODE}/localize") == (False, "no frame within 1 s; see /diagnostics for what is missing")
-        (late,) = known_frames(1, after(frames))
+        (late,) = in_distribution_frames(1, after(frames))
         future = request(us, Trigger, f"{NODE}/localize")
         time.sleep(0.3)
         send(us, [late])
         assert response_of(future).success
-        assert_are_of(answers(us, [late]), [late], localizer)
+        assert_are_of(poses_for(us, [late]), [late], localizer)
         assert stamps_on(us, f"{NODE}/pose") == [frames[-1].stamp_ns, late.stamp_ns]
 
 
@@ -260,11 +262,11 @@ def test_the_lifecycle_over_services_changes_the_checkpoint_without_a_restart(
 
         us.publisher(Image, IMAGES)
         us.collect(PoseStamped, f"{NODE}/pose")
-        assert trigger(us, f"{NODE}/reset") == (False, "the node is unconfigured, and answers when active")
-        assert trigger(us, f"{NODE}/localize") == (False, "the node is unconfigured, and answers when active")
+        assert trigger(us, f"{NODE}/reset") == (False, "the node is unconfigured; activate it first")
+        assert trigger(us, f"{NODE}/localize") == (False, "the node is unconfigured; activate it first")
         assert trigger(us, f"{NODE}/load_checkpoint") == (
             False,
-            "the node is unconfigured: configure loads parameter checkpoint",
+            "the node is unconfigured; configure it, which loads parameter checkpoint",
         )
         assert not change(Transition.TRANSITION_CONFIGURE)
         for path in (checkpoint, other_checkpoint):
@@ -272,28 +274,28 @@ def test_the_lifecycle_over_services_changes_the_checkpoint_without_a_restart(
             assert change(Transition.TRANSITION_CONFIGURE)
             assert change(Transition.TRANSITION_ACTIVATE)
             us.wait_for_peers([IMAGES], [f"{NODE}/pose"])
-            frames = known_frames(3)
+            frames = in_distribution_frames(3)
             send(us, frames)
-            assert_are_of(answers(us, frames), frames, localizer_of_the_node(path))
+            assert_are_of(poses_for(us, frames), frames, localizer_of_the_node(path))
             assert change(Transition.TRANSITION_DEACTIVATE)
             wait_until(lambda: not us.publisher(Image, IMAGES).get_subscription_count(), "no subscriber")
             assert change(Transition.TRANSITION_CLEANUP)
-        # An inactive node changes over as well.
+        # An inactive node also changes to another checkpoint.
         assert change(Transition.TRANSITION_CONFIGURE)
         set_checkpoint(us, checkpoint)
         assert trigger(us, f"{NODE}/load_checkpoint") == (True, f"using {checkpoint}")
         assert change(Transition.TRANSITION_ACTIVATE)
         us.wait_for_peers([IMAGES], [f"{NODE}/pose"])
-        frames = known_frames(3)
+        frames = in_distribution_frames(3)
         send(us, frames)
-        assert_are_of(answers(us, frames), frames, localizer)
+        assert_are_of(poses_for(us, frames), frames, localizer)
         assert node.interrupt(signal.SIGTERM) == 0
         assert "Traceback" not in node.output
 
 
 @pytest.fixture
 def idle_node(ros_domain, checkpoint):
-    """An active node in this process that nothing spins."""
+    """A node in this process that nothing spins."""
     import rclpy
 
     from vmloc_ros.node import VmlocNode
@@ -309,19 +311,19 @@ def idle_node(ros_domain, checkpoint):
 
 
 def process(node, frames: Sequence[Frame]) -> None:
-    """Let the node's worker functions answer frames."""
+    """Run frames through the node's worker."""
     for frame in frames:
         message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
         process_bundle(node, Bundle(frame.stamp_ns, time.monotonic_ns(), {IMAGE: (frame.stamp_ns, message)}))
 
 
-def test_a_checkpoint_without_confidence_lets_every_pose_out_and_says_so(idle_node, tmp_path, capfd):
+def test_a_checkpoint_without_confidence_model_publishes_every_pose_with_a_warning(idle_node, tmp_path, capfd):
     path = tmp_path / "plain.safetensors"
     write_random_checkpoint(path, (IMAGE,))
     idle_node.set_parameters([Parameter("checkpoint", value=str(path))])
     assert idle_node.start()
-    assert re.search(r"WARN.*plain.safetensors tells no confidence", capfd.readouterr().err)
-    process(idle_node, strange_frames(3, next(STARTS_NS)))
+    assert re.search(r"WARN.*plain.safetensors has no confidence model", capfd.readouterr().err)
+    process(idle_node, novel_frames(3, next(STARTS_NS)))
     level, _, values = idle_node._session.diagnose()
     assert level == DiagnosticStatus.OK
     assert (values["poses published"], values["poses withheld"]) == (3, 0)
@@ -330,17 +332,17 @@ def test_a_checkpoint_without_confidence_lets_every_pose_out_and_says_so(idle_no
 
 def test_a_limit_on_the_covariance_withholds_poses_of_any_checkpoint(idle_node, tmp_path):
     path = tmp_path / "plain.safetensors"
-    write_random_checkpoint(path, (IMAGE,))  # whose residuals are of a metre along each axis
+    write_random_checkpoint(path, (IMAGE,))  # with residuals of 1 m along each axis
     idle_node.set_parameters([Parameter("checkpoint", value=str(path)), Parameter("max_position_std_m", value=0.9)])
     assert idle_node.start()
-    process(idle_node, strange_frames(3, next(STARTS_NS)))
+    process(idle_node, novel_frames(3, next(STARTS_NS)))
     level, message, values = idle_node._session.diagnose()
     assert level == DiagnosticStatus.WARN
     assert re.match(r"lost: position std \S+ m above 0.9 m for 0.2 s", message)
     assert (values["poses published"], values["poses withheld"]) == (0, 3)
 
 
-def test_cleanup_lets_the_model_go(idle_node):
+def test_cleanup_frees_the_model(idle_node):
     assert idle_node.start()
     model = weakref.ref(idle_node._resources.localizer.model)
     assert model() is not None
@@ -350,7 +352,7 @@ def test_cleanup_lets_the_model_go(idle_node):
 
 
 def write_bursting_checkpoint(path: Path, frames: Sequence[Frame]) -> list[bool]:
-    """A model whose position overflows where one hidden unit is at work, and for which of these frames that is so."""
+    """Write a model whose position overflows while one hidden unit is active; returns for which frames it is."""
     header = write_random_checkpoint(path, (IMAGE,))
     localizer = Localizer.load(path, "cpu")
     model, hidden = localizer.model, []
@@ -362,19 +364,19 @@ def write_bursting_checkpoint(path: Path, frames: Sequence[Frame]) -> list[bool]
     for frame in frames:
         localizer.localize(frame)
     handle.remove()
-    at_work = torch.stack([(x > 0).any(dim=0) for x in hidden])  # also for samples of the posterior
-    useful = ~at_work[0] & at_work[1:].any(dim=0) & ~at_work[1:].all(dim=0)
+    is_active = torch.stack([(x > 0).any(dim=0) for x in hidden])  # also for samples of the posterior
+    useful = ~is_active[0] & is_active[1:].any(dim=0) & ~is_active[1:].all(dim=0)
     unit = int(useful.nonzero()[0])
     with torch.no_grad():
         first.weight[unit] *= 1e6
         first.bias[unit] *= 1e6
         last.weight[:, unit] = 3e38
     save_checkpoint(path, header, model.state_dict())
-    return at_work[1:, unit].tolist()
+    return is_active[1:, unit].tolist()
 
 
-def test_no_pose_that_is_not_finite_leaves_the_node(idle_node, tmp_path):
-    frames = known_frames(10)
+def test_no_pose_that_is_not_finite_is_published(idle_node, tmp_path):
+    frames = in_distribution_frames(10)
     bursts = write_bursting_checkpoint(tmp_path / "bursting.safetensors", frames)
     idle_node.set_parameters([Parameter("checkpoint", value=str(tmp_path / "bursting.safetensors"))])
     good = [frame.stamp_ns for frame, burst in zip(frames, bursts, strict=True) if not burst]
@@ -402,7 +404,7 @@ def test_no_pose_that_is_not_finite_leaves_the_node(idle_node, tmp_path):
     assert (values["poses published"], values["rejected: not localized"]) == (len(good), len(frames) - len(good))
 
 
-def test_a_checkpoint_that_never_gives_a_finite_pose_is_refused_at_configure(idle_node, tmp_path):
+def test_configure_fails_for_a_checkpoint_that_never_gives_a_finite_pose(idle_node, tmp_path):
     path = tmp_path / "nan.safetensors"
     header = write_random_checkpoint(path, (IMAGE,))
     weights = load_checkpoint(path)[1].state_dict()
@@ -411,7 +413,7 @@ def test_a_checkpoint_that_never_gives_a_finite_pose_is_refused_at_configure(idl
     assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
 
 
-# --- what a robot does to its nodes -----------------------------------------------------------------------------------
+# --- signals, namespaces, looping bags --------------------------------------------------------------------------------
 
 SLOW_NODE = """
 import sys
@@ -439,7 +441,7 @@ def test_a_signal_during_inference_ends_the_node_with_zero_and_leaves_no_process
         us.publisher(Image, IMAGES)
         node.wait_for_output("now active")
         us.wait_for_peers([IMAGES])
-        send(us, known_frames(1))
+        send(us, in_distribution_frames(1))
         node.wait_for_output("inference begins")
         assert "inference ends" not in node.output
         assert node.interrupt(number) == 0
@@ -448,7 +450,7 @@ def test_a_signal_during_inference_ends_the_node_with_zero_and_leaves_no_process
     assert not [command for command in commands if f"checkpoint:={checkpoint}".encode() in command]
 
 
-def test_two_namespaced_nodes_answer_their_own_cameras_that_come_late(checkpoint, other_checkpoint, tmp_path):
+def test_two_namespaced_nodes_localize_their_own_cameras_which_start_late(checkpoint, other_checkpoint, tmp_path):
     paths = {"left": checkpoint, "right": other_checkpoint}
 
     def arguments(name: str) -> list[str]:
@@ -465,14 +467,14 @@ def test_two_namespaced_nodes_answer_their_own_cameras_that_come_late(checkpoint
         us.collect(DiagnosticArray, "/diagnostics")
         for node in (left, right):
             node.wait_for_output("now active")
-        frames = {name: known_frames(4) for name in paths}
+        frames = {name: in_distribution_frames(4) for name in paths}
         for name in paths:
             us.publisher(Image, f"/{name}/camera/image_raw")
             us.collect(PoseStamped, f"/{name}/vmloc_node/pose")
             us.wait_for_peers([f"/{name}/camera/image_raw"], [f"/{name}/vmloc_node/pose", "/tf"])
             send(us, frames[name], f"/{name}/camera/image_raw")
         for name, path in paths.items():
-            poses = answers(us, frames[name], f"/{name}/vmloc_node/pose")
+            poses = poses_for(us, frames[name], f"/{name}/vmloc_node/pose")
             assert_are_of(poses, frames[name], localizer_of_the_node(path))
             assert len(us.received[f"/{name}/vmloc_node/pose"]) == 4
             assert trigger(us, f"/{name}/vmloc_node/reset")[0]
@@ -483,8 +485,8 @@ def test_two_namespaced_nodes_answer_their_own_cameras_that_come_late(checkpoint
         wait_until(lambda: {status.name for status in statuses(us)} == expected, "both diagnostics")
 
 
-def test_a_bag_that_loops_with_its_clock_is_answered_round_by_round(checkpoint, localizer, tmp_path):
-    frames = [replace(f, stamp_ns=f.stamp_ns + i * 4 * PERIOD_NS) for i, f in enumerate(known_frames(8))]
+def test_a_bag_that_loops_with_its_clock_is_localized_in_each_round(checkpoint, localizer, tmp_path):
+    frames = [replace(f, stamp_ns=f.stamp_ns + i * 4 * PERIOD_NS) for i, f in enumerate(in_distribution_frames(8))]
     first_ns, last_ns = frames[0].stamp_ns, frames[-1].stamp_ns
     with BagWriter(tmp_path / "bag") as writer:
         for frame in frames:
@@ -509,7 +511,7 @@ def test_a_bag_that_loops_with_its_clock_is_answered_round_by_round(checkpoint, 
         assert node.interrupt(signal.SIGTERM) == 0
 
 
-# --- services of a node that goes on from test to test: last, or it would answer the others' images -------------------
+# --- services of a node shared by several tests: last, or it would localize the other tests' images -------------------
 
 
 @pytest.fixture(scope="module")
@@ -518,12 +520,12 @@ def graph(ros_domain, checkpoint, tmp_path_factory):
         yield both
 
 
-def test_localize_answers_with_the_next_frames_pose_or_why_there_is_none(graph, localizer):
+def test_localize_returns_the_next_frames_pose_or_why_there_is_none(graph, localizer):
     us, _ = graph
-    (good,), sent = known_frames(1), []
+    (good,), sent = in_distribution_frames(1), []
 
     def localize(frame: Frame):
-        """The response, with the frame sent again and again meanwhile: discovery may lose the first ones."""
+        """Call the service and send the frame until it responds: discovery may lose the first ones."""
         future = request(us, Trigger, f"{NODE}/localize")
         while not future.done():
             sent.append(replace(frame, stamp_ns=next(STARTS_NS)))
@@ -535,35 +537,35 @@ def test_localize_answers_with_the_next_frames_pose_or_why_there_is_none(graph, 
     x, y, z = localizer.localize(good).map_from_body.position_m
     assert response.success
     assert response.message.startswith(f"base_link in map: x {x:.3f} y {y:.3f} z {z:.3f} m, roll ")
-    answers(us, sent)  # or one of them would answer the next call
-    response = localize(strange_frames(1, after([good]))[0])
+    poses_for(us, sent)  # else one of them would be the next call's frame
+    response = localize(novel_frames(1, after([good]))[0])
     assert not response.success
     assert response.message.startswith("lost: confidence ")
 
 
-def test_images_go_on_while_a_service_waits(graph):
+def test_images_are_localized_while_a_service_waits(graph):
     us, _ = graph
-    frames = known_frames(3)
+    frames = in_distribution_frames(3)
     waiting = [request(us, Trigger, f"{NODE}/localize") for _ in range(3)]
     time.sleep(0.5)
     send(us, frames)
-    answers(us, frames)
+    poses_for(us, frames)
     assert all(response_of(future).success for future in waiting)
 
 
-def test_reset_starts_the_path_anew_and_takes_stamps_that_were_past(graph):
+def test_reset_starts_a_new_path_and_accepts_earlier_stamps(graph):
     us, _ = graph
     paths = us.collect(PathMessage, f"{NODE}/path")
-    frames = known_frames(8)
+    frames = in_distribution_frames(8)
     send(us, frames[2:])
-    answers(us, frames[2:])
-    # Of a path that was published before anyone listened, a late subscriber gets all.
+    poses_for(us, frames[2:])
+    # A late subscriber gets the whole path.
     wait_until(
         lambda: paths and [stamp_ns(p.header) for p in paths[-1].poses][-6:] == [f.stamp_ns for f in frames[2:]], ""
     )
-    assert trigger(us, f"{NODE}/reset") == (True, "path, pairing and being lost are forgotten")
-    send(us, frames[:2])  # a jump back too small to be one by itself: these would be late
-    answers(us, frames[:2])
+    assert trigger(us, f"{NODE}/reset") == (True, "path, pairing and lost state cleared")
+    send(us, frames[:2])  # too small a jump back to reset the pairing: without the call these would be late
+    poses_for(us, frames[:2])
     wait_until(
         lambda: [stamp_ns(p.header) for p in paths[-1].poses] == [f.stamp_ns for f in frames[:2]], "a short path"
     )
@@ -577,7 +579,7 @@ def test_reset_starts_the_path_anew_and_takes_stamps_that_were_past(graph):
         ((IMAGE,), {"map_frame": "cellar"}, r"has other map frames: cellar, while the node runs with map; "),
     ],
 )
-def test_a_checkpoint_that_cannot_take_over_leaves_the_old_one_at_work(
+def test_a_checkpoint_that_cannot_take_over_leaves_the_old_one_in_use(
     modalities, names, reason, graph, checkpoint, localizer, tmp_path
 ):
     us, _ = graph
@@ -588,15 +590,15 @@ def test_a_checkpoint_that_cannot_take_over_leaves_the_old_one_at_work(
     success, message = trigger(us, f"{NODE}/load_checkpoint")
     assert not success
     assert re.search(reason + rf".*; still using {re.escape(str(checkpoint))}$", message), message
-    frames = known_frames(3)
+    frames = in_distribution_frames(3)
     send(us, frames)
-    assert_are_of(answers(us, frames), frames, localizer)
+    assert_are_of(poses_for(us, frames), frames, localizer)
 
 
 def test_another_checkpoint_takes_over_without_losing_a_frame(graph, checkpoint, other_checkpoint):
     us, _ = graph
     expected = {
-        name: [localizer_of_the_node(path).localize(frame).map_from_body.matrix for frame in known_frames(10)]
+        name: [localizer_of_the_node(path).localize(frame).map_from_body.matrix for frame in in_distribution_frames(10)]
         for name, path in (("old", checkpoint), ("new", other_checkpoint))
     }
     set_checkpoint(us, other_checkpoint)
@@ -604,24 +606,24 @@ def test_another_checkpoint_takes_over_without_losing_a_frame(graph, checkpoint,
 
     def send_more(count: int) -> None:
         for _ in range(count):
-            sent.append(replace(known_frames(10)[len(sent) % 10], stamp_ns=start_ns + len(sent) * PERIOD_NS))
+            sent.append(replace(in_distribution_frames(10)[len(sent) % 10], stamp_ns=start_ns + len(sent) * PERIOD_NS))
             send(us, sent[-1:])
 
     send_more(5)
-    answers(us, sent)
+    poses_for(us, sent)
     future = request(us, Trigger, f"{NODE}/load_checkpoint")
     wait_until(lambda: send_more(1) or future.done(), "the new checkpoint")
     assert (future.result().success, future.result().message) == (True, f"using {other_checkpoint}")
     send_more(20)
-    told = answers(us, sent)
-    assert [stamp_ns(message.header) for message in told] == [frame.stamp_ns for frame in sent]
+    poses = poses_for(us, sent)
+    assert [stamp_ns(message.header) for message in poses] == [frame.stamp_ns for frame in sent]
     names = [
         name
-        for index, message in enumerate(told)
+        for index, message in enumerate(poses)
         for name, matrices in expected.items()
         if np.allclose(decode_pose(message).matrix, matrices[index % 10], atol=1e-6)
     ]
     assert len(names) == len(sent)
     assert (names[0], names[-1]) == ("old", "new")
     assert names == sorted(names, reverse=True)  # "old" comes before "new": one change, no return
-    wait_until(lambda: values_of(us)["checkpoint"] == str(other_checkpoint), "diagnostics that say so")
+    wait_until(lambda: values_of(us)["checkpoint"] == str(other_checkpoint), "it in the diagnostics")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoothing by odometry over real DDS, with the node in a process of its own; the filter itself has its own tests."""
+"""Smoothing by odometry over real DDS, with the node in a process of its own; see also test_odometry_filter.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def fixes(checkpoint) -> list[Estimate]:
-    """What the network says of the images: poses within some metres, each uncertain by about 4 m and 0.4 rad."""
+    """The network's estimates for the images: within some metres, each uncertain by about 4 m and 0.4 rad."""
     localizer = localizer_of_the_node(checkpoint)
     return [localizer.localize(random_frame(number)) for number in range(COUNT)]
 
@@ -77,7 +77,7 @@ def us(ros_domain, checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def start_ns(us) -> int:
-    """A time for one test alone, with a filter that knows nothing."""
+    """A start time for one test alone, with a filter without a state."""
     call(us, "reset")
     return next(STARTS_NS)
 
@@ -85,9 +85,9 @@ def start_ns(us) -> int:
 def call(us: Peer, service: str) -> None:
     client = us.node.create_client(Trigger, f"/vmloc_node/{service}")
     wait_until(client.service_is_ready, f"~/{service}")
-    answer = client.call_async(Trigger.Request())
-    wait_until(answer.done, f"an answer of ~/{service}")
-    assert answer.result().success, answer.result().message
+    future = client.call_async(Trigger.Request())
+    wait_until(future.done, f"the response of ~/{service}")
+    assert future.result().success, future.result().message
 
 
 def send_odometry(us: Peer, stamp: int, odom_from_base: Pose) -> None:
@@ -114,7 +114,7 @@ def published(us: Peer, stamps: list[int]) -> list:
 
 
 def wait_for_values(us: Peer, key: str, is_expected: Callable[[str], object]) -> tuple[str, dict[str, str]]:
-    """The first diagnostic from now on whose value is as expected: its message, and its values."""
+    """Message and values of the first diagnostic from now on whose value of ``key`` is as expected."""
     before = len(us.received["/diagnostics"])
 
     def found():
@@ -128,7 +128,7 @@ def wait_for_values(us: Peer, key: str, is_expected: Callable[[str], object]) ->
 
 
 def crawl(number: int) -> Pose:
-    """Odometry of a robot that hardly moves: the fixes' own jumps are far larger."""
+    """Odometry of a robot that moves far less than its fixes jump."""
     return yaw_pose(30.0 + 0.1 * number, -2.0, 70.0 + number)
 
 
@@ -178,7 +178,7 @@ def test_a_fix_waits_for_odometry_that_is_a_little_late(us, fixes, start_ns):
 def test_an_outlier_is_rejected_counted_and_replaced_by_the_prediction(us, fixes, start_ns):
     _, before = wait_for_values(us, "state", lambda state: state == "active")
     stamps = [start_ns, start_ns + PERIOD_NS]
-    odometry = [yaw_pose(0.0), yaw_pose(100.0)]  # the robot drives off, and the network sees it stay
+    odometry = [yaw_pose(0.0), yaw_pose(100.0)]  # the robot drives off, but its fixes stay
     for number in (0, 1):
         send_odometry(us, stamps[number], odometry[number])
         send_image(us, stamps[number], number)
@@ -196,7 +196,7 @@ def test_an_outlier_is_rejected_counted_and_replaced_by_the_prediction(us, fixes
     assert [int(values[name]) - int(before[name]) for name in names] == [1, 0, 1, 0]
 
 
-def test_without_odometry_nothing_goes_out_until_it_is_back_and_the_filter_goes_on(us, fixes, start_ns):
+def test_without_odometry_poses_are_withheld_and_the_filter_keeps_its_state(us, fixes, start_ns):
     stamps = [start_ns + i * PERIOD_NS for i in range(3)]
     key = "smoothing: without odometry"
     before = int(wait_for_values(us, "state", lambda state: state == "active")[1][key])
@@ -205,11 +205,11 @@ def test_without_odometry_nothing_goes_out_until_it_is_back_and_the_filter_goes_
     published(us, stamps[:1])
     send_image(us, stamps[1], 1)
 
-    def said():
+    def statuses():
         found = re.compile(f"pose withheld, smoothing lacks odometry: {ODOMETRY}: the latest is 2.000 s older than the")
         return [m for m in list(us.received["/diagnostics"]) if found.search(m.status[0].message)]
 
-    wait_until(said, "a diagnostic")
+    wait_until(statuses, "a diagnostic")
     wait_for_values(us, key, lambda value: int(value) == before + 1)
     send_odometry(us, stamps[2], crawl(2))
     send_image(us, stamps[2], 2)
@@ -244,7 +244,7 @@ def restart_by_time(us: Peer, stamp: int) -> int:
         (restart_by_time, "stamps have jumped back"),
     ],
 )
-def test_the_filter_starts_anew_with_the_next_fix_after(restart, reason, us, fixes, start_ns):
+def test_the_filter_starts_anew_after_reset_checkpoint_change_and_jump_back(restart, reason, us, fixes, start_ns):
     send_odometry(us, start_ns, crawl(0))
     send_image(us, start_ns, 0)
     published(us, [start_ns])
@@ -256,7 +256,7 @@ def test_the_filter_starts_anew_with_the_next_fix_after(restart, reason, us, fix
     wait_for_values(us, "smoothing: latest start", lambda value: value == reason)
 
 
-def test_odometry_from_tf_does_not_go_with_a_second_parent_of_the_base():
+def test_odometry_from_tf_excludes_a_second_parent_of_the_base():
     with pytest.raises(ConfigError, match="smoothing takes odometry from TF, where base_link has a parent already"):
         NodeConfig(smoothing=True)
     for other in ({"tf_mode": "none"}, {"tf_mode": "map_to_odom"}, {"odometry_topic": ODOMETRY}):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the import of the node's modules must not load, so that ROS starts, and can be interrupted, at once."""
+"""The nodes' modules import quickly, so that ROS starts, and can be interrupted, at once."""
 
 from __future__ import annotations
 

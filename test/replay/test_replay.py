@@ -53,7 +53,7 @@ def frames(count: int = 12):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    """RGB-D frames at 20 Hz with a static transform and a true pose each."""
+    """RGB-D frames at 20 Hz, each with a true pose, and a static transform."""
     path = tmp_path_factory.mktemp("bags") / "rgbd"
     with BagWriter(path) as writer:
         static = [("base_link", "camera_optical_frame", BASE_FROM_CAMERA, START_NS)]
@@ -139,12 +139,12 @@ def test_topics_whose_package_is_missing_are_skipped_by_name(tmp_path, caplog):
         ({"wait_for": [TRUTH], "wait_timeout_s": 0.2}, ReplayError, "no subscriber of /ground_truth/pose"),
     ],
 )
-def test_wrong_arguments_are_named(bag, arguments, error, message):
+def test_invalid_arguments_are_named(bag, arguments, error, message):
     with pytest.raises(error, match=message):
         replay(bag, progress=False, **arguments)
 
 
-def test_a_missing_bag_and_an_existing_recording_are_refused(bag, tmp_path):
+def test_a_missing_bag_and_an_existing_recording_are_errors(bag, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         replay(tmp_path / "nothing")
     existing = tmp_path / "existing"
@@ -173,7 +173,7 @@ def test_a_signal_ends_a_looping_replay_with_a_complete_recording(bag, tmp_path,
     assert max(stamps.values()) >= 2
 
 
-def test_the_node_answers_a_replayed_bag_as_the_localizer_does(bag, tmp_path):
+def test_poses_of_a_replayed_bag_equal_the_localizers(bag, tmp_path):
     """Player, node and test in three processes; the bag's /tf_static moves the camera's pose to base_link."""
     checkpoint, out = tmp_path / "random.safetensors", tmp_path / "out"
     write_random_checkpoint(checkpoint, ("image", "depth"), body_frame="camera_optical_frame")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Odometry by topic, and what is said when it does not fit."""
+"""Odometry from a topic, and its errors."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ CHILD_FROM_BASE = Pose.from_xyz_rpy([0.0, 0.3, 0.1], [0.2, 0.0, 0.0])
 
 
 @pytest.fixture
-def heard():
-    """A source on ``/odom``, its TF lookup, and how it is given a message."""
+def subscribed():
+    """A source on ``/odom``, its TF lookup and its subscription's callback."""
     lookup, node = MagicMock(), MagicMock()
     source = create_odometry(NodeConfig(odometry_topic="/odom"), "base_link", lookup)
     source.subscribe(node)
     return source, lookup, node.create_subscription.call_args.args[2]
 
 
-def test_odometry_of_the_base_needs_no_tf(heard):
-    source, lookup, receive = heard
+def test_odometry_of_the_base_needs_no_tf(subscribed):
+    source, lookup, receive = subscribed
     receive(odometry_message(STAMP_NS, "odom", "base_link", ODOM_FROM_CHILD))
     np.testing.assert_allclose(source.at(STAMP_NS).matrix, ODOM_FROM_CHILD.matrix, atol=1e-12)
     lookup.find.assert_not_called()
 
 
-def test_odometry_of_another_frame_is_carried_to_the_base_by_tf(heard):
-    source, lookup, receive = heard
+def test_odometry_of_another_frame_is_transformed_to_the_base_by_tf(subscribed):
+    source, lookup, receive = subscribed
     lookup.find.side_effect = lambda target, source: (
         CHILD_FROM_BASE if (target, source) == ("base_footprint", "base_link") else None
     )
@@ -46,12 +46,12 @@ def test_odometry_of_another_frame_is_carried_to_the_base_by_tf(heard):
     expected = ODOM_FROM_CHILD.matrix @ CHILD_FROM_BASE.matrix
     np.testing.assert_allclose(source.at(STAMP_NS).matrix, expected, atol=1e-12)
     receive(odometry_message(STAMP_NS + 1, "odom", "wheel", ODOM_FROM_CHILD))
-    with pytest.raises(DataError, match="/odom is of wheel, and TF does not lead from base_link to it"):
+    with pytest.raises(DataError, match="/odom has child frame wheel, and TF has no transform from base_link to it"):
         source.at(STAMP_NS + 1)
 
 
-def test_what_is_missing_is_told_and_forgotten_when_it_is_mended(heard):
-    source, _, receive = heard
+def test_errors_name_what_is_missing_until_a_valid_message_comes(subscribed):
+    source, _, receive = subscribed
     with pytest.raises(DataError, match="/odom: nothing received yet"):
         source.at(STAMP_NS)
     receive(odometry_message(STAMP_NS, "world", "base_link", ODOM_FROM_CHILD))

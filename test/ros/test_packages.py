@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distribution's packages are used where they are, and replaced where they are not."""
+"""Optional packages are used where they are installed, and replaced where not."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ XYZ_RPY = (1.0, -2.0, 0.5, 0.1, -0.2, 2.0)
 
 @pytest.fixture(autouse=True)
 def packages(monkeypatch: pytest.MonkeyPatch):
-    """Installs stand-ins; without one a package is absent, also on a distribution."""
+    """A function that installs a mock; without it each package is absent, also on a distribution."""
 
     def install(name: str, module: object) -> None:
         monkeypatch.setitem(sys.modules, name, module)
@@ -37,7 +37,7 @@ def packages(monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-def test_without_the_packages_messages_hold_what_they_were_made_of() -> None:
+def test_without_the_packages_messages_contain_the_same_data() -> None:
     image, cloud = rgb_message(HEADER, PICTURE), cloud_message(HEADER, POINTS_M)
     assert image.header == cloud.header == HEADER
     np.testing.assert_array_equal(decode_image(image), PICTURE)
@@ -46,21 +46,21 @@ def test_without_the_packages_messages_hold_what_they_were_made_of() -> None:
     assert cloud_message(HEADER, POINTS_M[:0]).width == 0
 
 
-def test_cv_bridge_makes_debug_images_unless_it_fails(packages) -> None:
+def test_cv_bridge_builds_debug_images_unless_it_fails(packages) -> None:
     def bridge(convert):
         packages("cv_bridge", SimpleNamespace(CvBridge=lambda: SimpleNamespace(cv2_to_imgmsg=convert)))
 
     bridge(lambda picture, encoding, header: Image(header=header, encoding=f"{encoding} by cv_bridge"))
     assert rgb_message(HEADER, PICTURE).encoding == "rgb8 by cv_bridge"
 
-    def made_for_another_numpy(*_: object) -> Image:
+    def built_for_another_numpy(*_: object) -> Image:
         raise ImportError("numpy.core.multiarray failed to import")
 
-    bridge(made_for_another_numpy)
+    bridge(built_for_another_numpy)
     np.testing.assert_array_equal(decode_image(rgb_message(HEADER, PICTURE)), PICTURE)
 
 
-def test_sensor_msgs_py_makes_clouds_that_have_points(packages) -> None:
+def test_sensor_msgs_py_builds_clouds_that_have_points(packages) -> None:
     def create(header: Header, points: np.ndarray) -> PointCloud2:
         assert len(points), "memoryview: cannot cast view with zeros in shape or strides"
         return PointCloud2(header=header, width=1000 + len(points))
@@ -70,16 +70,16 @@ def test_sensor_msgs_py_makes_clouds_that_have_points(packages) -> None:
     assert cloud_message(HEADER, POINTS_M[:0]).width == 0
 
 
-def test_tf_transformations_reads_the_extrinsics_of_parameters(packages) -> None:
-    asked = []
+def test_tf_transformations_converts_the_extrinsics_of_parameters(packages) -> None:
+    calls = []
 
     def quaternion_from_euler(*rpy: float) -> list[float]:
-        asked.append(rpy)
+        calls.append(rpy)
         return [0.0, 0.6, 0.0, 0.8]  # x y z w
 
     packages("tf_transformations", SimpleNamespace(quaternion_from_euler=quaternion_from_euler))
     pose = pose_of(XYZ_RPY)
-    assert asked == [(0.1, -0.2, 2.0)]
+    assert calls == [(0.1, -0.2, 2.0)]
     np.testing.assert_allclose(pose.position_m, XYZ_RPY[:3])
     np.testing.assert_allclose(pose.quaternion_wxyz, [0.8, 0.0, 0.6, 0.0])
     packages("tf_transformations", None)
@@ -87,9 +87,7 @@ def test_tf_transformations_reads_the_extrinsics_of_parameters(packages) -> None
     np.testing.assert_array_equal(pose_from_xyz_rpy(XYZ_RPY).quaternion_wxyz, expected.quaternion_wxyz)
 
 
-def test_what_is_missing_or_cannot_be_imported_is_named_with_what_happens_without(
-    packages, monkeypatch: pytest.MonkeyPatch, tmp_path
-) -> None:
+def test_missing_packages_are_named_with_the_consequence(packages, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     assert missing_packages() == OPTIONAL
     packages("cv_bridge", ModuleType("cv_bridge"))
     (tmp_path / "tf_transformations.py").write_text("raise AttributeError('module numpy has no attribute float')")

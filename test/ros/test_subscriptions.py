@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions name what keeps messages away; the modalities in use are a parameter."""
+"""Subscriptions report why nothing arrives; the modalities in use are a parameter."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def graph(**overrides):
     import rclpy
 
     with peer() as listener, peer() as others:
-        asked = [Parameter(f"qos_overrides.{TOPIC}.subscription.{name}", value=x) for name, x in overrides.items()]
-        node = rclpy.create_node("listener", context=listener.node.context, parameter_overrides=asked)
+        overridden = [Parameter(f"qos_overrides.{TOPIC}.subscription.{name}", value=x) for name, x in overrides.items()]
+        node = rclpy.create_node("listener", context=listener.node.context, parameter_overrides=overridden)
         listener._executor.add_node(node)
-        nodes = []  # a node that nobody holds is destroyed
+        nodes = []  # an unreferenced node is destroyed
 
         def publish(name, qos, message_type=Image, namespace="/"):
             nodes.append(rclpy.create_node(name, namespace=namespace, context=others.node.context))
@@ -77,7 +77,7 @@ def wait_for_problem(source: Input, *parts: str) -> str:
     return wait_until(complete, f"a problem with {parts}")
 
 
-def test_every_policy_of_every_publisher_that_does_not_match_is_named_with_its_cure():
+def test_every_mismatch_of_every_publisher_is_named_with_its_remedy():
     with graph(reliability="reliable", durability="transient_local") as (node, publish):
         source = listen(node)
         publish("driver", BEST_EFFORT)
@@ -96,7 +96,7 @@ def test_every_policy_of_every_publisher_that_does_not_match_is_named_with_its_c
         assert "good" not in problem
 
 
-def test_sensor_data_qos_hears_every_publisher():
+def test_sensor_data_qos_matches_every_publisher():
     with graph() as (node, publish):
         source = listen(node)
         for count, qos in enumerate((BEST_EFFORT, offer()), 1):
@@ -104,17 +104,17 @@ def test_sensor_data_qos_hears_every_publisher():
             wait_until(publisher.get_subscription_count, "the listener")
             before = source.count
 
-            def heard(publisher=publisher, before=before):
+            def is_received(publisher=publisher, before=before):
                 publisher.publish(Image())
                 time.sleep(0.05)
                 return source.count > before
 
-            wait_until(heard, "a message")
+            wait_until(is_received, "a message")
         assert source.problem(NEVER_S) is None
 
 
-def test_a_mismatch_that_only_the_middleware_knows_of_is_told_until_a_message_comes():
-    """With best_available the graph does not show what the middleware chose to ask for."""
+def test_a_mismatch_known_to_the_middleware_alone_is_reported_until_a_message_comes():
+    """With best_available the graph does not show which policies the middleware requests."""
     with graph(reliability="best_available") as (node, publish):
         source = listen(node)
         publish("driver", BEST_EFFORT)
@@ -126,14 +126,14 @@ def test_a_mismatch_that_only_the_middleware_knows_of_is_told_until_a_message_co
         good = publish("good", offer())
         wait_until(good.get_subscription_count, "the listener")
 
-        def well():
+        def has_no_problem():
             good.publish(Image())
             return source.problem(NEVER_S) is None
 
-        wait_until(well, "no problem")
+        wait_until(has_no_problem, "no problem")
 
 
-def test_a_mismatch_is_over_when_its_publisher_has_gone():
+def test_a_mismatch_ends_with_its_publisher():
     with graph(reliability="reliable") as (node, publish):
         source = listen(node)
         publisher = publish("driver", BEST_EFFORT)
@@ -170,7 +170,7 @@ def test_only_the_modalities_in_use_are_subscribed():
     assert set(subscriptions(("image", "depth"))) == {"image", "depth"}
 
 
-def test_intrinsics_that_only_the_overlay_wants_may_be_absent():
+def test_intrinsics_that_only_the_overlay_uses_may_be_absent():
     wanted, needed = subscriptions(("image", "lidar")), subscriptions(("image", "lidar"), True)
     assert set(wanted) == set(needed) == {"image", "lidar", "camera_info"}
     with graph() as (node, _):
@@ -181,7 +181,7 @@ def test_intrinsics_that_only_the_overlay_wants_may_be_absent():
             assert problem is None if expected is None else expected in problem
 
 
-def test_the_modalities_in_use_are_those_named_in_the_models_order():
+def test_modalities_in_use_are_in_the_models_order():
     offered = ("image", "depth", "lidar")
     assert modalities_in_use((), offered) == offered
     assert modalities_in_use(("lidar", "image"), offered) == ("image", "lidar")
@@ -216,7 +216,7 @@ def diagnosed(us, condition, what):
     return wait_until(found, what)
 
 
-def test_a_node_told_to_use_images_alone_does_and_names_a_mismatch_in_log_and_diagnostics(checkpoint, tmp_path):
+def test_a_node_of_images_alone_reports_a_mismatch_in_log_and_diagnostics(checkpoint, tmp_path):
     override = f"qos_overrides.{TOPIC}.subscription.reliability"
     parameters = {"checkpoint": checkpoint, "modalities": "[image]", "device": "cpu", override: "reliable"}
     frame = random_frame()
@@ -225,11 +225,11 @@ def test_a_node_told_to_use_images_alone_does_and_names_a_mismatch_in_log_and_di
         us.publisher(CameraInfo, "/camera/camera_info")
         us.collect(DiagnosticArray, "/diagnostics")
         us.collect(PoseStamped, "/vmloc_node/pose")
-        deaf = us.node.create_publisher(Image, TOPIC, BEST_EFFORT)
+        best_effort = us.node.create_publisher(Image, TOPIC, BEST_EFFORT)
         node.wait_for_output("now active")
         node.wait_for_output(rf"ERROR.*{TOPIC}: publisher test_peer offers best_effort reliability, .*{override}")
         diagnosed(us, lambda message, _: "test_peer offers best_effort" in message, "a diagnostic that names it")
-        us.node.destroy_publisher(deaf)
+        us.node.destroy_publisher(best_effort)
         us.publisher(Image, TOPIC, 10)
         us.wait_for_peers([TOPIC], ["/vmloc_node/pose"])
         us.publisher(Image, TOPIC).publish(cdr(image_message(frame.stamp_ns, "camera", frame.image, "rgb8")))
@@ -242,7 +242,7 @@ def test_a_node_told_to_use_images_alone_does_and_names_a_mismatch_in_log_and_di
 
 
 def write_dense_checkpoint(path) -> None:
-    """Of a system whose network says that all lies in the map where it lies in the body: the pose is the map's own."""
+    """A dense system that predicts each cell's body coordinates as map coordinates: the pose is the codec's origin."""
     config = model_config("dense_lidar", "shufflenet_v2_x0_5", hidden_dim=6, cell_blocks=0)
     header = CheckpointHeader(
         config,
@@ -277,7 +277,7 @@ def test_a_dense_system_gets_the_cameras_intrinsics(tmp_path):
         node.wait_for_output("now active")
         us.wait_for_peers([topic, "/camera/camera_info"], ["/vmloc_node/pose_with_covariance"])
         cameras.publish(cdr(camera_info_message(frame.stamp_ns, "camera", frame.camera)))
-        time.sleep(0.5)  # no topic waits for the other
+        time.sleep(0.5)  # topics are not ordered among each other
         millimetres = (1000 * frame.depth_m).astype(np.uint16)
         depths.publish(cdr(image_message(frame.stamp_ns, "camera", millimetres, "16UC1")))
         wait_until(lambda: us.received["/vmloc_node/pose_with_covariance"], "a pose")
@@ -285,10 +285,10 @@ def test_a_dense_system_gets_the_cameras_intrinsics(tmp_path):
         position = pose.pose.position
         np.testing.assert_allclose([position.x, position.y, position.z], [3.0, 2.0, 1.0], atol=1e-3)
         assert pose.pose.orientation.w > 0.9999
-        assert pose.covariance[0] < 2.0  # that of a frame that is lost is as wide as the map
+        assert pose.covariance[0] < 2.0  # a frame that is lost has the map's extent
 
 
-def test_a_node_that_may_not_degrade_refuses_and_counts_frames_that_lack_an_input(checkpoint, tmp_path):
+def test_without_allow_degraded_frames_that_lack_an_input_are_rejected_and_counted(checkpoint, tmp_path):
     parameters = {"checkpoint": checkpoint, "allow_degraded": "false", "device": "cpu", "deadline_s": 0.5}
     frames = [replace(random_frame(i), stamp_ns=1_700_000_000_000_000_000 + i * 100_000_000) for i in range(4)]
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
@@ -302,7 +302,7 @@ def test_a_node_that_may_not_degrade_refuses_and_counts_frames_that_lack_an_inpu
         diagnosed(
             us,
             lambda message, values: "frame without lidar" in message and values.get("rejected: degraded") == "3",
-            "three refused frames",
+            "three rejected frames",
         )
         images.publish(cdr(image_message(frames[3].stamp_ns, "camera", frames[3].image, "rgb8")))
         clouds.publish(cdr(point_cloud_message(frames[3].stamp_ns, "lidar", frames[3].cloud)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""map -> odom when odometry is late, stops or comes back, and when the clock does; the node is a stand-in."""
+"""map -> odom while odometry is late or missing, and repeated; the node is a mock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.ros import tf_broadcaster as ros_broadcaster
+from vmloc_ros.ros import tf_broadcaster
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.tf_broadcaster import create_broadcaster
 
@@ -26,7 +26,7 @@ MAP_FROM_ODOM = MAP_FROM_BASE.matrix @ np.linalg.inv(ODOM_FROM_BASE.matrix)
 
 
 class World:
-    """A node's clocks and publisher, and odometry that is known at ``known_ns``."""
+    """A mock of a node with its clocks and publisher, and odometry that is known at stamps ``known_ns``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **parameters) -> None:
         self.now_ns, self.steady_s, self.known_ns, self.sent = 100 * SECOND_NS, 0.0, set(), []
@@ -36,7 +36,7 @@ class World:
         )
         self.node.get_clock().now.side_effect = lambda: SimpleNamespace(nanoseconds=self.now_ns)
         self.node.create_timer.side_effect = lambda period, callback, **_: timers.append(callback)
-        monkeypatch.setattr(ros_broadcaster, "time", SimpleNamespace(monotonic=lambda: self.steady_s))
+        monkeypatch.setattr(tf_broadcaster, "time", SimpleNamespace(monotonic=lambda: self.steady_s))
         config = NodeConfig(tf_mode="map_to_odom", transform_tolerance_s=0.5, **parameters)
         self.broadcaster = create_broadcaster(self.node, config, "map", "base_link", SimpleNamespace(at=self.at))
         self.poll, *repeat = timers
@@ -72,7 +72,7 @@ def test_a_fix_waits_until_the_odometry_reaches_its_stamp(monkeypatch):
     assert (world.counts(), world.broadcaster.problem) == ((1, 0), None)
 
 
-def test_stamps_of_transforms_never_go_back_when_odometry_passes_over_a_fix(monkeypatch):
+def test_stamps_of_transforms_never_go_back_when_odometry_skips_a_fix(monkeypatch):
     world = World(monkeypatch)
     world.known_ns = {20, 30}
     for stamp in (10, 20, 30):
@@ -83,7 +83,7 @@ def test_stamps_of_transforms_never_go_back_when_odometry_passes_over_a_fix(monk
     assert world.counts() == (2, 1)
 
 
-def test_a_fix_that_waited_too_long_is_given_up_with_the_reason_until_the_next_good_one(monkeypatch):
+def test_a_fix_that_waited_too_long_is_withheld_with_a_problem_until_the_next_one(monkeypatch):
     world = World(monkeypatch)
     world.fix(10)
     world.steady_s = 5.0
@@ -98,7 +98,7 @@ def test_a_fix_that_waited_too_long_is_given_up_with_the_reason_until_the_next_g
 
 
 @pytest.mark.parametrize(("after_s", "repeated"), [(0.0, True), (2.9, True), (3.1, False), (-1.0, False)])
-def test_the_latest_is_repeated_with_current_stamps_while_it_is_young(after_s, repeated, monkeypatch):
+def test_the_latest_is_repeated_with_current_stamps_until_the_timeout(after_s, repeated, monkeypatch):
     world = World(monkeypatch, tf_rate_hz=10.0, tf_timeout_s=3.0)
     world.repeat()  # nothing before the first fix
     world.known_ns = {10}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TF by tf2_ros where there is one (here a stand-in), by a listener of our own, or not at all."""
+"""TF by tf2_ros (here a mock), by a listener of our own, or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose
 from vmloc_ros.core.transform_tree import TransformTree
-from vmloc_ros.ros import tf_listener as ros_transforms
+from vmloc_ros.ros import tf_listener
 from vmloc_ros.ros.packages import MissingPackageError
 from vmloc_ros.ros.tf_broadcaster import transform_message as ros_transform_message
 from vmloc_ros.ros.tf_listener import listen_to_transforms
@@ -33,14 +33,14 @@ def listen(node, moving_frame=None):
     return listen_to_transforms(node, 1.0, moving_frame)
 
 
-def test_tf2_ros_is_used_where_there_is_one(monkeypatch):
+def test_tf2_ros_is_used_where_it_is_installed(monkeypatch):
     class UnknownFrameError(Exception):
         pass
 
-    asked_ns = []
+    requested_ns = []
 
     def lookup_transform(target, source, time):
-        asked_ns.append(time.nanoseconds)
+        requested_ns.append(time.nanoseconds)
         if (target, source) != ("base_link", "camera"):
             raise UnknownFrameError("no such frame")
         return transform_message(0, target, source, BASE_FROM_CAMERA)
@@ -53,7 +53,7 @@ def test_tf2_ros_is_used_where_there_is_one(monkeypatch):
     np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
     found = lookup.find_at("base_link", "camera", 1_700_000_000_123_456_789)
     np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
-    assert asked_ns == [0, 1_700_000_000_123_456_789]  # 0 is "the latest"
+    assert requested_ns == [0, 1_700_000_000_123_456_789]  # 0 is "the latest"
     assert lookup.find("base_link", "elsewhere") is None
     with pytest.raises(DataError, match="TF: no such frame"):
         lookup.find_at("base_link", "elsewhere", 5)
@@ -64,7 +64,7 @@ def test_tf2_ros_is_used_where_there_is_one(monkeypatch):
 
 
 @pytest.mark.parametrize("moving", [False, True])
-def test_a_listener_of_our_own_serves_without_tf2_ros_and_ignores_invalid_transforms(moving, monkeypatch):
+def test_without_tf2_ros_our_own_listener_is_used_and_ignores_invalid_transforms(moving, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2_ros", None)
     node = MagicMock()
     lookup = listen(node, "base_link" if moving else None)
@@ -82,7 +82,7 @@ def test_a_listener_of_our_own_serves_without_tf2_ros_and_ignores_invalid_transf
         at_5 = transform_message(5, "odom", "base_link", Pose.identity())
         joint = transform_message(5, "base_link", "wheel", Pose.identity())
         subscribed["/tf"][2](SimpleNamespace(transforms=[joint, at_5]))
-        with pytest.raises(DataError, match="above wheel: nothing"):  # not listened to: nobody asks for it
+        with pytest.raises(DataError, match="above wheel: nothing"):  # not decoded: not above base_link
             lookup.find_at("odom", "wheel", 5)
         np.testing.assert_allclose(lookup.find_at("odom", "camera", 5).matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
         with pytest.raises(DataError, match="older than the image"):
@@ -96,7 +96,7 @@ def test_without_tf2_msgs_parameters_are_the_only_source(monkeypatch):
         raise MissingPackageError(f"message type {type_name} is not available")
 
     monkeypatch.setitem(sys.modules, "tf2_ros", None)
-    monkeypatch.setattr(ros_transforms, "message_class", missing)
+    monkeypatch.setattr(tf_listener, "message_class", missing)
     node = MagicMock()
     lookup = listen(node)
     assert lookup.find("base_link", "camera") is None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the checkpoint was trained, as a cloud that RViz shows: over real DDS, the node in a process of its own."""
+"""The area of training as a cloud for RViz: over real DDS, with the node in a process of its own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UTM_M = np.array([620_000.0, 5_735_000.0, 110.0])
 
 
 def write_checkpoint(path: Path, places_m: np.ndarray) -> Path:
-    """A checkpoint in UTM whose training drove through some places near its origin."""
+    """A checkpoint in UTM with training poses at some places near its origin."""
     header = write_random_checkpoint(path, ("image",), map_frame="utm")
     record = pose_record([yaw_pose(x, y, z_m=z) for x, y, z in UTM_M + places_m], [], 1.0)
     codec = replace(header.pose_codec, origin_m=tuple(UTM_M.tolist()))
@@ -46,12 +46,12 @@ def write_checkpoint(path: Path, places_m: np.ndarray) -> Path:
 def call(us, service_type, name: str, request):
     client = us.node.create_client(service_type, name)
     wait_until(client.service_is_ready, name)
-    answer = client.call_async(request)
-    wait_until(answer.done, f"an answer of {name}")
-    return answer.result()
+    future = client.call_async(request)
+    wait_until(future.done, f"the response of {name}")
+    return future.result()
 
 
-def test_late_comers_see_the_training_area_in_the_local_map_and_that_of_the_next_checkpoint(tmp_path) -> None:
+def test_late_subscribers_get_the_training_area_and_that_of_the_next_checkpoint(tmp_path) -> None:
     first_m, second_m = np.array([[3.0, -4.0, 0.0], [20.0, 8.0, 1.0]]), np.array([[-7.0, 2.0, 0.5]])
     first, second = write_checkpoint(tmp_path / "1.safetensors", first_m), write_checkpoint(tmp_path / "2", second_m)
     parameters = {"checkpoint": first, "device": "cpu"}
@@ -69,7 +69,7 @@ def test_late_comers_see_the_training_area_in_the_local_map_and_that_of_the_next
         parameter = Parameter(name="checkpoint", value=value)
         request = SetParameters.Request(parameters=[parameter])
         assert call(us, SetParameters, "/vmloc_node/set_parameters", request).results[0].successful
-        answer = call(us, Trigger, "/vmloc_node/load_checkpoint", Trigger.Request())
-        assert answer.success, answer.message
+        response = call(us, Trigger, "/vmloc_node/load_checkpoint", Trigger.Request())
+        assert response.success, response.message
         wait_until(lambda: len(clouds) == 2, "the other checkpoint's area")
         np.testing.assert_allclose(decode_point_cloud(clouds[1]).xyz_m, second_m, atol=0.126)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debug pictures over real DDS: only for those who look, no more often than asked, and after the pose."""
+"""Debug images over real DDS: only for subscribers, at a limited rate, and after the pose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.messages import decode_image, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros import visualization as ros_debug
+from vmloc_ros.ros import visualization
 from vmloc_ros.ros.visualization import DebugImages
 from vmloc_ros.runtime.debug_images import overlay_picture, range_picture
 
@@ -45,33 +45,33 @@ def frame_and_bundle(clouds: bool = True):
 
 
 @pytest.fixture
-def looking():
-    """A peer that publishes debug pictures and one that looks at both topics."""
+def viewer():
+    """A node that publishes debug images, and a function that subscribes to some of their topics."""
     with peer() as drawing, peer() as us:
 
-        def look(*topics):
+        def subscribe(*topics):
             for topic in topics:
                 us.collect(Image, f"/test_peer/{topic}")
                 wait_until(lambda topic=topic: drawing.node.count_subscribers(f"/test_peer/{topic}"), "the viewer")
             return us.received
 
-        yield drawing.node, look
+        yield drawing.node, subscribe
 
 
 def publish_until(debug, frame, bundle, seen):
-    """Until the viewer has matched, pictures go nowhere."""
+    """Publish until something arrives: before discovery images are lost."""
 
     def tried():
         debug.publish(bundle, frame)
         return seen()
 
-    wait_until(tried, "pictures")
+    wait_until(tried, "images")
 
 
-def test_viewers_get_what_is_drawn_with_the_stamp_and_frame_of_its_source(looking):
-    node, look = looking
+def test_images_have_the_stamp_and_frame_of_their_source(viewer):
+    node, subscribe = viewer
     debug = DebugImages(node, CONFIG, ALWAYS_HZ)
-    received = look("range_image", "overlay")
+    received = subscribe("range_image", "overlay")
     frame, bundle = frame_and_bundle()
     debug.camera_info = camera_info_message(STAMP_NS, "camera", frame.camera)
     publish_until(debug, frame, bundle, lambda: len([topic for topic, seen in received.items() if seen]) == 2)
@@ -84,10 +84,10 @@ def test_viewers_get_what_is_drawn_with_the_stamp_and_frame_of_its_source(lookin
     assert (expected != overlay_picture(frame, None, CONFIG.lidar_range_m)).any()
 
 
-def test_a_camera_without_calibration_costs_the_points_and_nothing_else(looking):
-    node, look = looking
+def test_without_calibration_only_the_overlays_points_are_missing(viewer):
+    node, subscribe = viewer
     debug = DebugImages(node, CONFIG, ALWAYS_HZ)
-    received = look("overlay")
+    received = subscribe("overlay")
     frame, bundle = frame_and_bundle()
     debug.camera_info = camera_info_message(STAMP_NS, "camera", PinholeCamera(80, 60, 0.0, 0.0, 0.0, 0.0))
     publish_until(debug, frame, bundle, lambda: received["/test_peer/overlay"])
@@ -95,17 +95,17 @@ def test_a_camera_without_calibration_costs_the_points_and_nothing_else(looking)
     np.testing.assert_array_equal(decode_image(received["/test_peer/overlay"][0]), expected)
 
 
-def test_pictures_are_drawn_for_viewers_alone_and_no_more_often_than_asked(looking, monkeypatch):
-    node, look = looking
+def test_images_are_drawn_for_subscribers_alone_and_at_a_limited_rate(viewer, monkeypatch):
+    node, subscribe = viewer
     drawn = []
-    monkeypatch.setattr(ros_debug, "range_picture", lambda *_: drawn.append("range") or None)
-    monkeypatch.setattr(ros_debug, "overlay_picture", lambda *_: drawn.append("overlay") or None)
+    monkeypatch.setattr(visualization, "range_picture", lambda *_: drawn.append("range") or None)
+    monkeypatch.setattr(visualization, "overlay_picture", lambda *_: drawn.append("overlay") or None)
     often, once = DebugImages(node, CONFIG, ALWAYS_HZ), DebugImages(node, CONFIG, ONCE_HZ)
     frame, bundle = frame_and_bundle()
     for _ in range(3):
         often.publish(bundle, frame)
     assert drawn == []
-    look("overlay")
+    subscribe("overlay")
     publish_until(often, frame, bundle, lambda: drawn)
     for _ in range(3):
         often.publish(bundle, frame)
@@ -117,17 +117,17 @@ def test_pictures_are_drawn_for_viewers_alone_and_no_more_often_than_asked(looki
     assert drawn == ["overlay"]
 
 
-def test_a_range_image_that_cannot_be_drawn_does_not_keep_the_overlay_back(looking):
-    node, look = looking
+def test_a_range_image_that_cannot_be_drawn_does_not_stop_the_overlay(viewer):
+    node, subscribe = viewer
     debug = DebugImages(node, replace(CONFIG, lidar_projection="pinhole"), ALWAYS_HZ)
-    received = look("range_image", "overlay")
+    received = subscribe("range_image", "overlay")
     frame, bundle = frame_and_bundle()
     frame = replace(frame, camera=None)
     publish_until(debug, frame, bundle, lambda: received["/test_peer/overlay"])
     assert not received["/test_peer/range_image"]
 
 
-def test_the_pose_is_out_before_anything_is_drawn(ros_domain, tmp_path, monkeypatch):
+def test_the_pose_is_published_before_anything_is_drawn(ros_domain, tmp_path, monkeypatch):
     import rclpy
 
     from vmloc_ros.node import VmlocNode
@@ -144,7 +144,7 @@ def test_the_pose_is_out_before_anything_is_drawn(ros_domain, tmp_path, monkeypa
     def draw(frame, *_):
         drawn.append((frame.stamp_ns - STAMP_NS, node._session.diagnose()[2]["poses published"]))
 
-    monkeypatch.setattr(ros_debug, "overlay_picture", draw)
+    monkeypatch.setattr(visualization, "overlay_picture", draw)
     try:
         assert node.start()
         with peer() as us:
@@ -157,7 +157,7 @@ def test_the_pose_is_out_before_anything_is_drawn(ros_domain, tmp_path, monkeypa
                 node._session._pipeline.add("image", STAMP_NS + next(sent), bundle.messages["image"][1])
                 return drawn
 
-            wait_until(seen, "a picture")
+            wait_until(seen, "an image")
         index, poses = drawn[0]
         assert poses == index + 1
     finally:

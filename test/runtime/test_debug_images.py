@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of what the model gets: colours mean distances, and points lie where they project to."""
+"""Debug images of the model's input: colours are distances, and points lie where they project to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def frame_with(points: PointCloud | None, image_value: int = 100) -> Frame:
 
 
 def hue(colour) -> float:
-    """0 is red, 120 green, 240 blue."""
+    """Hue in degrees: 0 is red, 120 green, 240 blue."""
     return float(cv2.cvtColor(np.float32(colour).reshape(1, 1, 3) / 255, cv2.COLOR_RGB2HSV)[0, 0, 0])
 
 
@@ -47,7 +47,7 @@ def test_the_range_image_is_red_near_blue_far_and_black_where_nothing_returned()
 
 
 def test_the_range_image_is_of_the_normalised_tensor_that_the_model_gets():
-    """Colours order as the network's input does: checked with every cell of a random scan."""
+    """Colours have the order of the network's input in every cell of a random scan."""
     preprocessor = Preprocessor(replace(CONFIG, cylinder=replace(CYLINDER, rows=16, columns=64)))
     frame = random_frame()
     (tensors,) = preprocessor([frame])
@@ -59,7 +59,7 @@ def test_the_range_image_is_of_the_normalised_tensor_that_the_model_gets():
     np.testing.assert_allclose(1 - 2 * index / 255, seen[valid], atol=1.01 / 255)
 
 
-def test_a_depth_model_shows_depth_and_the_lidar_comes_first():
+def test_a_depth_model_draws_depth_and_one_of_both_the_lidar():
     frame = random_frame(names=("image", "depth", "lidar"))
     depth_only = Preprocessor(PreprocessConfig(modalities=("image", "depth"), shortest_side=60))
     assert range_modality(frame, depth_only) == "depth"
@@ -73,7 +73,7 @@ def test_without_cloud_and_depth_there_is_no_range_image():
     assert range_picture(frame_with(None), Preprocessor(CONFIG)) is None
 
 
-def test_a_pinhole_model_without_extrinsics_says_so():
+def test_a_pinhole_model_without_extrinsics_is_an_error():
     pinhole = Preprocessor(replace(CONFIG, lidar_projection="pinhole"))
     frame = replace(frame_with(cloud((0.0, 0.0, 5.0))), camera_from_lidar=None)
     with pytest.raises(ModelError, match="extrinsics"):
@@ -116,18 +116,18 @@ def test_an_image_of_another_size_than_the_intrinsics_is_scaled_to_them():
 
 
 @pytest.mark.parametrize("unknown", ["intrinsics", "extrinsics"])
-def test_without_calibration_the_image_is_shown_with_other_words_and_no_points(unknown):
+def test_without_calibration_the_overlay_has_another_text_and_no_points(unknown):
     frame = replace(frame_with(cloud((0.0, 0.2, 1.0))), image=np.full((240, 640, 3), 100, np.uint8))
-    with_words = overlay_picture(replace(frame, cloud=None), None, (0.0, 20.0))
+    with_text = overlay_picture(replace(frame, cloud=None), None, (0.0, 20.0))
     camera = None if unknown == "intrinsics" else CAMERA
     if unknown == "extrinsics":
         frame = replace(frame, camera_from_lidar=None)
     picture = overlay_picture(frame, camera, (0.0, 20.0))
     np.testing.assert_array_equal(picture[60:], frame.image[60:])
-    assert (picture[:60] != with_words[:60]).any()
+    assert (picture[:60] != with_text[:60]).any()
 
 
-def test_the_frames_own_image_is_left_as_it_was_and_without_one_there_is_no_overlay():
+def test_the_frames_own_image_is_unchanged_and_without_one_there_is_no_overlay():
     frame = frame_with(cloud((0.0, 0.0, 5.0)))
     overlay_picture(frame, CAMERA, (0.0, 20.0))
     assert (frame.image == 100).all()

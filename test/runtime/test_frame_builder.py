@@ -39,7 +39,7 @@ def builder(rejected):
     return FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), rejected.append)
 
 
-def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages, rejected):
+def test_a_frame_has_all_data_of_the_bundle_with_intrinsics_and_extrinsics(builder, messages, rejected):
     camera = random_frame(3).camera
     builder.camera_info = camera_info_message(1, "camera", camera)
     frame = builder.build(Bundle(5, 0, messages))
@@ -49,7 +49,7 @@ def test_a_frame_carries_all_that_the_bundle_and_the_rig_know(builder, messages,
     assert rejected == []
 
 
-def test_a_clouds_times_count_from_the_frames_stamp(builder, messages):
+def test_a_clouds_times_are_relative_to_the_frames_stamp(builder, messages):
     stamp_ns, cloud = 5_000_000_000, random_frame(3).cloud
     messages["image"] = (stamp_ns, messages["image"][1])
     messages["lidar"] = (stamp_ns + 30_000_000, messages["lidar"][1])
@@ -59,7 +59,7 @@ def test_a_clouds_times_count_from_the_frames_stamp(builder, messages):
     assert alone.cloud.time_s is None
 
 
-def test_a_bad_companion_is_left_out_and_reported(builder, messages, rejected):
+def test_a_message_that_cannot_be_decoded_is_skipped_and_reported(builder, messages, rejected):
     messages["lidar"][1].fields.clear()
     frame = builder.build(Bundle(5, 0, messages))
     assert frame.modalities == ("image",)
@@ -67,7 +67,7 @@ def test_a_bad_companion_is_left_out_and_reported(builder, messages, rejected):
     assert reason.startswith("lidar: point cloud lacks field x, y, z")
 
 
-def test_a_bad_leading_message_refuses_the_bundle(builder, messages):
+def test_a_leading_message_that_cannot_be_decoded_is_an_error(builder, messages):
     messages["image"][1].encoding = "nonsense"
     with pytest.raises(MessageError, match=r"image: .*nonsense"):
         builder.build(Bundle(5, 0, messages))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which estimates are withheld, and for how long the robot is said to be lost."""
+"""Which estimates are withheld, and the reported time of being lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_nothing_passes_before_the_first_confident_estimate_and_each_confident_o
     assert not detector.is_lost
 
 
-def test_the_reason_names_value_limit_and_time_since_the_last_good_estimate():
+def test_the_reason_names_value_limit_and_time_since_the_first_withheld_estimate():
     detector = LostDetector(0.2, 0.0)
     assert detector.check(estimate(10.0, 0.5)) is None
     assert detector.check(estimate(10.5, 0.1)) == "confidence 0.1 below 0.2 for 0.0 s"
@@ -57,7 +57,7 @@ def test_estimates_without_a_confidence_pass_and_a_confidence_of_nan_does_not():
     assert LostDetector(0.0, 0.0).check(estimate(0, 0.0)) is None
 
 
-def test_a_position_that_spreads_too_far_in_any_direction_is_withheld():
+def test_an_estimate_with_a_large_position_std_in_any_direction_is_withheld():
     detector = LostDetector(0.0, 0.5)
     assert detector.check(estimate(0, None, (0.24, 0.01, 0.01))) is None
     assert detector.check(estimate(1, 1.0, (0.01, 0.36, 0.01))) == "position std 0.6 m above 0.5 m for 0.0 s"
@@ -65,7 +65,7 @@ def test_a_position_that_spreads_too_far_in_any_direction_is_withheld():
     assert LostDetector(0.0, 0.0).check(estimate(0, None, (1e6, 1e6, 1e6))) is None
 
 
-def test_the_worst_direction_may_lie_between_the_axes():
+def test_the_worst_direction_may_be_oblique():
     turn = Rotation.from_rotvec([0.3, -0.8, 0.5]).as_matrix()
     covariance = np.diag([9.0, 9.0, 9.0, 1.0, 1.0, 1.0])
     covariance[:3, :3] = turn @ np.diag([0.04, 4.0, 0.09]) @ turn.T

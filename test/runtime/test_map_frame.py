@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame that poses are published in."""
+"""The frame of published poses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_small_coordinates_stay_as_they_are(centre_m, name, expected):
     [
         ("utm", "", ("map", "utm")),
         ("utm", "site", ("site", "utm")),
-        ("map", "", ("map", "checkpoint_map")),  # two frames cannot have one name
+        ("map", "", ("map", "checkpoint_map")),  # frame names must differ
         ("utm", "utm", ("utm", "checkpoint_map")),
     ],
 )
@@ -34,13 +34,13 @@ def test_large_coordinates_get_a_local_map_in_whole_metres(checkpoint_frame, nam
     assert frame.origin_m.tolist() == [619_994.0, 5_735_000.0, 110.0]
 
 
-def test_a_given_origin_comes_before_the_automatic_one():
+def test_a_given_origin_replaces_the_automatic_one():
     assert choose_map_frame("utm", UTM_M, origin_m=(600_000.0, 5_700_000.0, 0.0)).origin_m[0] == 600_000.0
     assert choose_map_frame("utm", UTM_M, origin_m=(0.0, 0.0, 0.0)).name == "utm"
     assert choose_map_frame("map", (1.0, 2.0, 3.0), "hall", (1.0, 0.0, 0.0)).parent == "map"
 
 
-def test_origin_and_local_pose_make_the_pose_in_the_checkpoints_frame():
+def test_origin_and_local_pose_compose_to_the_pose_in_the_checkpoints_frame():
     utm_from_base = Pose.from_xyz_rpy(np.add(UTM_M, [30.25, -7.5, 0.125]), [0.1, -0.2, 2.0])
     frame = choose_map_frame("utm", UTM_M)
     local = frame.from_checkpoint(utm_from_base)

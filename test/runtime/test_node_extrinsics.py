@@ -53,11 +53,11 @@ def test_extrinsics_from_tf_that_differ_from_training_are_reported_once(metres, 
     warn.assert_not_called()  # TF is not known at configure
     for _ in range(3):
         extrinsics.camera_from_lidar("camera", "lidar")
-        extrinsics.base_from_body("base_link", "camera")  # of which the checkpoint remembers nothing
+        extrinsics.base_from_body("base_link", "camera")  # not stored in the checkpoint
     assert warn.call_count == len(extrinsics.problems) == int(differs)
     if differs:
         assert f"camera_from_lidar differs by {metres:.2f} m and {degrees:.1f} deg" in warn.call_args.args[0]
-    lookup.find.return_value = CAMERA_FROM_LIDAR  # someone corrects it
+    lookup.find.return_value = CAMERA_FROM_LIDAR  # TF is corrected
     extrinsics.camera_from_lidar("camera", "lidar")
     assert not extrinsics.problems
 
@@ -70,13 +70,13 @@ def test_extrinsics_given_by_parameter_are_compared_at_once():
     assert "base_from_body differs by 0.50 m and 0.0 deg" in extrinsics.problems[0]
 
 
-def test_a_checkpoint_that_remembers_no_extrinsics_compares_nothing():
+def test_without_extrinsics_in_the_checkpoint_nothing_is_compared():
     warn = MagicMock()
     assert not Extrinsics(MagicMock(), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
     warn.assert_not_called()
 
 
 @pytest.mark.parametrize("record", [["a list"], {"camera_from_lidar": {"position_m": [1, 2, 3]}}, {"x": None}])
-def test_a_malformed_record_of_extrinsics_is_refused(record):
+def test_a_malformed_record_of_extrinsics_is_an_error(record):
     with pytest.raises(CheckpointError, match="record of extrinsics is malformed"):
         trained_extrinsics({"extrinsics": record})

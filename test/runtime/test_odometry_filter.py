@@ -19,7 +19,7 @@ from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, Odomet
 MS = 1_000_000
 SECOND = 1_000 * MS
 CONFIG = FilterConfig()
-INDEPENDENT = replace(CONFIG, correlation_m=1e-3, correlation_s=1e-3)  # fixes a step apart have nothing in common
+INDEPENDENT = replace(CONFIG, correlation_m=1e-3, correlation_s=1e-3)  # fixes a step apart have uncorrelated errors
 COVARIANCE = np.diag(np.square([0.5, 0.4, 0.1, 0.01, 0.01, 0.03]))
 UTM = Pose.from_xyz_rpy([600_123.4, 5_700_456.7, 12.3], [0.01, -0.02, 2.5])
 
@@ -57,7 +57,7 @@ def assert_same(first: FilteredPose, second: FilteredPose, atol: float = 1e-9) -
 
 
 def test_on_a_line_the_filter_is_the_scalar_kalman_filter():
-    """Closed form: along the direction of travel nothing else has a part in the estimate."""
+    """Closed form: the direction of travel is independent of the other states."""
     drive = straight_drive(30)
     offset_m, variance = drive[0][2].position_m[0] - drive[0][1].position_m[0], COVARIANCE[0, 0]
     results = feed(OdometryFilter(CONFIG), drive)
@@ -82,8 +82,8 @@ def test_a_heading_error_moves_the_base_sideways_as_it_drives():
     np.testing.assert_allclose(filtered.covariance, moved_covariance(COVARIANCE, 20 * direction), rtol=1e-5, atol=1e-8)
 
 
-def random_walk(rng: np.random.Generator, config: FilterConfig, origin: Pose, count: int, is_alike: bool):
-    """True poses, odometry that drifts as the filter believes, and fixes as noisy as their covariance says."""
+def random_walk(rng: np.random.Generator, config: FilterConfig, origin: Pose, count: int, is_correlated: bool):
+    """True poses, odometry with the filter's drift, and fixes with errors of their covariance."""
     truth, odom = Pose(rng.normal(0, 50, 3), rng.normal(size=4)), origin
     factor, common = np.linalg.cholesky(COVARIANCE), rng.normal(size=6)
     for i in range(count):
@@ -98,16 +98,18 @@ def random_walk(rng: np.random.Generator, config: FilterConfig, origin: Pose, co
         attitude += config.drift_rad_per_sqrt_rad**2 * radians
         truth = truth @ step
         odom = odom @ disturbed(step, rng.normal(0, np.sqrt([*[position] * 3, *[attitude] * 3])))
-        kept = np.exp(-metres / config.correlation_m - 0.2 / config.correlation_s) if is_alike else 0.0
+        kept = np.exp(-metres / config.correlation_m - 0.2 / config.correlation_s) if is_correlated else 0.0
         common = kept * common + np.sqrt(1 - kept**2) * rng.normal(size=6)
 
 
-def final_nees(config: FilterConfig, origin: Pose, runs: int, count: int, is_alike: bool = False) -> np.ndarray:
+def final_nees(config: FilterConfig, origin: Pose, runs: int, count: int, is_correlated: bool = False) -> np.ndarray:
     """NEES ``(runs,)`` of the last filtered pose of each of many simulated drives."""
     truths, filtered = [], []
     for seed in range(runs):
         smoother = OdometryFilter(config)
-        for stamp_ns, truth, odom, fix in random_walk(np.random.default_rng(seed), CONFIG, origin, count, is_alike):
+        for stamp_ns, truth, odom, fix in random_walk(
+            np.random.default_rng(seed), CONFIG, origin, count, is_correlated
+        ):
             result = smoother.correct(stamp_ns, odom, fix, COVARIANCE)
             last = truth
         truths.append(last)
@@ -117,23 +119,23 @@ def final_nees(config: FilterConfig, origin: Pose, runs: int, count: int, is_ali
 
 
 @pytest.mark.parametrize("origin", [Pose.identity(), UTM], ids=["near", "far from the odometry's origin"])
-def test_covariance_tells_the_truth_about_independent_fixes(origin):
-    """Monte Carlo: the sum of the NEES of 100 drives is chi-square distributed; one in 10 000 would fall outside."""
-    config = replace(INDEPENDENT, gate_probability=1 - 1e-9)  # nothing cuts the noise's tails off
+def test_covariance_is_consistent_for_independent_fixes(origin):
+    """Monte Carlo: the sum of the NEES of 100 drives is chi-square distributed; p-value of the test 1e-4."""
+    config = replace(INDEPENDENT, gate_probability=1 - 1e-9)  # the gate cuts off none of the noise
     values = final_nees(config, origin, runs=100, count=12)
     low, high = chi2.ppf([5e-5, 1 - 5e-5], 6 * len(values))
     assert low < values.sum() < high
 
 
-def test_covariance_stays_honest_when_successive_fixes_err_alike():
-    """Monte Carlo: near 6 (it rests on the long run), where a filter that takes them as independent is far off."""
-    honest = final_nees(CONFIG, Pose.identity(), runs=40, count=50, is_alike=True).mean()
-    naive = final_nees(INDEPENDENT, Pose.identity(), runs=20, count=50, is_alike=True).mean()
-    assert 3.5 < honest < 8
+def test_covariance_is_consistent_for_correlated_fixes():
+    """Monte Carlo: mean NEES near 6, approximately; a filter that assumes independence is far above."""
+    correlated = final_nees(CONFIG, Pose.identity(), runs=40, count=50, is_correlated=True).mean()
+    naive = final_nees(INDEPENDENT, Pose.identity(), runs=20, count=50, is_correlated=True).mean()
+    assert 3.5 < correlated < 8
     assert naive > 12
 
 
-def test_a_parked_robot_gains_little_from_the_same_answer_again_and_again():
+def test_repeated_equal_fixes_of_a_parked_robot_shrink_the_covariance_little():
     smoother = OdometryFilter(CONFIG)
     for i in range(1, 601):
         result = smoother.correct(i * 100 * MS, yaw_pose(3.0), yaw_pose(5.0), COVARIANCE)
@@ -142,7 +144,7 @@ def test_a_parked_robot_gains_little_from_the_same_answer_again_and_again():
     assert ratio.max() < 2  # time adds uncertainty and the fixes bound it
 
 
-def test_filtering_beats_the_fixes():
+def test_filtered_errors_are_smaller_than_those_of_the_fixes():
     drive = straight_drive(100)
     results = feed(OdometryFilter(CONFIG), drive)
     truth = [odom for _, odom, _ in drive]
@@ -166,7 +168,7 @@ def test_another_odometry_frame_changes_nothing(origin):
     np.testing.assert_allclose(state.position_m, smoother.map_from_odom.position_m, atol=1e-6)
 
 
-def test_another_map_frame_moves_the_trajectory_and_changes_nothing_else():
+def test_another_map_frame_only_transforms_the_trajectory():
     other_from_map = Pose(np.array([600_000.0, 5_700_000.0, 30.0]), np.array([0.3, -0.5, 0.2, 0.8]))
     turn = np.kron(np.eye(2), other_from_map.rotation)
     smoother, moved = OdometryFilter(CONFIG), OdometryFilter(CONFIG)
@@ -190,7 +192,7 @@ def test_headings_around_180_degrees_are_averaged_there():
 # Late fixes
 
 
-def test_a_late_fix_counts_as_if_it_had_come_in_time():
+def test_a_late_fix_has_the_effect_of_one_in_time():
     in_time, late = OdometryFilter(CONFIG), OdometryFilter(CONFIG)
     drive = straight_drive(20)
     for number, row in enumerate(drive):
@@ -207,7 +209,7 @@ def test_a_late_fix_counts_as_if_it_had_come_in_time():
 
 
 @pytest.mark.parametrize("delay_ns", [0, 50 * MS])
-def test_a_fix_that_is_not_newer_than_the_one_before_is_refused(delay_ns):
+def test_a_fix_that_is_not_newer_than_the_one_before_is_rejected(delay_ns):
     smoother, drive = OdometryFilter(CONFIG), straight_drive(5)
     before = feed(smoother, drive)[-1].filtered
     result = smoother.correct(drive[-1][0] - delay_ns, drive[-1][1], yaw_pose(2.3), COVARIANCE)
@@ -230,7 +232,7 @@ def test_the_gate_is_the_chi_square_quantile(probability):
         assert result.distance == pytest.approx(distance)
 
 
-def test_single_outliers_leave_no_trace():
+def test_single_outliers_have_no_effect():
     clean, tested = OdometryFilter(CONFIG), OdometryFilter(CONFIG)
     rng = np.random.default_rng(0)
     for number, (stamp_ns, odom, fix) in enumerate(straight_drive(60)):
@@ -242,8 +244,8 @@ def test_single_outliers_leave_no_trace():
     assert_same(tested.predict(7 * SECOND, odom), clean.predict(7 * SECOND, odom))
 
 
-@pytest.mark.parametrize("start", [0, 30], ids=["the first fix was wrong", "the robot was carried off"])
-def test_refused_fixes_that_agree_take_over(start):
+@pytest.mark.parametrize("start", [0, 30], ids=["the first fix was an outlier", "the robot was carried away"])
+def test_rejected_fixes_that_agree_take_over(start):
     smoother = OdometryFilter(CONFIG)
     elsewhere = yaw_pose(-40.0, 25.0, 120.0)
     drive = straight_drive(start + 20)
@@ -254,12 +256,12 @@ def test_refused_fixes_that_agree_take_over(start):
     wrong = CONFIG.restart_after - 1
     expected = [Verdict.REJECTED] * wrong + [Verdict.RESTARTED] + [Verdict.ACCEPTED] * (19 - wrong)
     assert verdicts(results[-20:]) == expected
-    assert results[start + wrong].reason == "10 refused fixes in a row agree with each other"
+    assert results[start + wrong].reason == "10 rejected fixes in a row agree with each other"
     truth = elsewhere @ drive[-1][1]
     assert np.linalg.norm(results[-1].filtered.map_from_base.position_m - truth.position_m) < 0.5
 
 
-def test_refused_fixes_that_disagree_never_take_over():
+def test_rejected_fixes_that_disagree_never_take_over():
     smoother = OdometryFilter(CONFIG)
     feed(smoother, straight_drive(5))
     rng = np.random.default_rng(1)
@@ -270,7 +272,7 @@ def test_refused_fixes_that_disagree_never_take_over():
     assert set(verdicts(scattered)) == {Verdict.REJECTED}
 
 
-def test_a_good_fix_between_ends_the_row_of_refused_ones():
+def test_an_accepted_fix_ends_the_row_of_rejected_ones():
     smoother = OdometryFilter(CONFIG)
     results = []
     for number, (stamp_ns, odom, fix) in enumerate(straight_drive(60)):
@@ -290,7 +292,7 @@ JUMPS = {
 
 @pytest.mark.parametrize("reason", JUMPS)
 @pytest.mark.parametrize("predicts", [False, True])
-def test_a_jump_of_the_odometry_starts_anew_and_says_why(reason, predicts):
+def test_a_jump_of_the_odometry_starts_anew_with_a_reason(reason, predicts):
     smoother = OdometryFilter(CONFIG)
     assert smoother.predict(SECOND, yaw_pose(0.0)) is None
     assert smoother.map_from_odom is None
@@ -313,7 +315,7 @@ def test_fast_driving_over_jittering_stamps_is_no_jump():
     assert smoother.predict(SECOND - 20 * MS, yaw_pose(-0.5)) is not None
 
 
-# What is refused
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
@@ -321,7 +323,7 @@ def test_fast_driving_over_jittering_stamps_is_no_jump():
     [np.zeros((6, 6)), np.full((6, 6), np.nan), -COVARIANCE, np.eye(3)],
     ids=["zero", "nan", "minus", "3x3"],
 )
-def test_a_covariance_that_is_none_is_refused(covariance):
+def test_an_invalid_covariance_is_an_error(covariance):
     with pytest.raises(ValueError, match="6x6, finite and positive definite"):
         OdometryFilter(CONFIG).correct(0, yaw_pose(0.0), yaw_pose(0.0), covariance)
 
@@ -337,6 +339,6 @@ def test_a_covariance_that_is_none_is_refused(covariance):
         ("max_speed_m_s", np.inf, "finite and positive"),
     ],
 )
-def test_impossible_settings_are_refused(name, value, expected):
+def test_invalid_settings_are_an_error(name, value, expected):
     with pytest.raises(ConfigError, match=f"{name} of the odometry filter must be {expected}, got {value}"):
         replace(CONFIG, **{name: value})

@@ -20,7 +20,7 @@ def test_everyone_who_waits_gets_the_next_outcome_and_no_later_one() -> None:
     assert not waiters.is_awaited
 
 
-def test_who_gives_up_is_not_awaited_and_gets_nothing() -> None:
+def test_a_waiter_that_gave_up_gets_nothing() -> None:
     waiters = OutcomeWaiters()
     impatient, patient = waiters.expect(), waiters.expect()
     waiters.give_up(impatient)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hand-over to the worker threads, and the node's own counts."""
+"""The pipeline of worker threads, and the counters for diagnostics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def synchronizer(secondary=(), deadline_ms=50) -> Synchronizer:
 
 
 def as_is(bundle):
-    """Preparation of nothing."""
+    """Preparation that changes nothing."""
     return bundle
 
 
@@ -53,30 +53,30 @@ def test_a_slow_worker_gets_the_newest_and_drops_are_counted():
     assert (seen, pipeline.dropped) == ([0, 1, 8, 9], 6)
 
 
-def test_the_next_bundle_is_prepared_while_one_is_answered_and_the_one_after_it_waits():
-    prepared, answered, go_on = [], [], threading.Semaphore(0)
+def test_the_next_bundle_is_prepared_while_one_is_localized_and_the_one_after_waits():
+    prepared, localized, go_on = [], [], threading.Semaphore(0)
 
     def prepare(bundle):
         prepared.append(bundle.stamp_ns)
         return bundle.stamp_ns
 
-    def answer(stamp_ns):
+    def localize(stamp_ns):
         go_on.acquire(timeout=10)
-        answered.append(stamp_ns)
+        localized.append(stamp_ns)
 
-    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5)
+    pipeline = Pipeline(synchronizer(), prepare, localize, queue_depth=5)
     for stamp in range(4):
         pipeline.add("image", stamp, None)
     for count in range(3):
         wait_until(lambda count=count: prepared == list(range(2 + count)), "the next")
-        assert answered == list(range(count))
+        assert localized == list(range(count))
         go_on.release()
     go_on.release()
-    wait_until(lambda: answered == [0, 1, 2, 3], "all of them")
+    wait_until(lambda: localized == [0, 1, 2, 3], "all of them")
     pipeline.stop()
 
 
-def test_what_cannot_be_prepared_does_not_stop_the_others():
+def test_bundles_that_cannot_be_prepared_do_not_stop_the_others():
     seen = []
     pipeline = Pipeline(
         synchronizer(), lambda bundle: bundle if bundle.stamp_ns % 2 else None, collect(seen), queue_depth=10
@@ -98,7 +98,7 @@ def test_the_deadline_wakes_the_worker_without_another_message():
     assert pipeline.statistics.primary_only == 1
 
 
-def test_stop_discards_what_waits_and_ends_the_thread():
+def test_stop_discards_what_waits_and_ends_the_threads():
     seen = []
     pipeline = Pipeline(synchronizer(("lidar",), deadline_ms=60_000), as_is, seen.append, queue_depth=5)
     pipeline.add("image", 7, None)
@@ -107,11 +107,11 @@ def test_stop_discards_what_waits_and_ends_the_thread():
     assert not {"preparation", "localization"} & {thread.name for thread in threading.enumerate()}
 
 
-def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
-    seen, wanted, asked = [], [], []
+def test_on_demand_only_the_newest_is_localized_and_only_when_wanted():
+    seen, wanted, checks = [], [], []
 
     def is_wanted():
-        asked.append(None)
+        checks.append(None)
         return bool(wanted)
 
     def work(bundle):
@@ -121,9 +121,9 @@ def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
     pipeline = Pipeline(synchronizer(), as_is, work, queue_depth=5, is_wanted=is_wanted)
 
     def add_unwanted(stamp):
-        before = len(asked)
+        before = len(checks)
         pipeline.add("image", stamp, None)
-        wait_until(lambda: len(asked) > before, "the question")
+        wait_until(lambda: len(checks) > before, "the check")
 
     for stamp in range(4):
         add_unwanted(stamp)
@@ -132,7 +132,7 @@ def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
     pipeline.wake()
     wait_until(lambda: seen, "the newest")
     wanted.append(True)
-    pipeline.wake()  # nothing is left: the next to come is wanted
+    pipeline.wake()  # none waits: the next one is wanted
     pipeline.add("image", 7, None)
     wait_until(lambda: len(seen) == 2, "the next")
     add_unwanted(8)
@@ -140,8 +140,8 @@ def test_on_demand_only_the_newest_goes_on_and_only_when_wanted():
     assert (seen, pipeline.dropped) == ([3, 7], 0)
 
 
-@pytest.mark.parametrize("slow", ["preparation", "answer"])
-def test_on_demand_one_call_takes_one_bundle_however_long_the_answer_takes(slow):
+@pytest.mark.parametrize("slow", ["preparation", "localization"])
+def test_on_demand_one_call_takes_one_bundle_however_long_the_work_takes(slow):
     seen, busy, go_on, wanted = [], threading.Event(), threading.Event(), [True]
 
     def take_long(stage):
@@ -153,18 +153,18 @@ def test_on_demand_one_call_takes_one_bundle_however_long_the_answer_takes(slow)
         take_long("preparation")
         return bundle
 
-    def answer(bundle):
-        take_long("answer")
+    def localize(bundle):
+        take_long("localization")
         seen.append(bundle.stamp_ns)
         wanted.clear()
 
-    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5, is_wanted=lambda: bool(wanted))
+    pipeline = Pipeline(synchronizer(), prepare, localize, queue_depth=5, is_wanted=lambda: bool(wanted))
     pipeline.add("image", 0, None)
     assert busy.wait(10)
     pipeline.add("image", 1, None)
-    time.sleep(0.1)  # every chance to take it up
+    time.sleep(0.1)  # enough time to take it
     go_on.set()
-    wait_until(lambda: seen, "the answer")
+    wait_until(lambda: seen, "localization")
     time.sleep(0.1)
     assert seen == [0]
     wanted.append(True)
@@ -174,7 +174,7 @@ def test_on_demand_one_call_takes_one_bundle_however_long_the_answer_takes(slow)
     assert seen == [0, 1]
 
 
-def test_reset_forgets_what_waits_and_takes_stamps_that_were_past():
+def test_reset_discards_what_waits_and_accepts_earlier_stamps():
     seen = []
     pipeline = Pipeline(synchronizer(("lidar",), deadline_ms=60_000), as_is, collect(seen), queue_depth=5)
     for name in ("image", "lidar"):
@@ -190,9 +190,9 @@ def test_reset_forgets_what_waits_and_takes_stamps_that_were_past():
     assert (pipeline.statistics.paired, pipeline.statistics.primary_only) == (2, 0)
 
 
-@pytest.mark.parametrize("slow", ["preparation", "answer"])
-def test_reset_comes_after_the_answer_at_work_and_before_every_later_frame(slow):
-    """What is queued, prepared or being prepared when it is called never reaches the second thread."""
+@pytest.mark.parametrize("slow", ["preparation", "localization"])
+def test_reset_comes_after_the_frame_in_work_and_before_every_later_one(slow):
+    """Frames that are queued, prepared or being prepared at the call never reach the second thread."""
     events, busy, go_on = [], threading.Event(), threading.Event()
 
     def take_long(stage):
@@ -204,11 +204,11 @@ def test_reset_comes_after_the_answer_at_work_and_before_every_later_frame(slow)
         take_long("preparation")
         return bundle
 
-    def answer(bundle):
-        take_long("answer")
+    def localize(bundle):
+        take_long("localization")
         events.append(bundle.stamp_ns)
 
-    pipeline = Pipeline(synchronizer(), prepare, answer, queue_depth=5)
+    pipeline = Pipeline(synchronizer(), prepare, localize, queue_depth=5)
     pipeline.add("image", 10, None)
     assert busy.wait(10)
     pipeline.add("image", 11, None)
@@ -239,7 +239,7 @@ def test_health_separates_the_total_from_the_recent():
     assert (second.errors, second.latest_error) == ({"undecodable": 1}, "")
 
 
-def test_health_tells_why_the_latest_pose_was_withheld_until_one_is_published():
+def test_health_reports_why_the_latest_pose_was_withheld_until_one_is_published():
     health = Health()
     health.published(1.0, estimate(0.7))
     health.withheld("confidence 0.1 below 0.2 for 0.0 s", 0.1)
@@ -256,7 +256,7 @@ def test_health_tells_why_the_latest_pose_was_withheld_until_one_is_published():
 def test_an_inputs_rate_and_delay_are_those_of_the_last_seconds() -> None:
     arrivals = Arrivals(100.0)
     assert arrivals.report(100.5) == (0.0, None)
-    for i in range(100):  # 10 Hz for 10 s, late by more and more
+    for i in range(100):  # 10 Hz for 10 s, with growing delay
         arrivals.add(100.0 + 0.1 * i, float(i))
     rate_hz, delay_ms = arrivals.report(109.95)
     assert rate_hz == pytest.approx(10.0, abs=0.3)

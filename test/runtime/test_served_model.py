@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as the node loads it, where the GPU works and where it does not."""
+"""Loading the node's model, with and without a working GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory) -> str:
 
 @pytest.fixture
 def broken_gpu(monkeypatch, request) -> str:
-    """A GPU that torch finds, and that fails when it is tried, when the model is loaded onto it or first runs."""
+    """A GPU that torch finds but that fails when it is selected, when the model is loaded or when it first runs."""
     stage, reason = request.param, "CUDA error: no kernel image is available\nCompile with TORCH_USE_CUDA_DSA"
     load, warm_up = Localizer.load, Localizer.warm_up
 
@@ -53,7 +53,7 @@ def feed(model, frame):
 
 
 @pytest.mark.parametrize("broken_gpu", ["device", "load", "warm up"], indirect=True)
-def test_auto_gives_up_a_gpu_that_fails_with_a_warning_and_goes_on_with_the_cpu(broken_gpu, checkpoint):
+def test_auto_replaces_a_gpu_that_fails_by_the_cpu_with_a_warning(broken_gpu, checkpoint):
     warnings = []
     model = load_model(checkpoint, "auto", 0, warnings.append)
     assert warnings == [f"the model does not run on cuda ({broken_gpu}); falling back to the CPU"]
@@ -63,12 +63,12 @@ def test_auto_gives_up_a_gpu_that_fails_with_a_warning_and_goes_on_with_the_cpu(
 
 
 @pytest.mark.parametrize("broken_gpu", ["load", "warm up"], indirect=True)
-def test_a_gpu_that_was_asked_for_and_fails_is_an_error_of_one_line(broken_gpu, checkpoint):
+def test_a_chosen_gpu_that_fails_is_an_error_of_one_line(broken_gpu, checkpoint):
     with pytest.raises(ModelError, match=r"^the model does not run on cuda:0 \(CUDA error: no kernel .*\); .*use cpu$"):
         load_model(checkpoint, "cuda:0", 0, pytest.fail)
 
 
-def test_an_error_on_the_cpu_is_no_matter_of_the_gpu(monkeypatch, checkpoint):
+def test_an_error_on_the_cpu_is_raised_unchanged(monkeypatch, checkpoint):
     def fail(localizer):
         raise RuntimeError("a bug")
 
@@ -77,7 +77,7 @@ def test_an_error_on_the_cpu_is_no_matter_of_the_gpu(monkeypatch, checkpoint):
         load_model(checkpoint, "cpu", 0, pytest.fail)
 
 
-def test_a_lookahead_that_the_model_cannot_have_is_refused(checkpoint):
+def test_a_lookahead_out_of_the_models_range_is_an_error(checkpoint):
     with pytest.raises(ConfigError, match="lookahead"):
         load_model(checkpoint, "cpu", 1, pytest.fail)
 

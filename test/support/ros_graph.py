@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real DDS in tests: a domain of one's own, nodes in processes of their own, waiting instead of sleeping."""
+"""Real DDS in tests: private domains, nodes in processes, waiting for conditions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 def localizer_of_the_node(checkpoint: Path) -> Localizer:
-    """With traced networks, whose rounding is another than that of plain ones."""
+    """The localizer with traced networks, as in the node: rounding differs from untraced ones."""
     from vmloc_ros.runtime.served_model import load_model  # takes seconds, for tests that need no torch
 
     return load_model(str(checkpoint), "cpu", 0, pytest.fail).localizer
@@ -36,7 +36,7 @@ def localizer_of_the_node(checkpoint: Path) -> Localizer:
 
 @contextmanager
 def private_domain() -> Iterator[None]:
-    """Environment of a ROS domain that no other test process on this machine uses, on the loopback only."""
+    """Set the environment of a ROS domain that no other test process on this machine uses, on the loopback only."""
     with _locked_domain() as domain, pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", str(domain))
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -60,7 +60,7 @@ def _locked_domain() -> Iterator[int]:
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
-    """Poll until ``condition`` is truthy and return it; fail naming what was awaited."""
+    """Poll until ``condition`` is truthy and return it; fail with ``what`` after ``limit_s``."""
     deadline_s = time.monotonic() + limit_s
     while not (result := condition()):
         if time.monotonic() > deadline_s:
@@ -79,7 +79,7 @@ class Process:
                 [sys.executable, *arguments],
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                # A background job of a shell would hand an ignored SIGINT down to its children.
+                # Children of a shell's background job inherit an ignored SIGINT.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
 
@@ -112,7 +112,7 @@ class Process:
 
 @contextmanager
 def running(arguments: Sequence[str], log: Path) -> Iterator[Process]:
-    """A process that is gone afterwards, whatever happens."""
+    """A process that is killed at the end of the block."""
     process = Process(arguments, log)
     try:
         yield process
@@ -127,7 +127,7 @@ def node_arguments(parameters: dict[str, Any]) -> list[str]:
 
 
 def ament_prefix(folder: Path) -> Path:
-    """An installation, as far as launch files look for one, of this package as it is here."""
+    """Install this checkout into a folder, as far as launch files need it; returns the folder."""
     program = folder / "lib" / "vmloc_ros" / "vmloc_node"
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nfrom vmloc_ros.node import main\nraise SystemExit(main())\n")
@@ -143,18 +143,18 @@ def ament_prefix(folder: Path) -> Path:
 
 
 def process_bundle(node: Any, bundle: Any) -> None:
-    """Do in this thread what an active node's two worker threads do with a bundle of messages."""
+    """Run a bundle of messages through an active node's worker in this thread."""
     worker = node._session._worker
     if (prepared := worker.prepare(bundle)) is not None:
         worker.localize(prepared)
 
 
 def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Path) -> dict[int, Any]:
-    """Poses by stamp that the node gives for a replayed bag of a hand-held camera; nothing is dropped or withheld.
+    """Poses by stamp that the node publishes for a replayed bag of a hand-held camera; no frame is dropped or withheld.
 
     Args:
         topics: the model's inputs.
-        folder: for logs and the recorded answers.
+        folder: for logs and the recorded poses.
     """
     from vmloc_ros.bags.files import open_bag
     from vmloc_ros.core.messages import decode_pose, stamp_ns
@@ -162,15 +162,15 @@ def served_poses(checkpoint: Path, bag: Path, topics: Sequence[str], folder: Pat
     frame = "camera_optical_frame"
     parameters = {"checkpoint": checkpoint, "device": "cpu", "base_frame": frame, "queue_depth": 100}
     parameters["min_confidence"] = 0.0
-    answers = folder / "answers"
+    recording = folder / "recording"
     player = ["-m", "training.cli", "replay", str(bag), "--wait-for", *topics]
-    player += ["--record", str(answers), "--record-topics", "/vmloc_node/pose"]
+    player += ["--record", str(recording), "--record-topics", "/vmloc_node/pose"]
     with running(node_arguments(parameters), folder / "node.log") as node:
         node.wait_for_output("now active")
         with running(player, folder / "player.log") as process:
             assert process.wait() == 0, process.output
         assert node.interrupt(signal.SIGTERM) == 0
-    with open_bag(answers) as reader:
+    with open_bag(recording) as reader:
         messages = [reader.deserialize(data, connection.msgtype) for connection, _, data in reader.messages()]
     return {stamp_ns(message.header): decode_pose(message) for message in messages}
 
@@ -215,8 +215,7 @@ class Peer:
         return self._publishers[topic]
 
     def wait_for_peers(self, subscribed: Sequence[str] = (), published: Sequence[str] = ()) -> None:
-        """Until others subscribe to what we publish and publish what we collect, plus a moment: discovery is
-        not symmetric."""
+        """Wait for subscribers and publishers of these topics, plus 0.5 s: discovery is not symmetric."""
         for topic in subscribed:
             wait_until(self._publishers[topic].get_subscription_count, f"a subscriber of {topic}")
         for topic in published:

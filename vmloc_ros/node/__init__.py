@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The localization node: one file for each phase of its life."""
+"""The localization node: lifecycle, what it holds while configured and active, and its work on each frame."""
 
 from vmloc_ros.node.lifecycle import VmlocNode, main
 

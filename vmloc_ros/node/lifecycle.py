@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The managed node: sensor messages in, poses out.
+"""The lifecycle node: transitions, services and diagnostics.
 
-Callbacks only hand messages to the pipeline; of its two threads the first decodes and prepares, the second localizes
-and publishes.
+Its callbacks only pass messages to the pipeline, whose first thread decodes and prepares frames, and whose second
+thread localizes and publishes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SLOW_PERIOD_S = 1.0
 
 
 class VmlocNode(LifecycleNode):
-    """Publishes where the robot is; see ``NodeConfig`` for the parameters.
+    """Publishes the robot's pose; see ``NodeConfig`` for the parameters.
 
-    Configure loads and warms up the model, activate subscribes, deactivate unsubscribes, cleanup lets the
-    model go. Services: ``~/reset`` forgets what came before, ``~/localize`` answers with the next pose (or, on demand,
-    makes one), ``~/load_checkpoint`` changes to parameter ``checkpoint`` without a break.
+    Configure loads and warms up the model, activate subscribes, deactivate unsubscribes, cleanup frees the model.
+    Services: ``~/reset`` forgets all frames so far, ``~/localize`` returns the pose of the next frame (the newest one
+    if ``continuous`` is false), ``~/load_checkpoint`` changes to parameter ``checkpoint`` without losing a frame.
 
     Raises:
         ConfigError: a parameter has a wrong type or value.
@@ -51,21 +51,21 @@ class VmlocNode(LifecycleNode):
         self._is_loading = False
         self._diagnostics = Diagnostics(self)
         self._trigger_services = Services(self)
-        for name, answer in (
+        for name, callback in (
             ("reset", self._reset),
             ("localize", self._localize),
             ("load_checkpoint", self._load_checkpoint),
         ):
-            self._trigger_services.offer(name, answer)
+            self._trigger_services.offer(name, callback)
         self.create_timer(_SLOW_PERIOD_S, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def start(self) -> bool:
-        """Configure and activate; False when either is refused, after logging why."""
+        """Configure and activate; False when either fails, after logging why."""
         success = TransitionCallbackReturn.SUCCESS
         return self.trigger_configure() == success and self.trigger_activate() == success
 
     def close(self) -> None:
-        """Stop the worker and release everything, in any state."""
+        """Stop the worker threads and release everything, in any state."""
         self._stop()
         self._release()
         self._trigger_services.join()
@@ -89,14 +89,14 @@ class VmlocNode(LifecycleNode):
         return self._transition("recover", "unconfigured", self.close)
 
     def _transition(self, name: str, reached: str, action: Callable[[], None]) -> TransitionCallbackReturn:
-        """Run a transition and log what goes wrong: rclpy would swallow it."""
+        """Run a transition and log what it raises, which rclpy would not."""
         try:
             action()
         except VmlocError as error:
             self.get_logger().error(f"cannot {name}: {error}")
             return TransitionCallbackReturn.FAILURE
         except Exception:
-            if self.context.ok():  # else a signal has ended ROS under our feet
+            if self.context.ok():  # else a signal has shut ROS down meanwhile
                 self.get_logger().fatal(f"cannot {name}:\n{traceback.format_exc()}")
             return TransitionCallbackReturn.ERROR
         self._state = reached
@@ -122,9 +122,8 @@ class VmlocNode(LifecycleNode):
 
     def _release(self) -> None:
         if self._resources is not None:
-            from vmloc_ros.runtime.served_model import (
-                release_gpu_memory,  # needs torch, which takes seconds: not before configure
-            )
+            # Imports torch, which takes seconds: not before configure.
+            from vmloc_ros.runtime.served_model import release_gpu_memory
 
             self._resources.close()
             self._resources = None
@@ -132,18 +131,18 @@ class VmlocNode(LifecycleNode):
 
     async def _reset(self) -> tuple[bool, str]:
         self._active_session().reset()
-        return True, "path, pairing and being lost are forgotten"
+        return True, "path, pairing and lost state cleared"
 
     async def _localize(self) -> tuple[bool, str]:
         return await self._trigger_services.in_thread(self._active_session().localize)
 
     async def _load_checkpoint(self) -> tuple[bool, str]:
-        """Load while the old model goes on, then change over; whatever goes wrong, the old one stays."""
+        """Load a checkpoint while the present one stays in use, then change over; after an error the old one stays."""
         resources = self._resources
         if resources is None:
-            raise ConfigError(f"the node is {self._state}: configure loads parameter checkpoint")
+            raise ConfigError(f"the node is {self._state}; configure it, which loads parameter checkpoint")
         if self._is_loading:
-            raise ConfigError("another checkpoint is being loaded")
+            raise ConfigError("another checkpoint is being loaded; call again when that has ended")
         self._is_loading = True
         config = replace(resources.config, checkpoint=read_config(self).checkpoint)
         try:
@@ -155,13 +154,13 @@ class VmlocNode(LifecycleNode):
         finally:
             self._is_loading = False
         if self._resources is not resources:
-            raise ConfigError("the node has been cleaned up meanwhile")
+            raise ConfigError("the node was cleaned up while the checkpoint was loading")
         self.get_logger().info(f"now using {model.checkpoint}")
         return True, f"using {model.checkpoint}"
 
     def _active_session(self) -> Session:
         if self._session is None:
-            raise ConfigError(f"the node is {self._state}, and answers when active")
+            raise ConfigError(f"the node is {self._state}; activate it first")
         return self._session
 
     def _every_second(self) -> None:

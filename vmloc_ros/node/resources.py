@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node holds while configured: model, publishers, TF."""
+"""What the node holds while configured: model, publishers, transform listener."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class Resources:
-    """Model, publishers and transform listener: what configure makes and cleanup lets go.
+    """Model, publishers and transform listener: what configure creates and cleanup closes.
 
     Attributes:
-        model: replaced when another checkpoint is adopted; whoever uses it twice keeps it in a variable.
+        model: :meth:`adopt` replaces it from another thread; keep it in a variable to use it twice.
 
     Raises:
-        VmlocError: the checkpoint cannot be loaded, the device does not work, frames are equal, or TF is
-            wanted and tf2_msgs is not installed.
+        VmlocError: the checkpoint cannot be loaded, the device does not work, two frames have the same name, or
+            ``tf_mode`` asks for TF and tf2_msgs is not installed.
     """
 
     def __init__(self, node: Node, config: NodeConfig) -> None:
@@ -69,19 +69,19 @@ class Resources:
 
     @property
     def needs_camera(self) -> bool:
-        """Whether the model needs intrinsics: for scans projected into the image, or to solve for poses."""
+        """Whether the model needs camera intrinsics: to project scans into the image, or to solve for the pose."""
         return _needs_camera(self.localizer, self.modalities)
 
     @property
     def frames(self) -> list[str]:
-        """From the top of TF to the base, as far as this node and the odometry make it."""
+        """Names from the root of TF to the base, as far as this node and the odometry publish it."""
         odom = [self.config.odom_frame] if self.config.tf_mode == MAP_TO_ODOM else []
         parent = [self.map_frame.parent] if self.map_frame.parent is not None else []
         return [*parent, self.map_frame.name, *odom, self.base_frame]
 
     @property
     def facts(self) -> dict[str, str]:
-        """For logs and diagnostics."""
+        """What runs where, in words, for log and diagnostics."""
         facts = {
             "checkpoint": self.model.checkpoint,
             "device": str(self.localizer.device),
@@ -93,10 +93,10 @@ class Resources:
         return facts
 
     def adopt(self, model: Model) -> None:
-        """Answer with another model from the next frame on; topics and frames stay as they are.
+        """Use another model from the next frame on; topics and frames stay as they are.
 
         Raises:
-            ConfigError: its inputs or frames are others.
+            ConfigError: the model has other inputs or frames; the old one stays in use.
         """
         new = model.localizer
         settings, others = _settings(self.config, self.localizer), _settings(self.config, new)
@@ -115,30 +115,30 @@ class Resources:
         self.outputs.close()
         self._area.close()
         self.extrinsics.close()
-        del self.model  # its memory is free now, whoever still holds these resources
+        del self.model  # frees its memory, even where something still refers to these resources
 
 
 def load_configured_model(node: Node, config: NodeConfig) -> Model:
-    """The checkpoint that the parameters name, ready to answer; takes seconds.
+    """Load and warm up the checkpoint of the parameters; takes seconds.
 
     Raises:
-        VmlocError: there is none, it cannot be loaded, or the device does not work.
+        VmlocError: no checkpoint is given, it cannot be loaded, or the device does not work.
     """
     if not config.checkpoint:
         raise ConfigError("parameter checkpoint is not set; give the path of a checkpoint file")
-    # Loading torch takes seconds: not before ROS can be interrupted, and not when parameters are wrong.
+    # Imports torch, which takes seconds: not before signals are handled, and not when parameters are invalid.
     from vmloc_ros.runtime.served_model import load_model
 
     model = load_model(config.checkpoint, config.device, config.lookahead_frames, node.get_logger().warning)
     if config.min_confidence > 0 and model.localizer.confidence is None:
         node.get_logger().warning(
-            f"{config.checkpoint} tells no confidence: poses go out even where the robot has never been"
+            f"{config.checkpoint} has no confidence model: poses are published even where the robot has never been"
         )
     return model
 
 
 def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
-    """Where poses of this localizer are published."""
+    """The frame in which poses of this localizer are published."""
     centre_m = localizer.header.pose_codec.origin_m
     return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin)
 
@@ -149,7 +149,7 @@ def _needs_camera(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
 
 
 def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
-    """What topics and frames follow from, in words."""
+    """Inputs and frames of a localizer, in words: what :meth:`Resources.adopt` must not change."""
     modalities = modalities_in_use(config.modalities or (), localizer.modalities)
     frame = _choose_frame(config, localizer)
     origin = " ".join(f"{x:.10g}" for x in frame.origin_m)

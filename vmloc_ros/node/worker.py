@@ -88,7 +88,7 @@ class Worker:
         """Report to those who wait that no frame comes; for after the end of the worker threads."""
         self._waiters.resolve(Outcome(False, "the node has been deactivated"))
         self._debug_images.close()
-        del self._model  # frees its memory at cleanup, whoever still holds this worker
+        del self._model  # frees its memory, even where something still refers to this worker
 
     def _run_model(self, prepared: PreparedFrame, batch: ModelInput) -> None:
         bundle, model = prepared.bundle, prepared.model

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a bag through ROS and records what a node publishes."""
+"""Plays a bag into the ROS graph and records topics."""
 
 from vmloc_ros.replay.play import ReplayError, ReplayReport, replay
 

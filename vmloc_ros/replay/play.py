@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays a rosbag2 recording into the ROS graph and can record topics meanwhile, without rosbag2."""
+"""Plays a rosbag2 recording into the ROS graph and records topics meanwhile; needs no rosbag2."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["ReplayError", "ReplayReport", "replay"]
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What was played.
+    """What was played and recorded.
 
     Attributes:
-        published: messages by topic.
-        skipped: why a topic of the bag was not played.
-        recorded: messages by recorded topic.
-        largest_lag_s: how late the latest message was published, in wall time.
+        published: number of messages by topic.
+        skipped: reason by topic that was not played.
+        recorded: number of messages by recorded topic.
+        largest_lag_s: largest delay of a message behind its time, in wall time.
         interrupted: stopped by SIGINT or SIGTERM before the end.
     """
 
@@ -61,8 +61,8 @@ def replay(
 ) -> ReplayReport:
     """Publish the messages of ``bag`` at the pace of their log times.
 
-    The bytes go out as they are, with the QoS that the bag remembers. SIGINT and SIGTERM end it cleanly, with
-    the recording closed and complete so far. With ``loop`` the same stamps come again: they jump back.
+    The bytes are published unchanged, with the QoS that the bag stores. SIGINT and SIGTERM end the replay with the
+    recording closed and complete so far. With ``loop`` stamps jump back to the start.
 
     Args:
         bag: rosbag2 folder, ``.mcap`` or ``.db3`` file.
@@ -75,7 +75,7 @@ def replay(
         record: write the messages received on ``record_topics`` to this rosbag2 folder.
         record_topics: fully qualified names; types and QoS are taken from their publishers.
         overwrite: replace an existing recording.
-        linger_s: keep recording this long after the last message, for results that take their time.
+        linger_s: keep recording this long after the last message, for late results.
         progress: show a progress bar on a terminal.
 
     Raises:
@@ -133,7 +133,7 @@ def _ros_node() -> Iterator[Node]:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; outside the main thread, which gets them, nothing does."""
+    """An event that SIGINT and SIGTERM set; outside the main thread, which cannot handle them, it is never set."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop

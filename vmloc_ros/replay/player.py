@@ -31,15 +31,20 @@ _LATCHED_DEPTH = 100
 
 
 class ReplayError(VmlocError):
-    """The bag or the graph is not as the replay needs it."""
+    """No subscriber came in time, or the bag cannot be played."""
 
 
 class Player:
     """Publishers for the topics of a bag, and the bag's time as a function of the steady clock.
 
     Args:
-        topics: the topics to play; None plays all.
+        rate: speed relative to the recording.
+        clock: publish the bag's time on ``/clock``.
+        topics: the topics to play; None: all.
         stop: ends every wait when set.
+
+    Attributes:
+        published, skipped, largest_lag_s: see :class:`vmloc_ros.replay.ReplayReport`.
 
     Raises:
         ConfigError: a topic is not in the bag.
@@ -70,7 +75,7 @@ class Player:
         return self._bag_time_ns() if self._clock is not None else time.time_ns()
 
     def wait(self, wait_for: Sequence[str], recorder: Recorder | None, timeout_s: float) -> None:
-        """Wait for subscribers of ``wait_for`` and publishers of what is recorded."""
+        """Wait for subscribers of ``wait_for`` and for publishers of the topics to record."""
         publishers = self._publishers if self._clock is None else {**self._publishers, "/clock": self._clock}
         unknown = sorted(set(wait_for) - set(publishers))
         if unknown:
@@ -86,12 +91,12 @@ class Player:
                 )
         while recorder is not None and not recorder.all_found.wait(0.02) and not self._stop.is_set():
             if time.monotonic() > deadline_s:
-                logger.warning("nobody publishes %s yet; playing all the same", ", ".join(recorder.missing))
+                logger.warning("nobody publishes %s yet; playing without waiting longer", ", ".join(recorder.missing))
                 break
         self._stop.wait(_SETTLE_S)
 
     def play(self, bar: Any) -> None:
-        """Publish every message once, paced."""
+        """Publish every message once, at the pace of the log times."""
         start_ns = self._reader.start_time
         self._started_s = time.monotonic()
         for connection, stamp_ns, cdr_bytes in self._reader.messages(connections=self._connections):
@@ -105,6 +110,7 @@ class Player:
             bar.update(round((stamp_ns - start_ns) * 1e-9, 1) - bar.n)
 
     def linger(self, duration_s: float) -> None:
+        """Keep the clock ticking for this long, in wall time."""
         self._sleep_until(self._bag_time_ns() + round(duration_s * self._rate * 1e9))
 
     def _bag_time_ns(self) -> int:
@@ -163,14 +169,14 @@ def _select(reader: AnyReader, topics: Sequence[str] | None) -> list[Connection]
 
 
 def _offered_qos(connection: Connection) -> QoSProfile:
-    """The QoS that the bag remembers, else reliable and volatile; static transforms are always latched."""
-    remembered = getattr(connection.ext, "offered_qos_profiles", [])
-    best_effort = any(qos.reliability == QosReliability.BEST_EFFORT for qos in remembered)
+    """The QoS that the bag stores, else reliable and volatile; static transforms are always latched."""
+    stored = getattr(connection.ext, "offered_qos_profiles", [])
+    best_effort = any(qos.reliability == QosReliability.BEST_EFFORT for qos in stored)
     latched = connection.topic in LATCHED_TOPICS or any(
-        qos.durability == QosDurability.TRANSIENT_LOCAL for qos in remembered
+        qos.durability == QosDurability.TRANSIENT_LOCAL for qos in stored
     )
-    depth = max((qos.depth for qos in remembered), default=0) or 10
-    keep_all = any(qos.history == QosHistory.KEEP_ALL for qos in remembered)
+    depth = max((qos.depth for qos in stored), default=0) or 10
+    keep_all = any(qos.history == QosHistory.KEEP_ALL for qos in stored)
     return QoSProfile(
         history=HistoryPolicy.KEEP_ALL if keep_all else HistoryPolicy.KEEP_LAST,
         depth=max(depth, _LATCHED_DEPTH) if latched else depth,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records topics of the graph into a rosbag2 folder, as raw bytes, for machines without rosbag2."""
+"""Records topics of the ROS graph into a rosbag2 folder, as raw bytes; needs no rosbag2."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _QUEUE_DEPTH = 1000
 
 
 class Recorder:
-    """Subscribes to topics as their publishers appear and writes what arrives; spins in a thread of its own.
+    """Subscribes to topics as their publishers appear and writes their messages; spins in a thread of its own.
 
     Args:
         node: the node to subscribe with; nothing else may spin it.
         writer: an open bag; written from the recorder's thread only.
         topics: fully qualified names.
-        now_ns: gives the log time of a message on arrival.
+        now_ns: returns the log time of a message that arrives.
         failed: set when writing fails; :meth:`stop` then raises the reason.
     """
 
@@ -55,7 +55,7 @@ class Recorder:
 
     @property
     def missing(self) -> list[str]:
-        """Topics that nobody has published yet."""
+        """Topics without a publisher so far."""
         return sorted(self._missing)
 
     def stop(self) -> dict[str, int]:
@@ -71,7 +71,7 @@ class Recorder:
             self._executor.spin()
         except ExternalShutdownException:
             pass
-        except Exception as error:  # handed to the thread that owns the recorder
+        except Exception as error:  # raised by stop() in the thread that owns the recorder
             self._error = error
             self._failed.set()
 
@@ -98,7 +98,7 @@ class Recorder:
 
 
 def _matching_qos(publishers: Sequence[TopicEndpointInfo]) -> QoSProfile:
-    """The strongest profile that every publisher satisfies."""
+    """The strictest profile that every publisher satisfies."""
     profiles = [publisher.qos_profile for publisher in publishers]
     reliable = all(profile.reliability == ReliabilityPolicy.RELIABLE for profile in profiles)
     latched = all(profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for profile in profiles)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be set before ``rclpy.init``; imports no ROS so that it can run first."""
+"""Environment variables to set before ``rclpy.init`` and the import of torch; imports neither."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ _PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILE
 
 
 def let_idle_threads_sleep() -> None:
-    """Make OpenMP threads sleep, not spin, while they wait, unless the user has decided; before torch is imported.
+    """Make OpenMP threads sleep, not spin, while they wait, unless the user has chosen; call before importing torch.
 
-    On a machine whose cores are all busy, spinning threads keep the one they wait for from running: frames then take
-    many times longer.
+    On a machine whose cores are all busy, spinning threads take the core of the thread that they wait for: frames then
+    take many times longer.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def leave_a_core() -> None:
-    """Give torch one thread on a machine of two cores, unless the user has decided; before torch is imported.
+    """Give torch one thread on a machine of two cores, unless the user has chosen; call before importing torch.
 
-    The other core receives messages and prepares the next frame: of two threads one would have to wait for that, and
-    the other for it.
+    The other core receives messages and prepares the next frame. With two threads, one would wait for that work, and
+    the other for the first.
     """
     if len(os.sched_getaffinity(0)) <= 2:
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the odometry says that the robot is, at an image's stamp: from TF or from an Odometry topic."""
+"""The odometry's pose at an image's stamp, from TF or from an Odometry topic."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from vmloc_ros.core.transform_tree import MovingTransform, TransformLookup
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.subscriptions import Input
 
-_DEPTH = 100  # messages that may wait while the executor is busy: half a second of fast odometry
+_DEPTH = 100  # messages kept while the executor is busy: half a second at 200 Hz
 
 
 class OdometrySource(Protocol):
-    """Gives ``odom_from_base``."""
+    """A source of ``odom_from_base``."""
 
     def at(self, stamp_ns: int) -> Pose:
-        """Interpolated. Raises DataError: not known at that stamp (yet); the text says what is missing."""
+        """Interpolate at a stamp. Raises DataError: not known there (yet); its text names what is missing."""
 
     def subscribe(self, node: Node) -> list[Input]:
-        """Start to listen, where that is not done already."""
+        """Create the subscriptions that the source needs beside the transform listener's; returns them."""
 
     def reset(self) -> None:
         """Forget the odometry so far, after a jump back in time."""
 
 
 def create_odometry(config: NodeConfig, base_frame: str, lookup: TransformLookup) -> OdometrySource:
-    """The source that the parameters name."""
+    """Create the source that the parameters choose."""
     if config.odometry_topic:
         return OdometryFromTopic(config, base_frame, lookup)
     return OdometryFromTf(config.odom_frame, base_frame, lookup)
 
 
 class OdometryFromTf:
-    """From the transforms between ``odom_frame`` and ``base_frame``."""
+    """Odometry from the transforms between ``odom_frame`` and ``base_frame``."""
 
     def __init__(self, odom_frame: str, base_frame: str, lookup: TransformLookup) -> None:
         self._odom_frame, self._base_frame, self._lookup = odom_frame, base_frame, lookup
@@ -56,7 +56,7 @@ class OdometryFromTf:
 
 
 class OdometryFromTopic:
-    """From nav_msgs/Odometry of ``base_frame``, or of a frame that static TF connects with it."""
+    """Odometry from nav_msgs/Odometry of ``base_frame``, or of a frame that static TF connects with it."""
 
     def __init__(self, config: NodeConfig, base_frame: str, lookup: TransformLookup) -> None:
         self._topic, self._odom_frame, self._base_frame = config.odometry_topic, config.odom_frame, base_frame
@@ -64,12 +64,12 @@ class OdometryFromTopic:
         self._lock = threading.Lock()
         self._track = MovingTransform(config.jump_back_s)
         self._child_frame = base_frame
-        self._refused: str | None = None
+        self._error: str | None = None  # of the latest message
 
     def at(self, stamp_ns: int) -> Pose:
         with self._lock:
-            if self._refused:
-                raise DataError(f"{self._topic}: {self._refused}")
+            if self._error:
+                raise DataError(f"{self._topic}: {self._error}")
             try:
                 odom_from_child, child_frame = self._track.at(stamp_ns), self._child_frame
             except DataError as error:
@@ -79,8 +79,8 @@ class OdometryFromTopic:
         child_from_base = self._lookup.find(child_frame, self._base_frame)
         if child_from_base is None:
             raise DataError(
-                f"{self._topic} is of {child_frame}, and TF does not lead from {self._base_frame} to it; publish that "
-                "on /tf_static, or correct parameter base_frame"
+                f"{self._topic} has child frame {child_frame}, and TF has no transform from {self._base_frame} to it; "
+                "publish it on /tf_static, or correct parameter base_frame"
             )
         return odom_from_child @ child_from_base
 
@@ -100,6 +100,6 @@ class OdometryFromTopic:
                     )
                 self._track.add(stamp_ns(message.header), decode_pose(message))
             except (DataError, MessageError) as error:
-                self._refused = str(error)
+                self._error = str(error)
             else:
-                self._child_frame, self._refused = message.child_frame_id.lstrip("/") or self._base_frame, None
+                self._child_frame, self._error = message.child_frame_id.lstrip("/") or self._base_frame, None

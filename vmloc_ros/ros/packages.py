@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a ROS distribution's packages do better where they are; without them the node runs by means of its own."""
+"""Optional packages of a ROS distribution, each behind a function with a substitute for machines without it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from std_msgs.msg import Header
 from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.geometry import Pose
 
-# What happens without each.
+# What the node does without each of them.
 OPTIONAL = {
-    "cv_bridge": "rare image encodings are refused; debug images are built without it",
+    "cv_bridge": "rare image encodings are rejected; debug images are built without it",
     "sensor_msgs_py": "~/training_area is built without it",
     "tf2_ros": "extrinsics over moving joints are not found; the rest of TF is read without it",
     "tf_transformations": "roll pitch yaw parameters are read without it",
@@ -27,15 +27,15 @@ OPTIONAL = {
 
 
 def optional_package(name: str) -> Any:
-    """A package of :data:`OPTIONAL`, or None: it is not installed, or made for another numpy than this Python's."""
+    """Import a package of :data:`OPTIONAL`; None if it is not installed, or was built for another numpy version."""
     try:
         return importlib.import_module(name)
-    except Exception:  # those made for another numpy raise what they like
+    except Exception:  # packages built for another numpy raise all kinds
         return None
 
 
 def missing_packages() -> dict[str, str]:
-    """What happens without a package, for each that cannot be imported."""
+    """The entries of :data:`OPTIONAL` that cannot be imported."""
     return {name: text for name, text in OPTIONAL.items() if optional_package(name) is None}
 
 
@@ -51,7 +51,7 @@ def pose_from_xyz_rpy(numbers: Sequence[float]) -> Pose:
 def rgb_message(header: Header, picture: NDArray[np.uint8]) -> Image:
     """``sensor_msgs/Image`` of an ``(H, W, 3)`` RGB picture."""
     if (package := optional_package("cv_bridge")) is not None:
-        with contextlib.suppress(Exception):  # made for another numpy, it is imported and fails when called
+        with contextlib.suppress(Exception):  # built for another numpy, it imports but fails when called
             return package.CvBridge().cv2_to_imgmsg(picture, "rgb8", header)
     height, width, channels = picture.shape
     message = Image(header=header, height=height, width=width, encoding="rgb8", step=width * channels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node publishes of an estimate: poses and TF at once, the path now and then."""
+"""Publishers of poses, TF and path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vmloc_ros.ros.tf_broadcaster import MapOrigin, create_broadcaster
 from vmloc_ros.runtime.map_frame import MapFrame
 
 _OUTPUT_DEPTH = 10
-# Of a twist that is zero because nothing is known of it: such variances are ignored by filters that weigh by them.
+# Of a twist that is zero because it is unknown: filters that weigh by variance ignore it.
 _UNKNOWN_TWIST_COVARIANCE = np.diag(np.full(6, 1e6)).ravel()
 
 
@@ -30,11 +30,11 @@ class Outputs:
     """Publishers of poses of ``base_frame`` in a map frame.
 
     Args:
-        odometry: for ``map -> odom``; not used where ``tf_mode`` is another.
+        odometry: for ``map -> odom``; not used with another ``tf_mode``.
 
     Raises:
-        MissingPackageError: TF is wanted and tf2_msgs is not installed.
-        ConfigError: parameters do not go together.
+        MissingPackageError: ``tf_mode`` asks for TF and tf2_msgs is not installed.
+        ConfigError: parameters contradict each other.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Outputs:
         self._map_origin = MapOrigin(node, map_frame) if map_frame.parent is not None else None
         self._node = node
         self._map_frame, self._base_frame = map_frame.name, base_frame
-        self._trail: deque[PoseStamped] = deque(maxlen=config.path_length)
+        self._path_poses: deque[PoseStamped] = deque(maxlen=config.path_length)
         self._lock = threading.Lock()
         self._publishers: list[Any] = []
         self._pose = self._create(PoseStamped, "~/pose", _OUTPUT_DEPTH)
@@ -54,18 +54,18 @@ class Outputs:
 
     @property
     def problems(self) -> list[str]:
-        """What keeps outputs back, in words."""
+        """Reasons why outputs are not published."""
         return [self._broadcaster.problem] if self._broadcaster and self._broadcaster.problem else []
 
     @property
     def counts(self) -> dict[str, int]:
-        """For diagnostics."""
+        """Counts for diagnostics."""
         if self._broadcaster is None:
             return {}
         return {"transforms published": self._broadcaster.published, "transforms withheld": self._broadcaster.withheld}
 
     def publish(self, stamp_ns: int, map_from_base: Pose, covariance: NDArray[np.float64]) -> None:
-        """Publish one pose everywhere, with ``covariance`` ``(6, 6)`` about the map axes.
+        """Publish one pose on all topics, with ``covariance`` ``(6, 6)`` about the map axes.
 
         Raises:
             ModelError: a number is not finite or a variance not positive; nothing is published.
@@ -84,14 +84,14 @@ class Outputs:
         if self._broadcaster is not None:
             self._broadcaster.fix(stamp_ns, map_from_base)
         with self._lock:
-            self._trail.append(pose)
+            self._path_poses.append(pose)
 
     def publish_path(self) -> None:
-        """Publish the path if anyone looks; for a slow timer: a thousand poses take 10 ms to convert."""
+        """Publish the path if it has subscribers; for a slow timer: a thousand poses take 10 ms to convert."""
         if self._path is None or not self._path.get_subscription_count():
             return
         with self._lock:
-            poses = list(self._trail)
+            poses = list(self._path_poses)
         if poses:
             self._path.publish(Path(header=poses[-1].header, poses=poses))
 
@@ -104,7 +104,7 @@ class Outputs:
         """Forget the poses so far, as after a jump back in time."""
         self.suspend()
         with self._lock:
-            self._trail.clear()
+            self._path_poses.clear()
 
     def close(self) -> None:
         for part in (self._broadcaster, self._map_origin):

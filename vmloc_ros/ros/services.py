@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's services. What takes long runs in threads, while the executor goes on."""
+"""The node's services; long work runs in threads, while the executor goes on."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Result = TypeVar("Result")
 
 
 class Services:
-    """Services of type std_srvs/Trigger, answered by coroutines."""
+    """Services of type std_srvs/Trigger with coroutines as callbacks."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        # A coroutine that waits keeps its group busy: the default one's subscriptions would wait with it.
+        # A waiting coroutine keeps its callback group busy: subscriptions of the default group would wait with it.
         self._group = ReentrantCallbackGroup()
         self._threads: list[threading.Thread] = []
 
-    def offer(self, name: str, answer: Callable[[], Awaitable[tuple[bool, str]]]) -> None:
-        """Create a service. ``answer`` returns success and message; an error it raises becomes such an answer."""
+    def offer(self, name: str, callback: Callable[[], Awaitable[tuple[bool, str]]]) -> None:
+        """Create a service; ``callback`` returns success and message, or raises an error that becomes the message."""
 
         async def respond(request: Any, response: Any) -> Any:
             try:
-                response.success, response.message = await answer()
+                response.success, response.message = await callback()
             except VmlocError as error:
                 response.message = str(error)
             except Exception as error:
@@ -43,7 +43,7 @@ class Services:
         self._node.create_service(Trigger, f"~/{name}", respond, callback_group=self._group)
 
     async def in_thread(self, function: Callable[[], Result]) -> Result:
-        """What a function returns or raises that takes long; for coroutines of this node's executor."""
+        """Run a function in a thread and return or raise what it does; for coroutines of this node's executor."""
         executor = self._node.executor
         done: Future = Future(executor=executor)
 
@@ -52,8 +52,8 @@ class Services:
                 done.set_result((function(), None))
             except Exception as error:
                 done.set_result((None, error))
-            if self._node.context.ok():  # else a signal has ended ROS under our feet
-                executor.wake()  # a result alone does not
+            if self._node.context.ok():  # else a signal has shut ROS down meanwhile
+                executor.wake()  # setting the result does not
 
         thread = threading.Thread(target=run, name="service", daemon=True)
         self._threads = [other for other in self._threads if other.is_alive()] + [thread]
@@ -64,6 +64,6 @@ class Services:
         return result
 
     def join(self) -> None:
-        """Wait for the threads: torch must not be at work when the process ends."""
+        """Wait for the threads: torch must not be running when the process ends."""
         for thread in self._threads:
             thread.join()

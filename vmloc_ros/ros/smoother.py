@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses through the odometry filter: what parameter ``smoothing`` switches on."""
+"""Filters poses with odometry: what parameter ``smoothing`` switches on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vmloc_ros.ros.odometry import OdometrySource
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, UpdateResult, Verdict
 
-_PATIENCE_NS = 500_000_000  # after the arrival of a frame: odometry that lags more is not waited for
+_PATIENCE_NS = 500_000_000  # longest wait for odometry, from the arrival of a frame
 _POLL_S = 0.005
 _LOG_PERIOD_S = 5.0
 
 
 class Smoother:
-    """Filters fixes with the odometry at their stamps, and counts what becomes of them.
+    """Filters fixes with the odometry at their stamps, and counts the verdicts.
 
-    :meth:`smooth` and :meth:`reset` are for the thread that localizes alone.
+    Only the thread that localizes may call :meth:`smooth` and :meth:`reset`.
     """
 
     def __init__(self, node: Node, config: NodeConfig, odometry: OdometrySource) -> None:
@@ -43,18 +43,17 @@ class Smoother:
     def smooth(
         self, stamp_ns: int, map_from_base: Pose, covariance: NDArray[np.float64], arrival_ns: int
     ) -> FilteredPose:
-        """The filtered pose at a fix's stamp; where the fix is rejected, the prediction.
+        """Return the filtered pose at a fix's stamp; where the fix is rejected, the prediction.
 
         Args:
             covariance: ``(6, 6)`` about the map axes.
-            arrival_ns: steady time at which the fix's frame came. Odometry usually comes at the same time, and is
-                waited for until half a second later.
+            arrival_ns: steady time at which the fix's frame came. Waits for odometry until half a second later.
 
         Raises:
-            DataError: there is no odometry at that stamp; the filter is as before.
+            DataError: there is no odometry at that stamp; the filter is unchanged.
             ModelError: a number is not finite or a variance not positive.
         """
-        check_pose(stamp_ns, map_from_base, covariance)  # one NaN would stay in the filter for good
+        check_pose(stamp_ns, map_from_base, covariance)  # a NaN would never leave the filter
         try:
             odom_from_base = _wait_for(self._odometry, stamp_ns, arrival_ns + _PATIENCE_NS)
         except DataError as error:
@@ -62,24 +61,24 @@ class Smoother:
                 self._without_odometry += 1
             raise DataError(f"pose withheld, smoothing lacks odometry: {error}") from error
         result = self._filter.correct(stamp_ns, odom_from_base, map_from_base, covariance)
-        self._note(result)
+        self._count(result)
         return result.filtered
 
     def reset(self, reason: str) -> None:
-        """Forget the past; the next fix starts anew."""
+        """Discard the filter's state; the next fix starts anew."""
         self._filter.reset(reason)
         with self._lock:
             self._problem = None
 
     @property
     def problems(self) -> list[str]:
-        """Why the latest fix was rejected, if it was."""
+        """The reason why the latest fix was rejected, if it was."""
         with self._lock:
             return [] if self._problem is None else [self._problem]
 
     @property
     def values(self) -> dict[str, Any]:
-        """For diagnostics."""
+        """Counts and latest verdicts for diagnostics."""
         with self._lock:
             return {
                 **{f"smoothing: {verdict.value}": self._verdicts[verdict] for verdict in Verdict},
@@ -88,7 +87,7 @@ class Smoother:
                 "smoothing: latest start": self._latest_start,
             }
 
-    def _note(self, result: UpdateResult) -> None:
+    def _count(self, result: UpdateResult) -> None:
         text = _describe(result)
         is_rejected = result.verdict is Verdict.REJECTED
         is_start = result.verdict in (Verdict.STARTED, Verdict.RESTARTED)
@@ -105,21 +104,21 @@ class Smoother:
 
 
 def filter_config(config: NodeConfig) -> FilterConfig:
-    """The filter's settings that follow from the parameters."""
+    """The filter's settings from the node's parameters."""
     settings = FilterConfig(jump_back_s=config.jump_back_s)
     drifts = [row.name for row in fields(settings) if row.name.startswith("drift")]
     return replace(settings, **{name: config.smoothing_drift * getattr(settings, name) for name in drifts})
 
 
 def _describe(result: UpdateResult) -> str:
-    """A verdict for people to read."""
+    """A verdict in words."""
     distance = "" if result.distance is None else f" ({result.distance:.1f} standard deviations)"
     reason = f": {result.reason}" if result.reason else ""
     return f"{result.verdict.value}{reason}{distance}"
 
 
 def _wait_for(odometry: OdometrySource, stamp_ns: int, until_ns: int) -> Pose:
-    """Odometry at a stamp, which may be a little late; raises what :meth:`OdometrySource.at` does at the end."""
+    """Poll for odometry at a stamp until a steady time; then raises the error of :meth:`OdometrySource.at`."""
     while True:
         try:
             return odometry.at(stamp_ns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node's subscriptions, and what keeps them from delivering."""
+"""The node's subscriptions, and why one receives nothing."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ except ImportError:  # Humble
 CAMERA_INFO = "camera_info"
 
 _OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
-# What a subscription may ask for and a publisher fail to offer. We ask for no deadline and no liveliness, which
-# every publisher can serve.
+# Requested and offered values that do not match. This node requests no deadline and no liveliness, which every
+# publisher satisfies.
 _UNMET = {
     "reliability": (ReliabilityPolicy.RELIABLE, ReliabilityPolicy.BEST_EFFORT),
     "durability": (DurabilityPolicy.TRANSIENT_LOCAL, DurabilityPolicy.VOLATILE),
@@ -43,16 +43,22 @@ _UNMET = {
 
 
 class Input:
-    """One subscription that notices when it should hear something and does not.
+    """One subscription that reports why it receives nothing.
 
-    Uses sensor-data QoS (best effort, keep last), which every publisher can serve; parameters
+    Uses sensor-data QoS (best effort, keep last), which every publisher satisfies; parameters
     ``qos_overrides.<topic>.subscription.{reliability,durability,depth,history}`` change it.
 
     Args:
-        optional: its absence is no problem.
+        name: the modality, or another short name for messages.
+        depth: of the QoS queue.
+        receive: called with ``name`` and each message.
+        optional: never report a problem.
+
+    Attributes:
+        count: number of received messages.
 
     Raises:
-        ConfigError: such a parameter is wrong, or the topic's name.
+        ConfigError: a QoS parameter or the topic's name is invalid.
     """
 
     def __init__(
@@ -68,10 +74,10 @@ class Input:
         self.name, self.count = name, 0
         self._node, self._receive, self._optional = node, receive, optional
         self._type_name = f"{message_type.__module__.split('.')[0]}/msg/{message_type.__name__}"
-        self._heard_s = time.monotonic()
-        self._arrivals = Arrivals(self._heard_s)
+        self._received_s = time.monotonic()
+        self._arrivals = Arrivals(self._received_s)
         self._reported: str | None = None
-        self._incompatible: str | None = None  # what the middleware says of a publisher that the graph does not name
+        self._incompatible: str | None = None  # policy reported by the middleware, of an unknown publisher
         self._qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy.BEST_EFFORT)
         try:
             self._subscription = node.create_subscription(
@@ -84,7 +90,7 @@ class Input:
                     incompatible_qos=self._on_incompatible_qos, use_default_callbacks=False
                 ),
             )
-        # RuntimeError and ParameterException are what rclpy raises for wrong qos_overrides.
+        # rclpy raises RuntimeError and ParameterException for invalid qos_overrides.
         except (RuntimeError, ParameterException, NameValidationException) as error:
             raise ConfigError(f"cannot subscribe to {topic}: {error}") from error
         self.topic = self._subscription.topic_name
@@ -100,7 +106,7 @@ class Input:
         return {f"rate {self.name} [Hz]": f"{rate_hz:.1f}", f"delay {self.name} [ms]": delay}
 
     def problem(self, timeout_s: float) -> str | None:
-        """Why nothing arrives, in words, or None while all is well. Logs each change once."""
+        """The reason why nothing arrives, or None; logs each change once."""
         if self._optional:
             return None
         publishers = self._node.get_publishers_info_by_topic(self.topic)
@@ -118,9 +124,9 @@ class Input:
 
     def _on_message(self, message: Any) -> None:
         self.count += 1
-        self._heard_s = time.monotonic()
+        self._received_s = time.monotonic()
         delay_ns = self._node.get_clock().now().nanoseconds - stamp_ns(message.header)
-        self._arrivals.add(self._heard_s, delay_ns * 1e-6)
+        self._arrivals.add(self._received_s, delay_ns * 1e-6)
         self._incompatible = None
         self._receive(self.name, message)
 
@@ -128,10 +134,10 @@ class Input:
         self._incompatible = qos_policy_name_from_kind(event.last_policy_kind).lower()
 
     def _mismatches(self, publishers: list[Any]) -> str | None:
-        """Every publisher that can never reach this subscription, and why; None without one."""
+        """Name every publisher that can never reach this subscription, with the reason; None without one."""
         found = [text for publisher in publishers for text in self._mismatches_of(publisher)]
         if found:
-            self._incompatible = None  # the graph tells more than the event
+            self._incompatible = None  # the graph names the publisher, the event does not
         elif self._incompatible and publishers:
             found = [
                 f"{self.topic}: the {self._incompatible} QoS of a publisher does not match this node's; set parameter "
@@ -140,7 +146,7 @@ class Input:
         return "; ".join(dict.fromkeys(found)) or None
 
     def _mismatches_of(self, publisher: Any) -> Iterator[str]:
-        """What the graph shows; the QoS of middlewares that do not tell it is left to the event."""
+        """Mismatches in the graph; where the middleware does not show a publisher's QoS, the event reports them."""
         who = _node_of(publisher)
         if publisher.topic_type != self._type_name:
             yield (
@@ -149,18 +155,18 @@ class Input:
             )
             return
         for policy, unmet in _UNMET.items():
-            asked, offered = getattr(self._qos, policy), getattr(publisher.qos_profile, policy)
-            if (asked, offered) == unmet:
+            requested, offered = getattr(self._qos, policy), getattr(publisher.qos_profile, policy)
+            if (requested, offered) == unmet:
                 yield (
                     f"{self.topic}: publisher {who} offers {offered.short_key} {policy}, this node asks for "
-                    f"{asked.short_key}; start it with parameter {self._override(policy)}:={offered.short_key}"
+                    f"{requested.short_key}; start it with parameter {self._override(policy)}:={offered.short_key}"
                 )
 
     def _override(self, policy: str) -> str:
         return f"qos_overrides.{self.topic}.subscription.{policy}"
 
     def _silence(self, publishers: list[Any], timeout_s: float) -> str | None:
-        if time.monotonic() - self._heard_s < timeout_s:
+        if time.monotonic() - self._received_s < timeout_s:
             return None
         if not publishers:
             parameter = _parameter_of(self.name)
@@ -194,7 +200,7 @@ def create_inputs(
     needs_camera_info: bool,
     receive: Callable[[str, Any], None],
 ) -> list[Input]:
-    """Subscribe to these modalities, and to the camera's intrinsics where the model or the overlay can use them."""
+    """Subscribe to these modalities, and to the camera's intrinsics where the model or the overlay uses them."""
     compressed = config.image_transport == "compressed"
     kinds: dict[str, tuple[Any, str]] = {
         IMAGE: (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node says on /tf and /tf_static."""
+"""Publishes transforms on /tf and /tf_static."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from vmloc_ros.runtime.map_frame import MapFrame
 
 _LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _POLL_S = 0.02
-_PATIENCE_S = 1.0  # odometry later than this is no help
+_PATIENCE_S = 1.0  # longest wait of a fix for odometry
 _LOG_PERIOD_S = 5.0
 
 
 class Broadcaster(Protocol):
-    """Publishes the transform that follows from a fix.
+    """Publishes the transform that follows from a fix, a pose of the base in the map.
 
     Attributes:
-        published, withheld: counts.
-        problem: why the latest fix led to no transform, or None.
+        published, withheld: numbers of transforms.
+        problem: reason why the latest fix led to no transform, or None.
     """
 
     published: int
@@ -41,10 +41,10 @@ class Broadcaster(Protocol):
     problem: str | None
 
     def fix(self, stamp_ns: int, map_from_base: Pose) -> None:
-        """Take a fix in, from any thread."""
+        """Add a fix, from any thread."""
 
     def reset(self) -> None:
-        """Forget the fixes so far and publish nothing before the next."""
+        """Discard the fixes so far; publish nothing until the next one."""
 
     def close(self) -> None:
         """Destroy timers and publishers."""
@@ -53,11 +53,11 @@ class Broadcaster(Protocol):
 def create_broadcaster(
     node: Node, config: NodeConfig, map_frame: str, base_frame: str, odometry: OdometrySource | None
 ) -> Broadcaster | None:
-    """The broadcaster of the mode that the parameters name; None for none.
+    """Create the broadcaster of parameter ``tf_mode``; None for mode ``none``.
 
     Raises:
         MissingPackageError: tf2_msgs is not installed.
-        ConfigError: parameters do not go together.
+        ConfigError: parameters contradict each other.
     """
     if config.tf_rate_hz and config.tf_mode != MAP_TO_ODOM:
         raise ConfigError(
@@ -103,19 +103,18 @@ class MapToBase:
         self.published += 1
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: no fix is kept."""
 
     def close(self) -> None:
         self._sender.close()
 
 
 class MapToOdom:
-    """``map -> odom`` (REP-105), so that with the odometry's own ``odom -> base_link`` the fix comes out.
+    """``map -> odom`` (REP-105), which combined with the odometry's ``odom -> base_link`` gives the fix.
 
-    A fix waits, at most a second, until the odometry reaches its stamp. Each transform is stamped
-    ``transform_tolerance_s`` after its fix, as nav2_amcl does, so that it can be looked up until the next one comes.
-    With ``tf_rate_hz`` the latest is repeated; all are then stamped that much after the node's clock, so that
-    stamps never go back.
+    A fix waits at most 1 s until the odometry reaches its stamp. Each transform is stamped ``transform_tolerance_s``
+    after its fix, as in nav2_amcl, so that lookups succeed until the next one comes. With ``tf_rate_hz`` the latest is
+    repeated; all are then stamped ``transform_tolerance_s`` after the node's clock, so that stamps never go back.
     """
 
     def __init__(self, node: Node, config: NodeConfig, map_frame: str, odometry: OdometrySource) -> None:
@@ -126,7 +125,7 @@ class MapToOdom:
         self._repeats = config.tf_rate_hz > 0
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, Pose, float]] = deque(maxlen=100)  # stamp, pose, steady time of arrival
-        self._latest: tuple[Pose, int] | None = None  # map_from_odom, the node's time when it was new
+        self._latest: tuple[Pose, int] | None = None  # map_from_odom, node time at which it was computed
         self.published = self.withheld = 0
         self.problem: str | None = None
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -150,7 +149,7 @@ class MapToOdom:
         self._sender.close()
 
     def _resolve(self) -> None:
-        """Publish for those waiting fixes that the odometry has reached; give up those that have waited too long."""
+        """Publish for waiting fixes that the odometry has reached; withhold those that have waited too long."""
         with self._lock:
             if not self._waiting:
                 return
@@ -164,7 +163,7 @@ class MapToOdom:
                     else:
                         self._withhold(str(error))
                 else:
-                    self.withheld += len(patient)  # the odometry has passed over them
+                    self.withheld += len(patient)  # older fixes: the odometry is past them
                     patient.clear()
                     self._publish(stamp_ns, map_from_base @ odom_from_base.inverse())
             self._waiting = deque(patient, self._waiting.maxlen)
@@ -193,7 +192,7 @@ class MapToOdom:
 
 
 class MapOrigin:
-    """Publishes where a local map lies in the checkpoint's frame, for everyone who comes later too.
+    """Publishes the pose of a local map in the checkpoint's frame on /tf_static, also for late subscribers.
 
     Raises:
         MissingPackageError: tf2_msgs is not installed.
@@ -213,6 +212,7 @@ class MapOrigin:
 
 
 def transform_message(stamp_ns: int, parent: str, child: str, parent_from_child: Pose) -> TransformStamped:
+    """``geometry_msgs/TransformStamped`` of a pose."""
     message = TransformStamped(child_frame_id=child)
     message.header.stamp = Time(nanoseconds=stamp_ns).to_msg()
     message.header.frame_id = parent

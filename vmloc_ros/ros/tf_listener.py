@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listening to TF: by tf2_ros where a distribution has it, else by a listener of our own."""
+"""Listens to TF by tf2_ros where it is installed, else by a listener of its own."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vmloc_ros.core.transform_tree import TransformLookup, TransformTree
 from vmloc_ros.ros.packages import MissingPackageError, message_class
 
 TF_TYPE = "tf2_msgs/msg/TFMessage"
-TF_QOS = QoSProfile(depth=100)  # as tf2_ros has it
+TF_QOS = QoSProfile(depth=100)  # as in tf2_ros
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | None = None) -> TransformLookup:
-    """A listener to TF with the best means at hand: tf2_ros, a listener of our own, or nothing.
+    """Listen to TF by the best means installed: tf2_ros, a listener of our own, or, without tf2_msgs, nothing.
 
     Args:
-        jump_back_s: a transform whose stamps go back by more starts anew.
-        moving_frame: the source that :meth:`TransformLookup.find_at` will be asked for, None if it will not be asked:
-            our own listener then decodes what is above that frame alone. tf2_ros listens to all of TF in any case.
+        jump_back_s: a transform whose stamps go back by more than this starts anew.
+        moving_frame: the source frame of :meth:`TransformLookup.find_at`; None if that is not used. Our own listener
+            decodes only the transforms above this frame from /tf; tf2_ros decodes all.
     """
     try:
         import tf2_ros
@@ -43,7 +43,7 @@ def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | Non
 
 
 class _Tf2Lookup:
-    """tf2_ros: also follows moving joints, such as a pan-tilt head."""
+    """Lookup by tf2_ros, also over moving joints, such as a pan-tilt head."""
 
     def __init__(self, node: Node, tf2_ros: Any) -> None:
         self._unavailable = tf2_ros.TransformException
@@ -70,7 +70,7 @@ class _Tf2Lookup:
 
 
 class _OwnLookup:
-    """The transforms of /tf_static, and on /tf those above one frame; extrinsics over moving joints need tf2_ros."""
+    """Lookup in /tf_static and, on /tf, above one frame alone; extrinsics over moving joints need tf2_ros."""
 
     def __init__(self, node: Node, message_type: Any, jump_back_s: float, moving_frame: str | None) -> None:
         self._node, self._moving_frame = node, (moving_frame or "").lstrip("/")
@@ -86,7 +86,7 @@ class _OwnLookup:
 
     def _add_moving(self, message: Any) -> None:
         for transform in message.transforms:
-            # A robot's joints come in hundreds a second, and none of them is asked for.
+            # Joints come hundreds of times a second and are not needed.
             if transform.child_frame_id.lstrip("/") in self._tree.ancestors(self._moving_frame):
                 self._add(transform, "/tf", stamp_ns(transform.header))
 
@@ -113,7 +113,7 @@ class _OwnLookup:
             return self._tree.find(target, source, stamp_ns)
 
     def forget(self) -> None:
-        """Nothing: each transform has started anew when its first new stamp came, which is before the first image."""
+        """Do nothing: each transform was reset by its first message after the jump, which came before the image."""
 
     def close(self) -> None:
         for subscription in self._subscriptions:
@@ -121,6 +121,8 @@ class _OwnLookup:
 
 
 class _NoLookup:
+    """No transforms: tf2_msgs is not installed."""
+
     def find(self, target: str, source: str) -> Pose | None:
         return Pose.identity() if target == source else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes where the checkpoint was trained; imports no torch, which takes seconds."""
+"""Publishes the area in which the checkpoint was trained; must not import torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _LATCHED_QOS = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class TrainingAreaCloud:
-    """``~/training_area``: a point in the middle of each cell where training poses were, for late comers too."""
+    """``~/training_area``: the centre of each map cell with training poses, also for late subscribers."""
 
     def __init__(self, node: Node, frame: MapFrame) -> None:
         self._node, self._frame = node, frame
         self._publisher = node.create_publisher(PointCloud2, "~/training_area", _LATCHED_QOS)
 
     def publish(self, training: Mapping[str, Any]) -> None:
-        """Show the area of a checkpoint's record of its training; no points where it remembers none.
+        """Publish the area of a checkpoint's training record; no points if it stores none.
 
         Raises:
             CheckpointError: the record is malformed; nothing is published.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes pictures of what the model gets, while somebody looks."""
+"""Publishes images of the model's input, while they have subscribers; imports torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LOG_PERIOD_S = 5.0
 
 
 class DebugImages:
-    """``~/range_image`` and ``~/overlay``, drawn for subscribers alone and no more often than asked.
+    """``~/range_image`` and ``~/overlay``, drawn only for subscribers and no faster than a given rate.
 
     Args:
-        rate_hz: the most pictures per second of steady time.
+        rate_hz: highest rate, in steady time.
 
     Attributes:
         camera_info: the latest CameraInfo message, set as they arrive.
@@ -34,12 +34,12 @@ class DebugImages:
         self.camera_info: Any = None
         self._node, self._preprocessor = node, Preprocessor(preprocess)
         self._period_s, self._next_s = 1 / rate_hz, 0.0
-        # Reliable, so that RViz's and rqt's defaults hear it; of a slow viewer's queue only the newest counts.
+        # Reliable, as RViz and rqt request by default; a slow viewer gets the newest image only.
         self._range_image = node.create_publisher(Image, "~/range_image", 1)
         self._overlay = node.create_publisher(Image, "~/overlay", 1)
 
     def publish(self, bundle: Bundle[Any], frame: Frame) -> None:
-        """Draw a decoded bundle if it is time and somebody looks; what cannot be drawn is logged."""
+        """Draw a decoded bundle for subscribers if one is due; log what cannot be drawn."""
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
@@ -61,7 +61,7 @@ class DebugImages:
                 publisher.publish(rgb_message(bundle.messages[modality][1].header, picture))
 
     def use(self, preprocess: PreprocessConfig) -> None:
-        """Draw what another model gets from now on."""
+        """Draw the input of another model from now on."""
         self._preprocessor = Preprocessor(preprocess)
 
     def close(self) -> None:
@@ -79,5 +79,5 @@ class DebugImages:
     def _camera(self) -> PinholeCamera | None:
         try:
             return None if self.camera_info is None else decode_camera_info(self.camera_info)
-        except MessageError:  # an uncalibrated camera: the overlay says that it has no intrinsics
+        except MessageError:  # an uncalibrated camera: the overlay shows "no intrinsics"
             return None

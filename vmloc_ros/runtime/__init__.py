@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node needs and knows no ROS: threads, health, odometry filter, extrinsics, frames from messages."""
+"""The node's parts that need no ROS: threads, model in service, gate, counters, odometry filter, extrinsics."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for people who look at what the model gets; no ROS."""
+"""Debug images of the model's input; no ROS."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vmloc_ros.core.projection import pinhole_projection
 
 Picture = NDArray[np.uint8]
 
-# OpenCV's Turbo: smooth in lightness from both ends, unlike jet, and rich enough for the many near ranges.
+# OpenCV's Turbo: its lightness has no false edges, unlike jet's, and it resolves the many near ranges.
 _COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
-_WIDEN_PER_PIXELS = 640  # a lidar point grows by one pixel to each side for as many pixels of the image's width
-_TEXT_HEIGHT = 1 / 24  # of the image's
+_WIDEN_PER_PIXELS = 640  # lidar points grow by one pixel to each side per this many pixels of image width
+_TEXT_HEIGHT = 1 / 24  # as a share of the image's height
 
 
 def range_modality(frame: Frame, preprocessor: Preprocessor) -> str | None:
-    """The modality of :func:`range_picture`: the lidar, or the depth image of a model without; None without both."""
+    """The modality that :func:`range_picture` draws: lidar before depth; None if the frame or model has neither."""
     wanted = [name for name in (LIDAR, DEPTH) if name in preprocessor.config.modalities]
     return next((name for name in wanted if name in frame.modalities), None)
 
 
 def range_picture(frame: Frame, preprocessor: Preprocessor) -> Picture | None:
-    """``(H, W, 3)`` uint8 RGB: the normalised range or depth, projected, clipped and scaled as the model sees it.
+    """``(H, W, 3)`` uint8 RGB: range or depth as the model gets it: projected, clipped and normalised.
 
     The near end of the model's range is red, the far end blue, a cell without a measurement black.
 
@@ -50,13 +50,13 @@ def range_picture(frame: Frame, preprocessor: Preprocessor) -> Picture | None:
 
 
 def overlay_picture(frame: Frame, camera: PinholeCamera | None, range_m: tuple[float, float]) -> Picture | None:
-    """``(H, W, 3)`` uint8 RGB: the image with the lidar's points in it and the modalities of the frame in words.
+    """``(H, W, 3)`` uint8 RGB: the image with the lidar's points, and the names of the frame's modalities.
 
-    Where edges of points and image do not meet, extrinsics, intrinsics or stamps are wrong.
+    Where edges of points and image do not align, extrinsics, intrinsics or stamps are wrong.
 
     Args:
         camera: intrinsics of the image; without them, or without extrinsics, no points are drawn.
-        range_m: distances of the first and the last colour (red, blue).
+        range_m: distances drawn in red and in blue.
 
     Returns:
         None where the frame has no image.
@@ -92,7 +92,7 @@ def _ranges(frame: Frame, camera: PinholeCamera) -> NDArray[np.float32]:
 
 
 def _draw_points(picture: Picture, points_m: NDArray[np.float32], range_m: tuple[float, float]) -> None:
-    """Draw points of one pixel wider, so that they are seen, near ones in front of far ones."""
+    """Draw a map of distances, dilated so that single points are visible, near ones in front of far ones."""
     with np.errstate(divide="ignore"):
         nearness = np.where(points_m > 0, 1 / points_m, 0).astype(np.float32)
     side = 1 + 2 * round(picture.shape[1] / _WIDEN_PER_PIXELS)
@@ -109,7 +109,7 @@ def _colours(share: NDArray[np.floating], valid: NDArray[np.bool_] | np.bool_) -
 
 
 def _write(picture: Picture, words: str) -> None:
-    """Words in the upper left corner, white on black strokes: legible on any image."""
+    """Write text into the upper left corner, white with a black outline: legible on any image."""
     height = max(12.0, picture.shape[0] * _TEXT_HEIGHT)
     scale, origin = height / 24, (round(height / 2), round(height * 1.5))
     for colour, width in (((0, 0, 0), 4), ((255, 255, 255), 1)):

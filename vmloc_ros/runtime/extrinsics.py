@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the sensors sit, from parameters or TF, and whether that is where they sat in training."""
+"""The sensors' mounting, from parameters or TF, compared with that in training."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ALLOWED_M, _ALLOWED_DEG = 0.05, 2.0
 
 
 class Extrinsics:
-    """The two transforms that localization needs; parameters come before TF.
+    """The two static transforms that localization needs; parameters come before TF.
 
     Args:
         base_from_body: given by parameter, or None.
         camera_from_lidar: given by parameter, or None.
-        trained: those of training by name, as far as the checkpoint remembers them.
-        warn: is told when one differs from training's by more than 5 cm or 2 degrees.
+        trained: transforms in training by name, as far as the checkpoint stores them.
+        warn: called once with a text when a transform differs from training by more than 5 cm or 2 degrees.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Extrinsics:
         self.expect(trained)
 
     def expect(self, trained: Mapping[str, Pose]) -> None:
-        """Compare with those of this training from now on."""
+        """Compare with these transforms of training from now on."""
         self._trained = trained
         self._mismatches: dict[str, str] = {}
         for name, pose in self._given.items():
@@ -48,7 +48,7 @@ class Extrinsics:
 
     @property
     def problems(self) -> list[str]:
-        """What differs from training, in words."""
+        """Descriptions of the transforms that differ from training."""
         return list(self._mismatches.values())
 
     def base_from_body(self, base_frame: str, body_frame: str) -> Pose | None:
@@ -80,20 +80,20 @@ class Extrinsics:
         if distance_m <= _ALLOWED_M and angle_deg <= _ALLOWED_DEG:
             self._mismatches.pop(name, None)
             return
-        told = name in self._mismatches
+        is_known = name in self._mismatches
         self._mismatches[name] = (
             f"{name} differs by {distance_m:.2f} m and {angle_deg:.1f} deg from that in training: correct the "
             "extrinsics or the mounting, or train with these"
         )
-        if not told:
+        if not is_known:
             self._warn(self._mismatches[name])
 
 
 def trained_extrinsics(training: Mapping[str, Any]) -> dict[str, Pose]:
-    """Those that a checkpoint's record of its training holds under ``extrinsics``.
+    """Transforms in training by name, from a checkpoint's training record under ``extrinsics``.
 
-    The record is ``{name: {"position_m": [x, y, z], "quaternion_wxyz": [w, x, y, z]}}``; names are those of
-    :class:`Extrinsics`' transforms.
+    That part is ``{name: {"position_m": [x, y, z], "quaternion_wxyz": [w, x, y, z]}}`` with the names
+    ``base_from_body`` and ``camera_from_lidar``.
 
     Raises:
         CheckpointError: the record is malformed.

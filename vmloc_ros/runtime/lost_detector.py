@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides which estimates are not to be trusted; pure Python, no ROS, no clock of its own."""
+"""Decides which estimates are not to be trusted; pure Python, no ROS, no clock."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from vmloc_ros.core.uncertainty import position_std_m
 
 
 class LostDetector:
-    """Withholds estimates of low confidence or large spread, and knows how long there has been no other.
+    """Withholds estimates of low confidence or large covariance, and counts the time since the last trusted one.
 
-    Each estimate is judged by itself, since each is made from its own frame alone: the first good one ends being lost.
-    Waiting for several in a row was tried and kept back good ones, but none that were far off.
+    Each estimate is judged by itself, since it is made from its own frame alone: the first that passes ends being lost.
+    Waiting for several in a row was tried: it withheld accurate estimates and no gross errors.
 
     Args:
-        min_confidence: estimates whose confidence is lower are withheld. Those of checkpoints that give none pass.
-        max_position_std_m: estimates with a larger standard deviation of the position along any direction are withheld;
+        min_confidence: estimates of lower confidence are withheld; those without a confidence pass.
+        max_position_std_m: estimates with a larger standard deviation of the position in any direction are withheld;
             0: no limit.
     """
 
@@ -29,7 +29,7 @@ class LostDetector:
         return self._since_ns is not None
 
     def check(self, estimate: Estimate) -> str | None:
-        """Why the estimate must not go out, and for how long (by stamps) that has been so; None: it may."""
+        """Reason to withhold an estimate, with the time by stamps since the first one withheld; None: publish it."""
         reason = self._reason(estimate)
         if reason is None:
             self._since_ns = None
@@ -39,12 +39,12 @@ class LostDetector:
         return f"{reason} for {(estimate.stamp_ns - self._since_ns) * 1e-9:.1f} s"
 
     def reset(self) -> None:
-        """Forget since when."""
+        """Be no longer lost."""
         self._since_ns = None
 
     def _reason(self, estimate: Estimate) -> str | None:
         confidence = estimate.confidence
-        if confidence is not None and not confidence >= self._min_confidence:  # NaN is no confidence either
+        if confidence is not None and not confidence >= self._min_confidence:  # also withholds NaN
             return f"confidence {confidence:.2g} below {self._min_confidence:g}"
         if self._max_position_std_m > 0:
             std_m = position_std_m(estimate.covariance)

@@ -19,12 +19,12 @@ _PARENT_NAME = "checkpoint_map"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MapFrame:
-    """Where poses are published.
+    """The frame of published poses.
 
     Attributes:
         name: the frame of published poses.
-        parent: the checkpoint's frame where it is another one, else None. Its axes are parallel.
-        origin_m: ``(3,)`` float64, the published frame's origin in the checkpoint's.
+        parent: the checkpoint's frame, whose axes are parallel; None where ``name`` is the checkpoint's frame.
+        origin_m: ``(3,)`` float64, origin of ``name`` in ``parent``.
     """
 
     name: str
@@ -32,16 +32,16 @@ class MapFrame:
     origin_m: NDArray[np.float64]
 
     def from_checkpoint(self, pose: Pose) -> Pose:
-        """A pose in the checkpoint's frame, in this one."""
+        """Transform a pose from the checkpoint's frame to this one."""
         return Pose(pose.position_m - self.origin_m, pose.quaternion_wxyz)
 
 
 def choose_map_frame(
     checkpoint_frame: str, centre_m: Sequence[float], name: str = "", origin_m: Sequence[float] | None = None
 ) -> MapFrame:
-    """The checkpoint's frame, or a local one in the middle of its training poses where these are beyond 10 km.
+    """Choose the checkpoint's frame, or a local one amid its training poses where these lie beyond 10 km.
 
-    The automatic origin is in whole metres, and the same whenever the checkpoint is loaded.
+    The automatic origin is in whole metres and depends on the checkpoint alone.
 
     Args:
         centre_m: mean training position in the checkpoint's frame.

@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smooths single-shot poses with odometry: an error-state Kalman filter over position and attitude.
 
-Pure Python and numpy: no ROS, no clock of its own. Odometry is smooth and drifts; a network's poses (fixes) jump and do
-not drift. The filter estimates where the odometry's frame lies in the map:
+Pure Python and numpy: no ROS, no clock. Odometry is smooth and drifts; a network's poses (fixes) jump and do not drift.
+The filter estimates the pose of the odometry's frame in the map:
 
-* **State**: ``map_from_odom``. Odometry moves the base and leaves the state alone, so a fix that comes late needs no
-  replay: with the odometry at its own stamp it measures the state, and the newest odometry on top of the state is the
-  pose of now.
+* **State**: ``map_from_odom``. Odometry moves the base and not the state, so a late fix needs no replay: together with
+  the odometry at its own stamp it measures the state, and state and newest odometry make the present pose.
 * **Error**: that of the base's pose in the map, not of ``map_from_odom``: metres, then the rotation vector about the
-  map's fixed axes that stands on the left of the estimate's rotation (as :attr:`Estimate.covariance`). So a rotation's
-  error acts at the base, and not at the end of the lever to the odometry's origin, however far that is. When the base
-  moves by ``d`` in map axes, a rotation error ``w`` moves it by ``w x d`` too. Terms of second order are left out
-  (Sola, "Quaternion kinematics for the error-state Kalman filter", 2017).
+  map's fixed axes, to the left of the estimate's rotation (as :attr:`Estimate.covariance`). A rotation error thus acts
+  at the base, however far the odometry's origin is. When the base moves by ``d`` in map axes, a rotation error ``w``
+  moves it by ``w x d``. Terms of second order are neglected (Solà, "Quaternion kinematics for the error-state Kalman
+  filter", 2017).
 * **Drift**: a random walk with variances in proportion to the metres, radians and seconds between two stamps, measured
-  from end to end: of a loop driven without any fix only the seconds count.
-* **Alike errors**: a network errs the same way as long as it sees the same place. Of fixes whose errors are correlated
-  by ``c`` from one to the next (a first-order Gauss-Markov process over metres and seconds) a long row weighs as much
-  as if they were independent with ``(1 + c) / (1 - c)`` times the variance (the process's spectral density at
-  frequency zero), and the update takes them for that: covariances must not shrink because of fixes that say the same
-  thing again.
-* **Gate**: a fix whose squared Mahalanobis distance, by its covariance as given, exceeds the chi-square distribution's
-  quantile is refused. Fixes refused in a row feed a second filter, which takes over once enough of them agree.
+  from end to end: of a loop driven without a fix only the seconds count.
+* **Correlated errors**: a network's error hardly changes while it sees the same place. Errors of successive fixes with
+  correlation ``c`` (a first-order Gauss-Markov process over metres and seconds) average out like independent ones with
+  ``(1 + c) / (1 - c)`` times the variance (the process's spectral density at frequency zero). The update uses that
+  variance, so that repeated views of one place do not shrink the covariance.
+* **Gate**: a fix whose squared Mahalanobis distance, with its covariance as given, exceeds the chi-square quantile is
+  rejected. Consecutive rejected fixes feed a second filter, the alternative hypothesis, which takes over once enough of
+  them agree.
 """
 
 from __future__ import annotations
@@ -48,20 +47,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class FilterConfig:
-    """Settings of :class:`OdometryFilter`. Drifts are standard deviations along or about each axis after one unit.
+    """Settings of :class:`OdometryFilter`; drifts are standard deviations along or about each axis after one unit.
 
     Attributes:
         drift_m_per_sqrt_m: of the position, by distance.
-        drift_m_per_sqrt_s: of the position, by time: also of a robot that stands.
-        drift_rad_per_sqrt_m: of the attitude, by distance; has to cover the slopes that planar odometry does not see.
+        drift_m_per_sqrt_s: of the position, by time, also at a standstill.
+        drift_rad_per_sqrt_m: of the attitude, by distance; covers slopes, which planar odometry does not measure.
         drift_rad_per_sqrt_rad: of the attitude, by turn.
         drift_rad_per_sqrt_s: of the attitude, by time.
-        correlation_m: distance after which the correlation of fixes' errors is down to 1/e.
-        correlation_s: time after which it is, wherever the robot is.
-        gate_probability: share of good fixes that the gate lets through.
-        restart_after: so many refused fixes in a row that agree with each other take over.
-        max_speed_m_s: odometry that moves faster has been reset.
-        jump_back_s: stamps that go back by more mean a reset of the clock.
+        correlation_m: distance over which the correlation of fixes' errors falls to 1/e.
+        correlation_s: time over which it does.
+        gate_probability: probability that the gate accepts a fix whose error agrees with its covariance.
+        restart_after: number of consecutive rejected fixes that take over if they agree with each other.
+        max_speed_m_s: faster motion of the odometry counts as a reset of the odometry.
+        jump_back_s: stamps that go back by more count as a reset of the clock.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -93,12 +92,12 @@ class FilterConfig:
 
 
 class Verdict(Enum):
-    """What became of a fix."""
+    """What the filter did with a fix."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
-    STARTED = "started"  # there was no state, or the odometry's jump has ended it
-    RESTARTED = "restarted"  # it and the fixes refused before it have replaced the state
+    STARTED = "started"  # there was no state, or a jump of the odometry had ended it
+    RESTARTED = "restarted"  # this fix and the rejected ones before it have replaced the state
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,12 +111,12 @@ class FilteredPose:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateResult:
-    """What became of a fix.
+    """The result of a fix.
 
     Attributes:
-        distance: the fix's Mahalanobis distance from the prediction; None where it was not compared.
-        reason: of every verdict but accepted.
-        filtered: the pose at the fix's stamp, with all that is known now.
+        distance: the fix's Mahalanobis distance from the prediction; None where they were not compared.
+        reason: of the verdict; empty for an accepted fix.
+        filtered: the pose at the fix's stamp after the update, or the prediction where the fix was rejected.
     """
 
     verdict: Verdict
@@ -128,7 +127,7 @@ class UpdateResult:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Anchor:
-    """A pose of the base in the map, with its covariance, and the odometry at its stamp: a fix, or a filter's state."""
+    """Pose and covariance of the base in the map and the odometry at one stamp: a fix, or a filter's state."""
 
     stamp_ns: int
     odom_from_base: Pose
@@ -141,10 +140,10 @@ class _Anchor:
 
 
 class OdometryFilter:
-    """Turns fixes and odometry into a smooth trajectory; see the module's text. Not thread-safe: callers hold a lock.
+    """Turns fixes and odometry into a smooth trajectory, see the module's docstring; not thread-safe.
 
     Attributes:
-        reset_reason: why the latest :meth:`reset` was; empty before the first.
+        reset_reason: the reason of the latest :meth:`reset`; empty before the first.
     """
 
     def __init__(self, config: FilterConfig) -> None:
@@ -153,19 +152,19 @@ class OdometryFilter:
 
     @property
     def map_from_odom(self) -> Pose | None:
-        """The state; None before the start."""
+        """The state; None before the first fix."""
         return None if self._state is None else self._state.map_from_base @ self._state.odom_from_base.inverse()
 
     def reset(self, reason: str) -> None:
-        """Forget everything; the next fix starts anew."""
+        """Discard the state; the next fix starts anew."""
         self._state: _Anchor | None = None
-        self._rival: _Anchor | None = None  # made of the fixes refused since the latest that was accepted
-        self._rival_fixes = 0
+        self._alternative: _Anchor | None = None  # from the fixes rejected since the latest accepted one
+        self._alternative_fixes = 0
         self._newest_ns = 0
         self.reset_reason = reason
 
     def correct(self, stamp_ns: int, odom_from_base: Pose, map_from_base: Pose, covariance: ArrayLike) -> UpdateResult:
-        """Take in a fix, however late.
+        """Update the state with a fix, which may come late.
 
         Args:
             odom_from_base: odometry at the fix's stamp.
@@ -183,14 +182,14 @@ class OdometryFilter:
         if stamp_ns <= self._newest_ns:
             return UpdateResult(Verdict.REJECTED, None, "not newer than the fix before", prior.filtered)
         self._newest_ns = stamp_ns
-        updated, distance = _offer(fix, prior, self._state, self._config)
+        updated, distance = _gated_update(fix, prior, self._state, self._config)
         if updated is None:
-            return self._refuse(fix, prior, distance)
-        self._state, self._rival = updated, None
+            return self._reject(fix, prior, distance)
+        self._state, self._alternative = updated, None
         return UpdateResult(Verdict.ACCEPTED, distance, "", updated.filtered)
 
     def predict(self, stamp_ns: int, odom_from_base: Pose) -> FilteredPose | None:
-        """The base's pose at any odometry; None before the start, and when the odometry has jumped, which resets."""
+        """Predict the base's pose from odometry; None before the first fix and after a jump, which resets."""
         self._reset_at_jump(stamp_ns, odom_from_base)
         if self._state is None:
             return None
@@ -204,23 +203,23 @@ class OdometryFilter:
         if jump is not None:
             self.reset(jump)
 
-    def _refuse(self, fix: _Anchor, prior: _Anchor, distance: float) -> UpdateResult:
-        """Give the fix to the rival, which takes over once enough fixes have agreed."""
+    def _reject(self, fix: _Anchor, prior: _Anchor, distance: float) -> UpdateResult:
+        """Update the alternative with a rejected fix; it takes over once enough fixes have agreed with it."""
         updated = None
-        if self._rival is not None:
-            carried = _carried(self._rival, fix.stamp_ns, fix.odom_from_base, self._config)
-            updated, _ = _offer(fix, carried, self._rival, self._config)
-        self._rival_fixes = 1 if updated is None else self._rival_fixes + 1
-        self._rival = updated or fix
-        if self._rival_fixes < self._config.restart_after:
+        if self._alternative is not None:
+            carried = _carried(self._alternative, fix.stamp_ns, fix.odom_from_base, self._config)
+            updated, _ = _gated_update(fix, carried, self._alternative, self._config)
+        self._alternative_fixes = 1 if updated is None else self._alternative_fixes + 1
+        self._alternative = updated or fix
+        if self._alternative_fixes < self._config.restart_after:
             return UpdateResult(Verdict.REJECTED, distance, "too far from the prediction", prior.filtered)
-        self._state, self._rival = self._rival, None
-        reason = f"{self._rival_fixes} refused fixes in a row agree with each other"
+        self._state, self._alternative = self._alternative, None
+        reason = f"{self._alternative_fixes} rejected fixes in a row agree with each other"
         return UpdateResult(Verdict.RESTARTED, distance, reason, self._state.filtered)
 
 
 def _carried(state: _Anchor, stamp_ns: int, odom_from_base: Pose, config: FilterConfig) -> _Anchor:
-    """The state at another stamp, later as a rule, by the odometry of then."""
+    """Carry a state to another stamp, usually a later one, by the odometry there."""
     step = state.odom_from_base.inverse() @ odom_from_base
     map_from_base = state.map_from_base @ step
     moved_m = map_from_base.position_m - state.map_from_base.position_m
@@ -230,7 +229,7 @@ def _carried(state: _Anchor, stamp_ns: int, odom_from_base: Pose, config: Filter
 
 
 def _drift_variances(step: Pose, seconds: float, config: FilterConfig) -> Array:
-    """Variances ``(6,)`` that the odometry's drift adds to the pose over a step."""
+    """Variances ``(6,)`` of the odometry's drift over a step, to add to the pose's."""
     metres = float(np.linalg.norm(step.position_m))
     radians = float(np.linalg.norm(rotation_vector_from_quaternion(step.quaternion_wxyz)))
     position = config.drift_m_per_sqrt_m**2 * metres + config.drift_m_per_sqrt_s**2 * seconds
@@ -242,11 +241,12 @@ def _drift_variances(step: Pose, seconds: float, config: FilterConfig) -> Array:
     return np.repeat([position, attitude], 3)
 
 
-def _offer(fix: _Anchor, prior: _Anchor, before: _Anchor, config: FilterConfig) -> tuple[_Anchor | None, float]:
-    """The prior updated by a fix, None where the gate refuses it, and the fix's Mahalanobis distance.
+def _gated_update(fix: _Anchor, prior: _Anchor, before: _Anchor, config: FilterConfig) -> tuple[_Anchor | None, float]:
+    """Return the prior updated by a fix, None where the gate rejects it, and the fix's Mahalanobis distance.
 
     Args:
-        prior: the state ``before``, which is that after the latest fix, carried to this one.
+        prior: ``before`` carried to the fix's stamp.
+        before: the state after the fix before.
     """
     turn = quaternion_multiply(
         fix.map_from_base.quaternion_wxyz, quaternion_conjugate(prior.map_from_base.quaternion_wxyz)
@@ -254,19 +254,19 @@ def _offer(fix: _Anchor, prior: _Anchor, before: _Anchor, config: FilterConfig) 
     step_m = fix.map_from_base.position_m - prior.map_from_base.position_m
     innovation = np.concatenate([step_m, rotation_vector_from_quaternion(turn)])
     square = float(innovation @ np.linalg.solve(prior.covariance + fix.covariance, innovation))
-    if _share_beyond(square) < 1 - config.gate_probability:
+    if _p_value(square) < 1 - config.gate_probability:
         return None, math.sqrt(square)
-    return _updated(prior, innovation, _weakening(before, fix, config) * fix.covariance), math.sqrt(square)
+    return _updated(prior, innovation, _correlation_factor(before, fix, config) * fix.covariance), math.sqrt(square)
 
 
-def _share_beyond(square: float) -> float:
-    """Probability that a chi-square variable of 6 degrees of freedom is larger."""
+def _p_value(square: float) -> float:
+    """Probability that a chi-square variable of 6 degrees of freedom exceeds ``square``, in closed form."""
     half = square / 2
     return math.exp(-half) * (1 + half + half**2 / 2)
 
 
-def _weakening(before: _Anchor, fix: _Anchor, config: FilterConfig) -> float:
-    """Factor on a fix's covariance for what its error has in common with that of the fix before, at least 1."""
+def _correlation_factor(before: _Anchor, fix: _Anchor, config: FilterConfig) -> float:
+    """Factor, at least 1, on a fix's covariance for the correlation of its error with that of the fix before."""
     metres = float(np.linalg.norm(fix.odom_from_base.position_m - before.odom_from_base.position_m))
     seconds = abs(fix.stamp_ns - before.stamp_ns) * 1e-9
     decay = metres / config.correlation_m + seconds / config.correlation_s
@@ -274,7 +274,7 @@ def _weakening(before: _Anchor, fix: _Anchor, config: FilterConfig) -> float:
 
 
 def _updated(prior: _Anchor, innovation: Array, noise: Array) -> _Anchor:
-    """The Kalman update of a prior by what leads from it to a fix ``(6,)`` with covariance ``noise`` ``(6, 6)``."""
+    """Kalman update of a prior by an innovation ``(6,)`` with measurement covariance ``noise`` ``(6, 6)``."""
     gain = np.linalg.solve(prior.covariance + noise, prior.covariance).T
     correction = gain @ innovation
     pose = Pose(
@@ -282,7 +282,7 @@ def _updated(prior: _Anchor, innovation: Array, noise: Array) -> _Anchor:
         quaternion_multiply(quaternion_exp(correction[3:] / 2), prior.map_from_base.quaternion_wxyz),
     )
     rest = np.eye(6) - gain
-    # Joseph's form: symmetric and positive whatever the rounding.
+    # Joseph form: stays symmetric and positive definite under rounding.
     covariance = rest @ prior.covariance @ rest.T + gain @ noise @ gain.T
     return _Anchor(prior.stamp_ns, prior.odom_from_base, pose, covariance)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model as the node runs it: loaded, warmed up, on a CUDA stream of its own; no ROS."""
+"""The model as the node runs it: loaded, warmed up, traced, on a CUDA stream of its own; no ROS."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from vmloc_ros.core.tracing import trace_networks
 class Model:
     """A localizer in service, fed frame by frame.
 
+    Args:
+        lookahead: number of later frames that an estimate waits for, see :meth:`Localizer.stream`.
+
     Attributes:
-        checkpoint: path that it was loaded from.
-        localizer: what answers.
+        checkpoint: path that the localizer was loaded from.
 
     Raises:
-        ConfigError: the model cannot have this ``lookahead``.
+        ConfigError: ``lookahead`` is out of the model's range.
     """
 
     def __init__(self, checkpoint: str, localizer: Localizer, lookahead: int) -> None:
         self.checkpoint, self.localizer = checkpoint, localizer
         self._lookahead = lookahead
-        # Of its own, so that it waits for nobody else's work on the default stream. None: the CPU has none.
+        # Does not wait for other work on the default stream. None on the CPU.
         self._cuda_stream = torch.cuda.Stream(localizer.device) if localizer.device.type == "cuda" else None
         self.reset()
 
@@ -40,7 +42,7 @@ class Model:
 
     @torch.inference_mode()
     def prepare(self, frame: Frame) -> ModelInput:
-        """What :meth:`feed` takes; for another thread, while that one works. Raises ModelError: it has no input."""
+        """Make the input of :meth:`feed`, also while another thread is in it. Raises ModelError: nothing to prepare."""
         with self._on_cuda_stream():
             return self.localizer.preprocess(frame)
 
@@ -57,27 +59,27 @@ class Model:
             self.localizer.warm_up()
 
     def speed_up(self) -> bool:
-        """Keep the node's other threads from holding up the networks, where the CPU runs them; whether that worked."""
+        """Trace the networks on the CPU, so that other Python threads do not delay them; False if that failed."""
         if self._cuda_stream is not None:
             return True
         return bool(trace_networks(self.localizer.model, self.localizer.warm_up))
 
     def _on_cuda_stream(self) -> AbstractContextManager[object]:
-        # torch.cuda.stream(None) does nothing, too, but asks the driver first, and fails where that is broken.
+        # torch.cuda.stream(None) does nothing either, but calls the driver first and fails where that is broken.
         return nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
 
 
 def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str], object]) -> Model:
-    """Load a checkpoint and answer a first, synthetic frame.
+    """Load a checkpoint and localize a first, synthetic frame.
 
     Args:
-        device: as :meth:`Localizer.load` has it; with ``auto`` a GPU that fails even now gives way to the CPU.
-        warn: is told when that happens.
+        device: see :meth:`Localizer.load`; with ``auto`` the CPU replaces a GPU that fails at the first frame, too.
+        warn: called with a text when that happens, or when the networks cannot be traced.
 
     Raises:
         CheckpointError: see :func:`vmloc_ros.core.checkpoint.load_checkpoint`.
         ModelError: the device does not exist or fails.
-        ConfigError: the model cannot have this ``lookahead``.
+        ConfigError: ``lookahead`` is out of the model's range.
     """
     chosen = device
     if device == "auto":
@@ -95,12 +97,14 @@ def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str
         warn(f"the model does not run on {chosen} ({reason}); falling back to the CPU")
     else:
         if not model.speed_up():
-            warn("this system's networks cannot be traced: with many frames a second, receiving them slows it down")
+            warn(
+                "this system's networks cannot be traced: at high frame rates, receiving messages slows inference down"
+            )
         return model
     return load_model(checkpoint, "cpu", lookahead, warn)  # outside of "except", which would keep the GPU's tensors
 
 
 def release_gpu_memory() -> None:
-    """Hand what torch keeps of dropped models back to the GPU's other users."""
+    """Return the GPU memory that torch caches of deleted models to other processes."""
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

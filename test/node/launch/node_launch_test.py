@@ -43,7 +43,7 @@ def generate_test_description():
 
 
 class TestRunningNode(unittest.TestCase):
-    """What the arguments do."""
+    """The effect of the arguments."""
 
     @classmethod
     def setUpClass(cls):
@@ -72,22 +72,22 @@ class TestRunningNode(unittest.TestCase):
         poses = []
         self.node.create_subscription(PoseStamped, "/robot1/vmloc_node/pose", poses.append, 10)
 
-        def is_answered():  # discovery is not symmetric: the first images may find nobody
+        def has_pose():  # discovery is not symmetric: the first images may be lost
             message.header.stamp.sec += 1
             publisher.publish(message)
             return poses
 
-        self.wait_until(is_answered, "a pose")
+        self.wait_until(has_pose, "a pose")
         assert poses[0].header.stamp.sec > 1700000000
         assert poses[0].header.frame_id == "hall"
 
-    def test_arguments_become_parameters_and_the_rest_is_the_parameter_file_s(self):
+    def test_arguments_become_parameters_and_the_file_sets_the_rest(self):
         client = self.node.create_client(GetParameters, "/robot1/vmloc_node/get_parameters")
         self.wait_until(client.service_is_ready, "the node's parameters")
         names = ["image_topic", "tf_mode", "use_sim_time", "slop_s"]
-        answer = client.call_async(GetParameters.Request(names=names))
-        self.wait_until(answer.done, "an answer")
-        image_topic, tf_mode, use_sim_time, slop_s = answer.result().values
+        future = client.call_async(GetParameters.Request(names=names))
+        self.wait_until(future.done, "the response")
+        image_topic, tf_mode, use_sim_time, slop_s = future.result().values
         assert (image_topic.string_value, tf_mode.string_value) == ("front/image", "none")
         assert use_sim_time.bool_value
         assert slop_s.double_value == 0.1
@@ -95,12 +95,12 @@ class TestRunningNode(unittest.TestCase):
 
 @launch_testing.post_shutdown_test()
 class TestAfterwards(unittest.TestCase):
-    """How the node ends when launch interrupts it, and what it said."""
+    """Exit status and log of the node after launch has interrupted it."""
 
-    def test_it_ends_well(self, proc_info):
+    def test_the_exit_status_is_zero(self, proc_info):
         launch_testing.asserts.assertExitCodes(proc_info)
 
-    def test_it_logs_no_more_than_it_was_asked_to(self, proc_output):
+    def test_the_log_level_is_followed(self, proc_output):
         text = "".join(line.text.decode() for line in proc_output)
         assert "Traceback" not in text
         assert STATE not in text  # of level info

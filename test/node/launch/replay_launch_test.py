@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""replay.launch.py with a player that only writes down its arguments; run by ``launch_test``.
+"""replay.launch.py with a player that only prints its arguments; run by ``launch_test``.
 
 ``launch_test test/node/launch/replay_launch_test.py checkpoint:=model.safetensors bag:=drive``; needs ``ros2``.
 """
