@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The transforms of /tf and /tf_static, for machines without tf2; pure Python. Not thread-safe: callers hold a lock."""
+"""A tree of static and moving transforms, without tf2; pure Python. Not thread-safe: callers hold a lock."""
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.pose_buffer import OdometryBuffer
+from vmloc_ros.core.pose_buffer import JUMP_BACK_S, OdometryBuffer
+
+Edge = tuple[str, str]  # parent frame, child frame
 
 _MAX_GAP_S = 0.5
 
@@ -40,31 +44,31 @@ class TransformTree:
     """Static transforms, and moving ones with a bounded past; frame names compare without a leading slash.
 
     Args:
-        jump_back_s: a moving transform whose stamps go back by more starts anew.
+        jump_back_s: a moving transform whose stamps go back by more than this starts anew.
     """
 
-    def __init__(self, jump_back_s: float) -> None:
+    def __init__(self, jump_back_s: float = JUMP_BACK_S) -> None:
         self._jump_back_s = jump_back_s
-        self._edges: dict[str, tuple[str, Pose | MovingTransform]] = {}
+        self._parents: dict[str, str] = {}
+        self._transforms: dict[Edge, Pose | MovingTransform] = {}
 
     def add(self, parent: str, child: str, parent_from_child: Pose, stamp_ns: int | None = None) -> None:
-        """Add a transform, static without a stamp; one to another parent replaces all of the child's before."""
-        parent, child = parent.lstrip("/"), child.lstrip("/")
+        """Add a transform, static without a stamp. A child has one parent: the latest replaces another one."""
+        edge = parent, child = parent.lstrip("/"), child.lstrip("/")
+        if (known := self._parents.get(child, parent)) != parent:
+            del self._transforms[known, child]
+        self._parents[child] = parent
         if stamp_ns is None:
-            self._edges[child] = (parent, parent_from_child)
+            self._transforms[edge] = parent_from_child
             return
-        known, motion = self._edges.get(child, ("", None))
-        if known != parent or not isinstance(motion, MovingTransform):
-            motion = MovingTransform(self._jump_back_s)
-            self._edges[child] = (parent, motion)
+        motion = self._transforms.get(edge)
+        if not isinstance(motion, MovingTransform):
+            motion = self._transforms[edge] = MovingTransform(self._jump_back_s)
         motion.add(stamp_ns, parent_from_child)
 
     def ancestors(self, frame: str) -> list[str]:
-        """A frame and all above it, as far as they are known."""
-        chain = [frame]
-        while (edge := self._edges.get(chain[-1])) and edge[0] not in chain:  # else a loop, in a broken TF
-            chain.append(edge[0])
-        return chain
+        """See :func:`ancestors`."""
+        return ancestors(self._parents, frame)
 
     def find(self, target: str, source: str, stamp_ns: int | None = None) -> Pose:
         """``target_from_source``: through static transforms alone, or at a stamp through moving ones too.
@@ -74,76 +78,78 @@ class TransformTree:
         Raises:
             DataError: the frames are not connected, or a transform between them is not known at the stamp.
         """
-        target, source = target.lstrip("/"), source.lstrip("/")
-        above = self.ancestors(target)
-        common = next((frame for frame in self.ancestors(source) if frame in above), None)
-        if common is None:
-            raise DataError(f"TF does not lead from {source} to {target}; above {source}: {self._known(source)}")
-        return self._up(target, common, stamp_ns).inverse() @ self._up(source, common, stamp_ns)
+        path = self._find_path(target, source)
+        if path is None:
+            source, above = source.lstrip("/"), self.ancestors(source.lstrip("/"))[1:]
+            known = sorted({frame for edge in self._transforms for frame in edge})
+            raise DataError(
+                f"TF does not lead from {source} to {target.lstrip('/')}; above {source}: "
+                f"{', '.join(above) or 'nothing'}; frames known: {', '.join(known) or 'none'}"
+            )
+        return self._along(path, stamp_ns)
 
-    def _known(self, frame: str) -> str:
-        return ", ".join(self.ancestors(frame)[1:]) or "nothing"
+    def find_static(self, target: str, source: str) -> Pose | None:
+        """``target_from_source``, or None where static transforms alone do not connect the frames."""
+        path = self._find_path(target, source)
+        if path is None or any(isinstance(self._transforms[edge], MovingTransform) for edge, _ in path):
+            return None
+        return self._along(path)
 
-    def _up(self, frame: str, ancestor: str, stamp_ns: int | None) -> Pose:
-        """``ancestor_from_frame``."""
-        ancestor_from_frame = Pose.identity()
-        while frame != ancestor:
-            parent, motion = self._edges[frame]
-            pose = motion if isinstance(motion, Pose) else _at(motion, f"{parent} -> {frame}", stamp_ns)
-            ancestor_from_frame, frame = pose @ ancestor_from_frame, parent
-        return ancestor_from_frame
+    def _find_path(self, target: str, source: str) -> list[tuple[Edge, bool]] | None:
+        return find_path(self._transforms, target.lstrip("/"), source.lstrip("/"))
+
+    def _along(self, path: list[tuple[Edge, bool]], stamp_ns: int | None = None) -> Pose:
+        """The product of a path's transforms: in a tree it goes up to a common ancestor first, then down."""
+        ancestor_from_target, ancestor_from_source = Pose.identity(), Pose.identity()
+        for edge in [edge for edge, is_downwards in path if not is_downwards]:
+            ancestor_from_target = self._at(edge, stamp_ns) @ ancestor_from_target
+        for edge in [edge for edge, is_downwards in reversed(path) if is_downwards]:
+            ancestor_from_source = self._at(edge, stamp_ns) @ ancestor_from_source
+        return ancestor_from_target.inverse() @ ancestor_from_source
+
+    def _at(self, edge: Edge, stamp_ns: int | None) -> Pose:
+        transform, name = self._transforms[edge], " -> ".join(edge)
+        if isinstance(transform, Pose):
+            return transform
+        if stamp_ns is None:
+            raise DataError(f"{name} moves")
+        try:
+            return transform.at(stamp_ns)
+        except DataError as error:
+            raise DataError(f"{name} on /tf: {error}") from error
 
 
-def _at(motion: MovingTransform, name: str, stamp_ns: int | None) -> Pose:
-    if stamp_ns is None:
-        raise DataError(f"{name} moves")
-    try:
-        return motion.at(stamp_ns)
-    except DataError as error:
-        raise DataError(f"{name} on /tf: {error}") from error
+def ancestors(parents: Mapping[str, str], frame: str) -> list[str]:
+    """A frame and all frames above it, as far as they are known; ``parents`` maps child to parent."""
+    chain = [frame]
+    while (parent := parents.get(chain[-1])) is not None and parent not in chain:  # else a loop, in a broken TF
+        chain.append(parent)
+    return chain
 
 
-class StaticTransformTree:
-    """Extrinsics as /tf_static publishes them; frame names compare without a leading slash."""
+def find_path(edges: Iterable[Edge], start: str, goal: str) -> list[tuple[Edge, bool]] | None:
+    """The shortest path between two frames of a graph of transforms, by breadth-first search.
 
-    def __init__(self) -> None:
-        self._parents: dict[str, tuple[str, Pose]] = {}
-
-    def add(self, parent: str, child: str, parent_from_child: Pose) -> None:
-        """Add or replace the transform of ``child``."""
-        self._parents[child.lstrip("/")] = (parent.lstrip("/"), parent_from_child)
-
-    def find(self, target: str, source: str) -> Pose | None:
-        """``target_from_source``, or None where the frames are not connected."""
-        target_chain, source_chain = self._to_root(target.lstrip("/")), self._to_root(source.lstrip("/"))
-        for frame, ancestor_from_target in target_chain.items():
-            if frame in source_chain:
-                return ancestor_from_target.inverse() @ source_chain[frame]
-        return None
-
-    def lookup(self, target: str, source: str) -> Pose:
-        """``target_from_source``.
-
-        Raises:
-            DataError: the frames are not connected.
-        """
-        pose = self.find(target, source)
-        if pose is None:
-            parents = {parent for parent, _ in self._parents.values()}
-            known = ", ".join(sorted({*self._parents, *parents}))
-            raise DataError(f"no static transform from {source!r} to {target!r}; frames known: {known or 'none'}")
-        return pose
-
-    def _to_root(self, frame: str) -> dict[str, Pose]:
-        """Every ancestor of a frame, itself first, with ``ancestor_from_frame``."""
-        chain = {frame: Pose.identity()}
-        while frame in self._parents:
-            parent, parent_from_frame = self._parents[frame]
-            if parent in chain:  # a loop in a broken /tf_static
-                break
-            chain[parent] = parent_from_frame @ chain[frame]
-            frame = parent
-        return chain
+    Returns:
+        The path's edges from ``start`` to ``goal``, each with whether it is taken from parent to child; None where
+        the frames are not connected.
+    """
+    steps: dict[str, list[tuple[str, tuple[Edge, bool]]]] = defaultdict(list)  # by frame: neighbour and edge to it
+    for edge in sorted(edges):
+        parent, child = edge
+        steps[parent].append((child, (edge, True)))
+        steps[child].append((parent, (edge, False)))
+    paths: dict[str, list[tuple[Edge, bool]]] = {start: []}
+    queue = deque([start])
+    while queue:
+        frame = queue.popleft()
+        if frame == goal:
+            return paths[frame]
+        for neighbour, step in steps[frame]:
+            if neighbour not in paths:
+                paths[neighbour] = [*paths[frame], step]
+                queue.append(neighbour)
+    return None
 
 
 class TransformLookup(Protocol):

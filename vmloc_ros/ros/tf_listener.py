@@ -103,10 +103,7 @@ class _OwnLookup:
 
     def find(self, target: str, source: str) -> Pose | None:
         with self._lock:
-            try:
-                return self._tree.find(target, source)
-            except DataError:
-                return None
+            return self._tree.find_static(target, source)
 
     def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
         with self._lock:

@@ -23,7 +23,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_image, decode_point_cloud, decode_pose, stamp_ns
-from vmloc_ros.core.transform_tree import StaticTransformTree
+from vmloc_ros.core.transform_tree import TransformTree
 
 TIMES = np.arange(0.3, 0.9, 0.0625)
 
@@ -55,8 +55,8 @@ def read(bag: Path) -> tuple[list[int], dict[str, list[Any]]]:
     return logged, messages
 
 
-def tree_of(messages: dict[str, list[Any]]) -> StaticTransformTree:
-    tree = StaticTransformTree()
+def tree_of(messages: dict[str, list[Any]]) -> TransformTree:
+    tree = TransformTree()
     for transform in messages["/tf_static"][0].transforms:
         tree.add(transform.header.frame_id, transform.child_frame_id, decode_pose(transform))
     return tree
@@ -106,7 +106,7 @@ def test_training_gets_the_same_from_the_bag_as_from_the_folder(sequence: Path) 
 
 def test_transforms_span_the_vehicle_from_utm_to_the_lenses(sequence: Path) -> None:
     tree = tree_of(read(convert(sequence))[1])
-    np.testing.assert_array_equal(tree.lookup("utm", "map").position_m, mini.ORIGIN)
+    np.testing.assert_array_equal(tree.find("utm", "map").position_m, mini.ORIGIN)
     base_from_stereo = mini.BASE_FROM_STEREO
     expected = {
         "vehicle": mini.BASE_FROM_VEHICLE,
@@ -118,8 +118,8 @@ def test_transforms_span_the_vehicle_from_utm_to_the_lenses(sequence: Path) -> N
     }
     expected["mono_left_optical_frame"] = expected["mono_left"] @ mini.CAMERA_FROM_OPTICAL
     for frame, matrix in expected.items():
-        np.testing.assert_allclose(tree.lookup("base_link", frame).matrix, matrix, atol=1e-12, err_msg=frame)
-    assert tree.find("base_link", "radar") is None  # has no extrinsics here
+        np.testing.assert_allclose(tree.find("base_link", frame).matrix, matrix, atol=1e-12, err_msg=frame)
+    assert tree.find_static("base_link", "radar") is None  # has no extrinsics here
 
 
 def test_odometry_is_the_drive_from_its_first_image(sequence: Path) -> None:

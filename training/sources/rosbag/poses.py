@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from training.sources.rosbag.tracks import PoseChain, PoseTrack
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-
-Edge = tuple[str, str]  # parent, child
+from vmloc_ros.core.transform_tree import Edge, ancestors, find_path
 
 
 class PoseCollector:
@@ -110,34 +108,12 @@ class PoseCollector:
 
     def _broken(self, edges: Collection[Edge], start: str, goal: str) -> str:
         known = sorted({frame for edge in edges for frame in edge})
-        parents = {child: parent for parent, child in edges}
-        chain = [goal]
-        while (above := parents.get(chain[-1])) is not None and above not in chain:
-            chain.append(above)
-        end = f"above {goal} the chain ends at {chain[-1]}" if goal in known else f"{goal} is unknown"
+        root = ancestors({child: parent for parent, child in edges}, goal)[-1]
+        end = f"above {goal} the chain ends at {root}" if goal in known else f"{goal} is unknown"
         return (
             f"{self._path}: {self._topic} does not lead from {start} to {goal}: {end}; frames known: "
             f"{', '.join(known) or 'none'}; choose source.map_frame and source.body_frame, or another source.pose_topic"
         )
-
-
-def find_path(edges: Collection[Edge], start: str, goal: str) -> list[tuple[Edge, bool]] | None:
-    """The edges of a shortest way, each with whether it is taken from parent to child; None where there is no way."""
-    ways: dict[str, list[tuple[Edge, bool]]] = {start: []}
-    ordered, queue = sorted(edges), deque([start])
-    while queue:
-        frame = queue.popleft()
-        if frame == goal:
-            return ways[frame]
-        for edge in ordered:
-            if frame not in edge:
-                continue
-            is_downwards = frame == edge[0]
-            other = edge[is_downwards]
-            if other not in ways:
-                ways[other] = [*ways[frame], (edge, is_downwards)]
-                queue.append(other)
-    return None
 
 
 def _frames(message: Any) -> Edge:

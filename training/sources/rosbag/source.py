@@ -22,7 +22,7 @@ from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Samp
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
 from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.core.transform_tree import StaticTransformTree
+from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ class RosbagSource:
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
         self._transforms = _static_tree(index)
-        mounts = {name: self._transforms.find(self.body_frame, frame) for name, frame in index.sensor_frames.items()}
+        frames = index.sensor_frames.items()
+        mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
         self.mounts = {name: pose for name, pose in mounts.items() if pose is not None}
         rows = np.arange(0, len(index.stamps_ns), options.stride)
         has_pose = ~np.isnan(index.poses[rows, 0])
@@ -123,7 +124,7 @@ class RosbagSource:
                 if number % every or LIDAR not in bundle.messages:
                     continue
                 frame_id, cloud = self._decode(reader, bundle, LIDAR)
-                body_from_lidar = self._transforms.lookup(self.body_frame, frame_id)
+                body_from_lidar = self._transforms.find(self.body_frame, frame_id)
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
 
@@ -164,7 +165,7 @@ class RosbagSource:
             cloud=data[LIDAR].delayed((bundle.messages[LIDAR][0] - bundle.stamp_ns) * 1e-9) if LIDAR in data else None,
             camera=camera,
             camera_from_lidar=(
-                self._transforms.find(camera_frame, frame_ids[LIDAR]) if LIDAR in data and camera_frame else None
+                self._transforms.find_static(camera_frame, frame_ids[LIDAR]) if LIDAR in data and camera_frame else None
             ),
         )
 
@@ -217,8 +218,8 @@ def in_test(stamps_ns: NDArray[np.int64], options: SourceOptions) -> NDArray[np.
     return np.asarray(block % options.test_every == options.test_every - 1)
 
 
-def _static_tree(index: BagIndex) -> StaticTransformTree:
-    tree = StaticTransformTree()
+def _static_tree(index: BagIndex) -> TransformTree:
+    tree = TransformTree()
     for (parent, child), row in zip(index.static_edges, index.static_poses, strict=True):
         tree.add(parent, child, Pose(row[:3], row[3:]))
     return tree
