@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The past of an odometry, looked up by stamp, and what cannot be one drive; pure Python, no ROS."""
+"""A buffer of stamped poses, interpolated at a stamp, and the detection of jumps; pure Python, no ROS."""
 
 from __future__ import annotations
 
@@ -8,74 +8,81 @@ from bisect import bisect_left
 
 import numpy as np
 
+from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose, interpolate_poses, rotation_angle_deg
 
 MAX_SPEED_M_S = 60.0  # odometry that moves faster has been reset
 JUMP_BACK_S = 1.0  # stamps that go back by more mean a reset of the clock
-_MAX_TURN_RATE_RAD_S = 10.0  # no robot's: odometry that turns faster has been reset
-_SLACK_M, _SLACK_RAD = 0.3, 0.3  # what stamps that jitter may make of a motion that is possible
+_MAX_TURN_RATE_RAD_S = 10.0  # odometry that turns faster has been reset
+_SLACK_M, _SLACK_RAD = 0.3, 0.3  # added to the limits: jitter of the stamps makes a plausible motion look faster
 
 
-class OdometryBuffer:
-    """The latest odometry in order of time, to look poses up by stamp. Not thread-safe: callers hold a lock.
+class PoseBuffer:
+    """The bounded past of one moving transform: interpolated, never extrapolated. Not thread-safe: callers hold a lock.
 
     Args:
         jump_back_s: see :func:`find_jump`.
-        capacity: messages kept.
-        max_gap_s: nothing is interpolated between messages farther apart.
+        capacity: number of poses kept.
+        max_gap_s: no interpolation between poses farther apart in time.
     """
 
     def __init__(self, jump_back_s: float = JUMP_BACK_S, capacity: int = 1000, max_gap_s: float = 0.5) -> None:
-        self._jump_back_s, self._capacity, self._max_gap_ns = jump_back_s, capacity, round(max_gap_s * 1e9)
+        self._jump_back_s, self._capacity, self._max_gap_s = jump_back_s, capacity, max_gap_s
         self._stamps_ns: list[int] = []
         self._poses: list[Pose] = []
 
     def __len__(self) -> int:
         return len(self._stamps_ns)
 
-    def add(self, stamp_ns: int, odom_from_base: Pose) -> str | None:
-        """Take a message in; one that is not newer than the one before is left out.
-
-        Returns:
-            Why everything before it was forgotten, if it was: see :func:`find_jump`.
-        """
-        jump = None
+    def add(self, stamp_ns: int, pose: Pose) -> None:
+        """Append a pose. One that is not newer than the latest is dropped; a jump drops all before it instead."""
         if self._stamps_ns:
             latest = (self._stamps_ns[-1], self._poses[-1])
-            jump = find_jump(*latest, stamp_ns, odom_from_base, MAX_SPEED_M_S, self._jump_back_s)
-            if jump is not None:
-                self.clear()
+            if find_jump(*latest, stamp_ns, pose, MAX_SPEED_M_S, self._jump_back_s) is not None:
+                self._stamps_ns.clear()
+                self._poses.clear()
             elif stamp_ns <= self._stamps_ns[-1]:
-                return None
+                return
         self._stamps_ns.append(stamp_ns)
-        self._poses.append(odom_from_base)
+        self._poses.append(pose)
         del self._stamps_ns[: -self._capacity], self._poses[: -self._capacity]
-        return jump
 
-    def at(self, stamp_ns: int) -> Pose | None:
-        """``odom_from_base`` at a stamp; None where the buffer does not reach (yet, or any more) or has a gap."""
+    def at(self, stamp_ns: int) -> Pose:
+        """The pose at a stamp.
+
+        Raises:
+            DataError: the stamp is outside the buffer's time span or in a gap; the message says which.
+        """
         right = bisect_left(self._stamps_ns, stamp_ns)
         if right < len(self) and self._stamps_ns[right] == stamp_ns:
             return self._poses[right]
-        if not 0 < right < len(self) or self._stamps_ns[right] - self._stamps_ns[right - 1] > self._max_gap_ns:
-            return None
+        if not self._stamps_ns:
+            raise DataError("nothing received yet")
+        if right == len(self):
+            late_s = (stamp_ns - self._stamps_ns[-1]) * 1e-9
+            raise DataError(f"the latest is {late_s:.3f} s older than the image's stamp")
+        if right == 0 or self._stamps_ns[right] - self._stamps_ns[right - 1] > round(self._max_gap_s * 1e9):
+            raise DataError(
+                f"does not reach back to the image's stamp, or has a gap of more than {self._max_gap_s} s there"
+            )
         around = slice(right - 1, right + 1)
-        return interpolate_poses(self._stamps_ns[around], self._poses[around], [stamp_ns])[0]
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._stamps_ns.clear()
-        self._poses.clear()
+        [pose] = interpolate_poses(self._stamps_ns[around], self._poses[around], [stamp_ns])
+        assert pose is not None, "the stamp lies between these two"
+        return pose
 
 
 def find_jump(
     before_ns: int, before: Pose, after_ns: int, after: Pose, max_speed_m_s: float, jump_back_s: float
 ) -> str | None:
-    """Why two ``odom_from_base`` cannot belong to one drive, or None where they can.
+    """Check whether two poses of one odometry can follow each other in one drive.
 
     Args:
+        before: ``odom_from_base`` at ``before_ns``; ``after`` likewise.
         max_speed_m_s: odometry that moves faster has been reset.
         jump_back_s: stamps that go back by more mean a reset of the clock.
+
+    Returns:
+        The reason, as text, if the second pose is a jump; None otherwise.
     """
     seconds = (after_ns - before_ns) * 1e-9
     if seconds < -jump_back_s:

@@ -9,35 +9,9 @@ from typing import Protocol
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.pose_buffer import JUMP_BACK_S, OdometryBuffer
+from vmloc_ros.core.pose_buffer import JUMP_BACK_S, PoseBuffer
 
 Edge = tuple[str, str]  # parent frame, child frame
-
-_MAX_GAP_S = 0.5
-
-
-class MovingTransform:
-    """The bounded past of one moving transform, interpolated, never extrapolated."""
-
-    def __init__(self, jump_back_s: float) -> None:
-        self._buffer = OdometryBuffer(jump_back_s, max_gap_s=_MAX_GAP_S)
-        self._newest_ns = 0
-
-    def add(self, stamp_ns: int, pose: Pose) -> None:
-        """Take a pose in; one that jumps forgets those before."""
-        jumped = self._buffer.add(stamp_ns, pose) is not None
-        self._newest_ns = stamp_ns if jumped else max(stamp_ns, self._newest_ns)
-
-    def at(self, stamp_ns: int) -> Pose:
-        """The pose at a stamp. Raises DataError: it is not known; the text says what is missing."""
-        pose = self._buffer.at(stamp_ns)
-        if pose is not None:
-            return pose
-        if not len(self._buffer):
-            raise DataError("nothing received yet")
-        if stamp_ns > self._newest_ns:
-            raise DataError(f"the latest is {(stamp_ns - self._newest_ns) * 1e-9:.3f} s older than the image's stamp")
-        raise DataError(f"does not reach back to the image's stamp, or has a gap of more than {_MAX_GAP_S} s there")
 
 
 class TransformTree:
@@ -50,7 +24,7 @@ class TransformTree:
     def __init__(self, jump_back_s: float = JUMP_BACK_S) -> None:
         self._jump_back_s = jump_back_s
         self._parents: dict[str, str] = {}
-        self._transforms: dict[Edge, Pose | MovingTransform] = {}
+        self._transforms: dict[Edge, Pose | PoseBuffer] = {}
 
     def add(self, parent: str, child: str, parent_from_child: Pose, stamp_ns: int | None = None) -> None:
         """Add a transform, static without a stamp. A child has one parent: the latest replaces another one."""
@@ -62,8 +36,8 @@ class TransformTree:
             self._transforms[edge] = parent_from_child
             return
         motion = self._transforms.get(edge)
-        if not isinstance(motion, MovingTransform):
-            motion = self._transforms[edge] = MovingTransform(self._jump_back_s)
+        if not isinstance(motion, PoseBuffer):
+            motion = self._transforms[edge] = PoseBuffer(self._jump_back_s)
         motion.add(stamp_ns, parent_from_child)
 
     def ancestors(self, frame: str) -> list[str]:
@@ -91,7 +65,7 @@ class TransformTree:
     def find_static(self, target: str, source: str) -> Pose | None:
         """``target_from_source``, or None where static transforms alone do not connect the frames."""
         path = self._find_path(target, source)
-        if path is None or any(isinstance(self._transforms[edge], MovingTransform) for edge, _ in path):
+        if path is None or any(isinstance(self._transforms[edge], PoseBuffer) for edge, _ in path):
             return None
         return self._along(path)
 

@@ -12,7 +12,8 @@ from rclpy.node import Node
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.core.transform_tree import MovingTransform, TransformLookup
+from vmloc_ros.core.pose_buffer import PoseBuffer
+from vmloc_ros.core.transform_tree import TransformLookup
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.subscriptions import Input
 
@@ -62,7 +63,7 @@ class OdometryFromTopic:
         self._topic, self._odom_frame, self._base_frame = config.odometry_topic, config.odom_frame, base_frame
         self._lookup = lookup
         self._lock = threading.Lock()
-        self._track = MovingTransform(config.jump_back_s)
+        self._track = PoseBuffer(config.jump_back_s)
         self._child_frame = base_frame
         self._error: str | None = None  # of the latest message
 

@@ -22,10 +22,11 @@ _NEVER_NS = (1 << 63) - 1
 
 
 class PoseTrack:
-    """Poses of one frame in another, in 64 bytes each.
+    """All poses of one frame in another that a recording holds, in arrays of 64 bytes a pose.
 
-    They may come out of order; of equal stamps the first to come counts. Where the clock jumps back (a bag played in a
-    loop, a simulation's reset), what follows is left out until the clock has caught up.
+    Unlike :class:`vmloc_ros.core.pose_buffer.PoseBuffer` it is unbounded, sorted once and interpolated at many stamps
+    together. Poses may arrive out of order; of equal stamps the first counts. After the clock jumps back (a bag played
+    in a loop, a reset of a simulation), poses are dropped until the clock has caught up.
     """
 
     def __init__(self) -> None:
