@@ -111,7 +111,7 @@ def evaluate(
     """Localize every frame of the sources, each source as one stream.
 
     Args:
-        lookahead: see :class:`vmloc_ros.core.localizer.Stream`.
+        lookahead: see :class:`vmloc_ros.core.stream.Stream`.
         corruption: done to every frame first; frames that it leaves nothing to localize by are left out, and counted
             in the log.
 

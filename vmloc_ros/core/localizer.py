@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from torch import Tensor
 
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty, load_checkpoint, load_confidence
 from vmloc_ros.core.confidence import Confidence
-from vmloc_ros.core.errors import ConfigError, ModelError
+from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Estimate, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
-from vmloc_ros.core.models.base import decode_vectors
+from vmloc_ros.core.models import ModelInput, PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.stream import Stream
 from vmloc_ros.core.uncertainty import (
     growth_factors,
     inflated_covariance,
@@ -194,81 +193,6 @@ class Localizer:
             Pose.identity(),
         )
         self.localize(frame)
-
-
-class Stream:
-    """Localizes frames in the order of their stamps, for systems that look at several of them.
-
-    A system that reads clips (``vidloc``) answers from its newest ``clip_length`` frames, each of which passed the
-    image network once. Every other system answers every frame by itself.
-
-    Args:
-        lookahead: frames to wait for before one is answered: 0 answers each at once from the past alone, as a robot
-            needs; more lets a bidirectional system use the future, that much later.
-        max_gap_s: frames farther apart than this are no clip.
-
-    Raises:
-        ConfigError: ``lookahead`` is negative or as long as the clip, or the system answers frames singly.
-    """
-
-    def __init__(self, localizer: Localizer, lookahead: int = 0, max_gap_s: float = 1.0) -> None:
-        self._localizer = localizer
-        self._model = localizer.model if isinstance(localizer.model, ClipModel) else None
-        limit = 1 if self._model is None else self._model.clip_length
-        if not 0 <= lookahead < limit:
-            raise ConfigError(
-                f"lookahead must be at least 0 and less than the {limit} frame(s) that "
-                f"{localizer.header.model.name} looks at together, got {lookahead}"
-            )
-        self._lookahead, self._max_gap_ns = lookahead, round(max_gap_s * 1e9)
-        self._features: deque[Tensor] = deque(maxlen=limit)
-        self._waiting: deque[tuple[int, tuple[str, ...]]] = deque()  # stamps and modalities not yet answered
-        self._newest_ns = 0
-
-    @torch.inference_mode()
-    def feed(self, frame: Frame, batch: ModelInput | None = None) -> list[Estimate]:
-        """Take in a frame; the estimates that are due: one per frame, save for the lookahead and after a break.
-
-        A stamp that goes back or leaves a gap ends the clip: what waited is answered, and a new clip begins.
-
-        Args:
-            batch: what :meth:`Localizer.preprocess` made of the frame, where that has been done.
-
-        Raises:
-            ModelError: see :meth:`Localizer.localize`; the frame is then not part of the clip.
-        """
-        if self._model is None:
-            return [self._localizer.localize(frame, batch)]
-        batch = self._localizer.preprocess(frame) if batch is None else batch
-        features = self._model.frame_features(batch)
-        if not bool(torch.isfinite(features).all()):  # or the clip would answer nothing for as long as it holds them
-            raise ModelError(f"frame at {frame.stamp_ns} ns: the network's features are not finite")
-        broken = self._features and not 0 < frame.stamp_ns - self._newest_ns <= self._max_gap_ns
-        due = self.flush() if broken else []
-        self._newest_ns = frame.stamp_ns
-        self._features.append(features[0])
-        self._waiting.append((frame.stamp_ns, self._localizer.present(batch)))
-        return due + self._answer(self._lookahead)
-
-    @torch.inference_mode()
-    def flush(self) -> list[Estimate]:
-        """Answer what still waits, at the end of the data, and forget the clip."""
-        due = self._answer(0)
-        self._features.clear()
-        return due
-
-    def _answer(self, keep: int) -> list[Estimate]:
-        """Estimates of all waiting frames but the newest ``keep``."""
-        if self._model is None or len(self._waiting) <= keep:
-            return []
-        vectors = self._model.decode_window(torch.stack(list(self._features)))
-        estimates = []
-        while len(self._waiting) > keep:
-            row = vectors[-len(self._waiting)]
-            stamp_ns, modalities = self._waiting.popleft()
-            prediction = decode_vectors(row.view(1, 1, 6), self._localizer.header.pose_codec)
-            estimates.append(self._localizer.estimate(stamp_ns, modalities, prediction))
-        return estimates
 
 
 def _first(prediction: Prediction, modalities: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:

@@ -47,7 +47,7 @@ class Model:
             return self.localizer.preprocess(frame)
 
     def feed(self, frame: Frame, batch: ModelInput) -> list[Estimate]:
-        """See :meth:`vmloc_ros.core.localizer.Stream.feed`."""
+        """See :meth:`vmloc_ros.core.stream.Stream.feed`."""
         with self._on_cuda_stream():
             return self._stream.feed(frame, batch)
 
