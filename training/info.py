@@ -216,10 +216,10 @@ def _confidence_rows(confidence: Confidence | None) -> Rows:
     if confidence is None:
         return [("fitted for", "nothing: estimates have none; `vmloc calibrate` adds it")]
     remembered = []
-    for name, memory in confidence.memories.items():
+    for name, memory in confidence.references.items():
         features, kept = memory.basis.shape
-        remembered.append((name, f"{len(memory.remembered)} frames, {kept} directions of {features} features"))
-    return [*remembered, ("fitted for", "; ".join(" and ".join(names) for names in confidence.tails))]
+        remembered.append((name, f"{len(memory.coordinates)} frames, {kept} directions of {features} features"))
+    return [*remembered, ("fitted for", "; ".join(" and ".join(names) for names in confidence.null_distributions))]
 
 
 def _span(limits: tuple[float, float]) -> str:

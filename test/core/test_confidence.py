@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from scipy.stats import kstest, mannwhitneyu
 
-from helpers import ListSource, judged, random_frame, yaw_pose
+from helpers import ListSource, p_values, random_frame, yaw_pose
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.held_out import predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
@@ -21,7 +21,14 @@ from training.evaluation.confidence_study import area_under_roc, detected, risk_
 from training.evaluation.metrics import PoseErrors
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import SHARES, Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value, stack_cues
+from vmloc_ros.core.confidence import (
+    P_VALUES,
+    Confidence,
+    NullDistribution,
+    ReferenceFeatures,
+    neg_log_p_value,
+    stack_outlier_scores,
+)
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
@@ -47,12 +54,12 @@ def test_the_area_under_the_curve_is_mann_whitneys_statistic_with_ties_counting_
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.01, 0.05, 0.3, 1.0])
-def test_detection_is_the_best_of_all_limits_that_spare_enough_good_frames(allowed: float) -> None:
+def test_detection_is_the_best_over_all_limits_that_reject_few_enough_good_frames(allowed: float) -> None:
     rng = np.random.default_rng(1)
     good, bad = rng.integers(2, 30, 100) / 30, rng.integers(0, 20, 80) / 30
     limits = np.unique(np.concatenate([good, bad]))
-    spared = [limit for limit in limits if np.mean(good < limit) <= allowed]
-    assert detected(good, bad, allowed) == max(np.mean(bad < limit) for limit in spared)
+    allowed_limits = [limit for limit in limits if np.mean(good < limit) <= allowed]
+    assert detected(good, bad, allowed) == max(np.mean(bad < limit) for limit in allowed_limits)
 
 
 def test_dropping_the_least_confident_frames_leaves_the_errors_of_the_others() -> None:
@@ -63,20 +70,20 @@ def test_dropping_the_least_confident_frames_leaves_the_errors_of_the_others() -
     np.testing.assert_array_equal(np.sort(kept[0.5].rotation_deg), np.arange(10) * 2)
 
 
-# --- shares of held-out frames -----------------------------------------------------------------------------------
+# --- null distributions ------------------------------------------------------------------------------------------
 
 
-def test_shares_of_other_frames_of_the_same_kind_are_uniform() -> None:
+def test_p_values_of_other_samples_of_the_distribution_are_uniform() -> None:
     """Kolmogorov's distance of two empirical distributions of 5000: below 0.0326 with probability 0.99."""
     rng = np.random.default_rng(2)
-    tail = EmpiricalTail.fit(rng.gumbel(size=5000))
-    shares = np.exp(tail.log_p_value(rng.gumbel(size=5000)))
-    assert kstest(shares, "uniform").statistic < 0.0326
+    null = NullDistribution.fit(rng.gumbel(size=5000))
+    p_values = np.exp(null.log_p_value(rng.gumbel(size=5000)))
+    assert kstest(p_values, "uniform").statistic < 0.0326
 
 
-def test_a_share_is_one_for_the_least_odd_and_falls_without_end_for_the_oddest() -> None:
-    tail = EmpiricalTail.fit(np.linspace(0, 1, 101))
-    values = tail.log_p_value([-5.0, 0.0, 0.5, 0.9, 1.0, 2.0, 20.0])
+def test_a_p_value_is_one_for_the_smallest_scores_and_decays_without_end_for_the_largest() -> None:
+    null = NullDistribution.fit(np.linspace(0, 1, 101))
+    values = null.log_p_value([-5.0, 0.0, 0.5, 0.9, 1.0, 2.0, 20.0])
     assert values[0] == values[1] == 0
     assert np.exp(values[2]) == pytest.approx(0.5)
     assert np.exp(values[3]) == pytest.approx(0.1)
@@ -84,115 +91,119 @@ def test_a_share_is_one_for_the_least_odd_and_falls_without_end_for_the_oddest()
     assert values[-1] < np.log(1e-6)
 
 
-def test_frames_that_are_all_alike_have_the_share_of_all_that_are_as_odd() -> None:
-    """Most cues of good frames may be exactly zero: none of these is odd."""
-    tail = EmpiricalTail.fit(np.concatenate([np.zeros(75), np.linspace(0.1, 1, 25)]))
-    assert tail.log_p_value(0.0) == 0
-    assert np.exp(tail.log_p_value(0.1)) == pytest.approx(0.25, abs=0.05)
-    assert np.exp(EmpiricalTail.fit(np.zeros(50)).log_p_value([0.0, 1e-3])).tolist() == [1.0, 0.0]
+def test_equal_scores_have_the_p_value_of_all_that_are_as_large() -> None:
+    """Most scores of in-distribution frames may be exactly zero: none of these is an outlier."""
+    null = NullDistribution.fit(np.concatenate([np.zeros(75), np.linspace(0.1, 1, 25)]))
+    assert null.log_p_value(0.0) == 0
+    assert np.exp(null.log_p_value(0.1)) == pytest.approx(0.25, abs=0.05)
+    assert np.exp(NullDistribution.fit(np.zeros(50)).log_p_value([0.0, 1e-3])).tolist() == [1.0, 0.0]
 
 
-# --- cues --------------------------------------------------------------------------------------------------------
+# --- outlier scores ----------------------------------------------------------------------------------------------
 
 
-def some_memory(frames: int = 400, offset_m: float = 0.0) -> tuple[FeatureMemory, np.ndarray, np.ndarray]:
-    """Features that are a smooth function of the place along a line, in 12 dimensions, with noise; places; features."""
+def some_references(frames: int = 400, offset_m: float = 0.0) -> tuple[ReferenceFeatures, np.ndarray, np.ndarray]:
+    """References whose 12 features are a noisy smooth function of the place along a line; positions; features."""
     rng = np.random.default_rng(3)
     places = np.linspace(0, 50, frames)
     phases = np.outer(places / 5, np.arange(1, 7) / 3)
     features = np.concatenate([np.sin(phases), np.cos(phases)], axis=1) * np.linspace(3, 0.5, 12)
     features += rng.normal(scale=0.05, size=features.shape)
     positions = np.stack([places + offset_m, np.zeros(frames) + 10 * offset_m, np.zeros(frames)], axis=1)
-    memory = FeatureMemory.fit(features, features, positions, np.tile(UPRIGHT, (frames, 1)), 15.0, rank=4)
-    return memory, positions, features
+    references = ReferenceFeatures.fit(features, features, positions, np.tile(UPRIGHT, (frames, 1)), 15.0, rank=4)
+    return references, positions, features
 
 
-def test_strangeness_is_the_mahalanobis_distance_under_the_low_rank_gaussian() -> None:
-    """Against the full covariance, rebuilt from scipy-free linear algebra of the features themselves."""
-    memory, positions, features = some_memory()
+def test_novelty_is_the_mahalanobis_distance_under_the_low_rank_gaussian() -> None:
+    """Oracle: the full covariance, from the eigenvectors of the features' own."""
+    references, positions, features = some_references()
     values, vectors = np.linalg.eigh(np.cov(features.T, bias=True))
     values[:-4] = values[:-4].mean()
     inverse = np.linalg.inv(vectors @ np.diag(values) @ vectors.T)
-    asked = np.random.default_rng(4).normal(scale=4, size=(30, 12))
-    centred = asked - features.mean(axis=0)
+    queries = np.random.default_rng(4).normal(scale=4, size=(30, 12))
+    centred = queries - features.mean(axis=0)
     expected = np.log(1 + np.einsum("ni,ij,nj->n", centred, inverse, centred))
-    novelty = memory.cues(asked, positions[:30], np.tile(UPRIGHT, (30, 1)))[:, 0]
+    novelty = references.outlier_scores(queries, positions[:30], np.tile(UPRIGHT, (30, 1)))[:, 0]
     np.testing.assert_allclose(novelty, expected, atol=0.02)  # the basis is stored in half precision
 
 
-def test_contradiction_is_the_share_of_frames_that_look_more_alike_than_those_of_the_place() -> None:
-    memory, positions, features = some_memory()
+def test_place_mismatch_is_the_share_of_references_nearer_in_features_than_those_at_the_pose() -> None:
+    references, positions, features = some_references()
     rows = np.array([20, 200, 390])
     poses = positions[rows] + [0.1, 0.0, 0.0], np.tile(UPRIGHT, (3, 1))
-    right = memory.cues(features[rows], *poses)[:, 1]
-    wrong = memory.cues(features[[300, 30, 150]], *poses)[:, 1]
+    right = references.outlier_scores(features[rows], *poses)[:, 1]
+    wrong = references.outlier_scores(features[[300, 30, 150]], *poses)[:, 1]
     assert right.max() < 0.01
     assert wrong.min() > 0.05
-    weight = memory.variance.astype(float) ** -0.25
-    remembered = memory.remembered.astype(float) * weight
-    asked = (features[300] - memory.mean) @ memory.basis.astype(float) * weight
-    unlike = [float(np.sum((asked - other) ** 2)) for other in remembered]
+    weight = references.variance.astype(float) ** -0.25
+    others = references.coordinates.astype(float) * weight
+    query = (features[300] - references.mean) @ references.basis.astype(float) * weight
+    unlike = [float(np.sum((query - other) ** 2)) for other in others]
     around = sorted(range(400), key=lambda i: abs(positions[i, 0] - poses[0][0, 0]))[:4]
     assert wrong[0] == pytest.approx(np.mean([one < min(unlike[i] for i in around) for one in unlike]))
 
 
-def test_a_heading_that_nobody_drove_there_contradicts_what_is_seen() -> None:
+def test_a_heading_that_no_reference_frame_has_there_is_a_place_mismatch() -> None:
     rng = np.random.default_rng(5)
     forth, back = rng.normal(size=(2, 1, 8)) + rng.normal(scale=0.1, size=(2, 200, 8))
     positions = np.tile(np.stack([np.linspace(0, 30, 200)] + [np.zeros(200)] * 2, axis=1), (2, 1))
     turned = np.array([0.0, 0.0, 0.0, 1.0])
     quaternions = np.concatenate([np.tile(UPRIGHT, (200, 1)), np.tile(turned, (200, 1))])
     features = np.concatenate([forth, back])
-    memory = FeatureMemory.fit(features, features, positions, quaternions, 10.0)
+    references = ReferenceFeatures.fit(features, features, positions, quaternions, 10.0)
     for heading, expected in ((UPRIGHT, 0.02), (-UPRIGHT, 0.02)):  # both signs are the same rotation
-        assert memory.cues(features[100:101], positions[100:101], heading[None])[0, 1] < expected
-    assert memory.cues(features[100:101], positions[100:101], turned[None])[0, 1] > 0.4
+        assert references.outlier_scores(features[100:101], positions[100:101], heading[None])[0, 1] < expected
+    assert references.outlier_scores(features[100:101], positions[100:101], turned[None])[0, 1] > 0.4
 
 
 def test_the_origin_of_the_map_does_not_matter() -> None:
-    (near, positions, features), (far, moved, _) = some_memory(), some_memory(offset_m=600_000.0)
+    (near, positions, features), (far, moved, _) = some_references(), some_references(offset_m=600_000.0)
     quaternions = np.tile(UPRIGHT, (len(features), 1))
-    np.testing.assert_allclose(near.cues(features, positions, quaternions), far.cues(features, moved, quaternions))
+    np.testing.assert_allclose(
+        near.outlier_scores(features, positions, quaternions), far.outlier_scores(features, moved, quaternions)
+    )
 
 
-def test_memories_of_fewer_frames_than_features_work() -> None:
+def test_fewer_reference_frames_than_features_work() -> None:
     features = np.random.default_rng(6).normal(size=(10, 40))
-    memory = FeatureMemory.fit(features, features, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)), 1.0)
-    assert np.isfinite(memory.cues(features * 3, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)))).all()
+    references = ReferenceFeatures.fit(features, features, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)), 1.0)
+    assert np.isfinite(references.outlier_scores(features * 3, np.zeros((10, 3)), np.tile(UPRIGHT, (10, 1)))).all()
 
 
-# --- judging -----------------------------------------------------------------------------------------------------
+# --- confidence --------------------------------------------------------------------------------------------------
 
 
-def judge_of(memory: FeatureMemory, positions: np.ndarray, features: np.ndarray) -> Confidence:
+def confidence_of(references: ReferenceFeatures, positions: np.ndarray, features: np.ndarray) -> Confidence:
     quaternions = np.tile(UPRIGHT, (len(features), 1))
-    cues = stack_cues({"image": memory}, ("image",), {"image": features}, positions, quaternions)
-    tails = tuple(EmpiricalTail.fit(cue) for cue in cues.T)
-    return Confidence({"image": memory}, {("image",): (*tails, EmpiricalTail.fit(neg_log_p_value(cues, tails)))})
+    scores = stack_outlier_scores({"image": references}, ("image",), {"image": features}, positions, quaternions)
+    single = tuple(NullDistribution.fit(score) for score in scores.T)
+    return Confidence(
+        {"image": references}, {("image",): (*single, NullDistribution.fit(neg_log_p_value(scores, single)))}
+    )
 
 
-def test_confidence_is_uniform_on_good_frames_and_small_on_others() -> None:
-    memory, positions, features = some_memory(1600)
+def test_confidence_is_uniform_on_in_distribution_frames_and_small_on_others() -> None:
+    references, positions, features = some_references(1600)
     rng = np.random.default_rng(7)
     quaternions = np.tile(UPRIGHT, (len(features), 1))
     first, second = (features + rng.normal(scale=0.1, size=features.shape) for _ in range(2))
-    judge = judge_of(memory, positions, first)
-    good = judged(judge, ("image",), {"image": second}, positions, quaternions)
+    confidence = confidence_of(references, positions, first)
+    good = p_values(confidence, ("image",), {"image": second}, positions, quaternions)
     assert good is not None
     assert 0 <= good.min() <= good.max() <= 1
     assert np.mean(good < 0.05) == pytest.approx(0.05, abs=0.035)  # more than four standard errors of both draws
     assert np.mean(good < 0.5) == pytest.approx(0.5, abs=0.11)
     foreign = rng.normal(scale=3, size=features.shape)
     for bad, where in ((foreign, positions), (second, positions[::-1])):
-        values = judged(judge, ("image",), {"image": bad}, where, quaternions)
+        values = p_values(confidence, ("image",), {"image": bad}, where, quaternions)
         assert values is not None
         assert np.mean(values < 0.05) > 0.6
 
 
-def test_sensors_that_nothing_was_fitted_for_have_no_confidence() -> None:
-    memory, positions, features = some_memory()
-    judge = judge_of(memory, positions, features)
-    assert judged(judge, ("lidar",), {"lidar": features}, positions, UPRIGHT[None]) is None
+def test_sensors_without_null_distributions_have_no_confidence() -> None:
+    references, positions, features = some_references()
+    confidence = confidence_of(references, positions, features)
+    assert p_values(confidence, ("lidar",), {"lidar": features}, positions, UPRIGHT[None]) is None
 
 
 # --- in a checkpoint and on a robot ------------------------------------------------------------------------------
@@ -214,24 +225,25 @@ def prepared(samples: list[Sample]) -> PreparedDataset:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model with a confidence: even frames are remembered, odd ones held out."""
+    """An untrained model with a confidence: rows of even numbers are references, the others held out."""
     path = tmp_path_factory.mktemp("confidence") / "model.safetensors"
     write_random_checkpoint(path, preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)
-    memories = remember(header, model, data, rows[::2].clone(), CPU)
+    references = remember(header, model, data, rows[::2].clone(), CPU)
     confidence = fit_confidence(
-        memories, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, memories)
+        references, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, references)
     )
     save_checkpoint(path, header, model.state_dict(), confidence)
     return path
 
 
-def test_a_checkpoint_keeps_what_estimates_are_judged_by(checkpoint: Path) -> None:
+def test_a_checkpoint_stores_the_confidence(checkpoint: Path) -> None:
     first, second = load_confidence(checkpoint), load_confidence(checkpoint)
     assert first is not None
     assert second is not None
-    assert set(first.tails) == {("image", "lidar"), ("image",), ("lidar",)}
+    assert set(first.null_distributions) == {("image", "lidar"), ("image",), ("lidar",)}
+    assert {"memory.image.remembered", "memory.image.rest", "tails.image+lidar"} <= set(first.to_tensors())  # as ever
     again = Confidence.from_tensors(first.to_tensors()).to_tensors()
     for name, array in second.to_tensors().items():
         np.testing.assert_array_equal(array, again[name])
@@ -242,9 +254,9 @@ def test_a_confidence_changes_no_pose_and_no_weight(checkpoint: Path, tmp_path: 
     header, model = load_checkpoint(checkpoint)
     save_checkpoint(tmp_path / "without.safetensors", header, model.state_dict())
     assert load_confidence(tmp_path / "without.safetensors") is None
-    plain, judged = (Localizer.load(path, "cpu") for path in (tmp_path / "without.safetensors", checkpoint))
+    plain, confident = (Localizer.load(path, "cpu") for path in (tmp_path / "without.safetensors", checkpoint))
     frame = random_frame(3, (32, 40))
-    a, b = plain.localize(frame), judged.localize(frame)
+    a, b = plain.localize(frame), confident.localize(frame)
     np.testing.assert_array_equal(a.map_from_body.matrix, b.map_from_body.matrix)
     np.testing.assert_array_equal(a.covariance, b.covariance)
     assert a.confidence is None
@@ -252,14 +264,16 @@ def test_a_confidence_changes_no_pose_and_no_weight(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("names", [("image", "lidar"), ("image",), ("lidar",)])
-def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint: Path, names: tuple[str, ...]) -> None:
+def test_the_localizer_and_a_batch_give_one_confidence_for_every_set_of_sensors(
+    checkpoint: Path, names: tuple[str, ...]
+) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     frame = random_frame(7, (32, 40), names)
     estimate = localizer.localize(frame)
     with torch.no_grad():
         prediction = localizer.model.locate(localizer.preprocess(frame), localizer.header.pose_codec)
     assert localizer.confidence is not None
-    expected = judged(
+    expected = p_values(
         localizer.confidence,
         names,
         {name: x.numpy() for name, x in prediction.features.items()},
@@ -271,7 +285,7 @@ def test_the_localizer_judges_every_set_of_sensors_as_the_batch_does(checkpoint:
     assert 0 <= estimate.confidence <= 1
 
 
-def test_the_covariance_grows_with_how_odd_a_frame_looks(checkpoint: Path) -> None:
+def test_the_covariance_grows_with_the_negative_log_p_value(checkpoint: Path) -> None:
     frames = [
         random_frame(7, (32, 40)),
         dataclasses.replace(random_frame(7, (32, 40)), image=np.zeros((32, 40, 3), "u1")),
@@ -286,10 +300,10 @@ def test_the_covariance_grows_with_how_odd_a_frame_looks(checkpoint: Path) -> No
         grown.append(np.log(np.divide(*(matrix.diagonal() for matrix in covariances))))
     np.testing.assert_allclose(grown[0], np.repeat([0.4, 0.2], 3) * grown[0][0] / 0.4)
     assert 0 <= grown[0][0] / 0.4 < 5
-    np.testing.assert_allclose(grown[1], np.repeat([0.4, 0.2], 3) * 5)  # beyond what any frame was fitted to
+    np.testing.assert_allclose(grown[1], np.repeat([0.4, 0.2], 3) * 5)  # the largest that factors are fitted to
 
 
-def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(checkpoint: Path) -> None:
+def test_black_and_empty_input_has_less_confidence_than_nearly_all_in_distribution_frames(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     localizer.drop_outlier_sensors = False
     good = random_frame(500, (32, 40))
@@ -301,7 +315,7 @@ def test_black_and_empty_input_has_less_confidence_than_nearly_all_good_frames(c
         assert confidence < 0.02
 
 
-def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(checkpoint: Path) -> None:
+def test_a_sensor_with_outlier_features_is_dropped_as_if_it_were_missing(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     good = random_frame(500, (32, 40))
     assert good.image is not None
@@ -316,7 +330,7 @@ def test_a_sensor_that_sees_nothing_known_is_left_out_as_if_it_were_missing(chec
     assert alone.confidence > 0.02
 
 
-def test_nothing_is_left_out_of_good_frames_or_where_nothing_would_be_left(checkpoint: Path) -> None:
+def test_no_sensor_is_dropped_in_distribution_or_where_none_would_remain(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     dropped_sensors = [
         bool(localizer.localize(random_frame(seed, (32, 40))).dropped_sensors) for seed in range(600, 640)
@@ -331,19 +345,19 @@ def test_nothing_is_left_out_of_good_frames_or_where_nothing_would_be_left(check
     assert found.confidence < 0.02
 
 
-def test_nothing_is_left_out_where_the_rest_could_not_be_judged(checkpoint: Path) -> None:
+def test_no_sensor_is_dropped_where_the_rest_would_have_no_confidence(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     assert localizer.confidence is not None
-    tails = {names: tails for names, tails in localizer.confidence.tails.items() if names != ("lidar",)}
-    localizer.confidence = Confidence(localizer.confidence.memories, tails)
+    kept = {names: nulls for names, nulls in localizer.confidence.null_distributions.items() if names != ("lidar",)}
+    localizer.confidence = Confidence(localizer.confidence.references, kept)
     good = random_frame(500, (32, 40))
     assert good.image is not None
     found = localizer.localize(dataclasses.replace(good, image=np.full_like(good.image, 128)))
     assert (found.modalities, found.dropped_sensors) == (("image", "lidar"), ())
 
 
-def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoint: Path) -> None:
-    """A scan of nothing beside a grey picture that the scan's answer agrees with no better."""
+def test_an_outlier_sensor_stays_where_the_others_are_no_more_confident(checkpoint: Path) -> None:
+    """A grey picture beside a scan whose own estimate has a confidence of zero."""
     localizer = Localizer.load(checkpoint, "cpu")
     good = random_frame(500, (32, 40))
     assert good.image is not None
@@ -351,16 +365,16 @@ def test_a_strange_sensor_stays_where_the_others_are_no_more_confident(checkpoin
     localizer.drop_outlier_sensors = False
     whole = localizer.localize(grey)
     assert localizer.confidence is not None
-    tails = dict(localizer.confidence.tails)
-    never = EmpiricalTail(np.full(len(SHARES), -1e9), 1e-9)  # nothing is as odd as this takes a scan to be
-    tails["lidar",] = (never,) * len(tails["lidar",])
-    localizer.confidence, localizer.drop_outlier_sensors = Confidence(localizer.confidence.memories, tails), True
+    nulls = dict(localizer.confidence.null_distributions)
+    never = NullDistribution(np.full(len(P_VALUES), -1e9), 1e-9)  # every score has a p-value of zero
+    nulls["lidar",] = (never,) * len(nulls["lidar",])
+    localizer.confidence, localizer.drop_outlier_sensors = Confidence(localizer.confidence.references, nulls), True
     found = localizer.localize(grey)
     assert (found.modalities, found.dropped_sensors) == (("image", "lidar"), ())
     assert found.confidence == whole.confidence
 
 
-def test_a_strange_sensor_stays_where_the_others_alone_are_far_less_precise(checkpoint: Path) -> None:
+def test_an_outlier_sensor_stays_where_the_others_alone_are_far_less_precise(checkpoint: Path) -> None:
     localizer = Localizer.load(checkpoint, "cpu")
     good = random_frame(500, (32, 40))
     assert good.image is not None
@@ -373,17 +387,17 @@ def test_a_strange_sensor_stays_where_the_others_alone_are_far_less_precise(chec
 
 
 @pytest.mark.parametrize("system", ["vmloc", "vmloc_dense"])
-def test_features_alone_are_those_of_the_answer(system: str, tmp_path: Path) -> None:
+def test_features_alone_are_those_of_the_prediction(system: str, tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "m.safetensors", system=system, backbone="shufflenet_v2_x0_5", preprocess=SMALL)
     localizer = Localizer.load(tmp_path / "m.safetensors", "cpu")
     for names in (("image", "lidar"), ("image",), ("lidar",)):
         batch = localizer.preprocess(random_frame(1, (32, 40), names))
         with torch.no_grad():
             alone = localizer.model.modality_features(batch)
-            answered = localizer.model.locate(batch, localizer.header.pose_codec).features
+            predicted = localizer.model.locate(batch, localizer.header.pose_codec).features
         assert set(names) <= set(alone)
         for name in names:
-            torch.testing.assert_close(alone[name], answered[name])
+            torch.testing.assert_close(alone[name], predicted[name])
 
 
 def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:
@@ -397,13 +411,13 @@ def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path
     assert fit_confidence({}, data, predict_held_out(header, model, data, torch.arange(60), CPU, {})) is None
     write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
-    memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
-    assert set(memories) == {"image", "lidar"}
+    references = remember(header, model, prepared(samples), torch.arange(60), CPU)
+    assert set(references) == {"image", "lidar"}
     assert (
         fit_confidence(
-            memories,
+            references,
             prepared(samples),
-            predict_held_out(header, model, prepared(samples), torch.arange(20), CPU, memories),
+            predict_held_out(header, model, prepared(samples), torch.arange(20), CPU, references),
         )
         is None
     )
@@ -421,11 +435,11 @@ def test_a_damaged_confidence_is_an_error_that_names_the_file(checkpoint: Path, 
     else:
         del tensors[damage]
     safetensors.torch.save_file(tensors, tmp_path / "damaged.safetensors", metadata)
-    with pytest.raises(CheckpointError, match=r"damaged\.safetensors: what the confidence rests on is damaged"):
+    with pytest.raises(CheckpointError, match=r"damaged\.safetensors: the tensors of the confidence are damaged"):
         Localizer.load(tmp_path / "damaged.safetensors", "cpu")
 
 
-# --- bad input and the study -------------------------------------------------------------------------------------
+# --- corrupted input and the study -------------------------------------------------------------------------------
 
 
 def kinds_of(modalities: tuple[str, ...], foreign: list[Frame], number: int = 3) -> dict[str, Frame]:
@@ -434,7 +448,7 @@ def kinds_of(modalities: tuple[str, ...], foreign: list[Frame], number: int = 3)
     return dict(bad_frames(samples, number, foreign, modalities, 20.0))
 
 
-def test_bad_input_is_what_its_name_says() -> None:
+def test_corrupted_input_is_of_the_kind_that_it_is_named() -> None:
     stranger = random_frame(99, (50, 50))
     good, other = random_frame(3, (32, 40)), random_frame(7, (32, 40))
     kinds = kinds_of(("image", "lidar"), [stranger])
@@ -463,7 +477,7 @@ def test_bad_input_is_what_its_name_says() -> None:
     np.testing.assert_array_equal(kinds["wrong scene"].image, kinds["foreign image"].image)
 
 
-def test_kinds_that_need_what_is_not_there_are_left_out() -> None:
+def test_kinds_whose_modality_is_missing_are_omitted() -> None:
     assert set(kinds_of(("image",), [])) == {"covered lens", "covered lens, noise", "mirrored image"}
     with_depth = kinds_of(("image", "depth"), [random_frame(99, (64, 64), ("depth",))])
     assert "foreign image" not in with_depth
@@ -474,7 +488,7 @@ def test_kinds_that_need_what_is_not_there_are_left_out() -> None:
     assert set(lidar) == {"wrong scene", "empty cloud"}
 
 
-def test_pairs_of_the_same_place_are_not_called_shuffled() -> None:
+def test_pairs_of_one_place_are_no_shuffled_pairs() -> None:
     samples = [Sample(random_frame(i, (32, 40)), yaw_pose(0.1 * i)) for i in range(8)]
     assert "shuffled pair" not in dict(bad_frames(samples, 0, [], ("image", "lidar"), 20.0))
 
@@ -505,7 +519,7 @@ def test_the_study_writes_tables_and_a_picture(
     assert "| covered lens | 12 |" in text
 
 
-def test_a_checkpoint_without_a_confidence_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_confidence_is_rejected_with_what_to_do(tmp_path: Path) -> None:
     write_random_checkpoint(tmp_path / "plain.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
     with pytest.raises(ConfigError, match=r"plain\.safetensors was written without a confidence; add one with `vmloc"):
         study(tmp_path / "plain.safetensors", [Path("anything")], device="cpu")

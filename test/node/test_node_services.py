@@ -39,7 +39,13 @@ from tf2_msgs.msg import TFMessage
 from training.testing import write_random_checkpoint
 from vmloc_ros.bags.files import BagWriter, image_message, typestore
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
-from vmloc_ros.core.confidence import Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value, stack_cues
+from vmloc_ros.core.confidence import (
+    Confidence,
+    NullDistribution,
+    ReferenceFeatures,
+    neg_log_p_value,
+    stack_outlier_scores,
+)
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
@@ -67,12 +73,12 @@ def write_confidence_checkpoint(path: Path, seed: int = 0) -> Path:
     positions = np.concatenate([prediction.positions_m for prediction in predictions])
     quaternions = np.concatenate([prediction.quaternions_wxyz for prediction in predictions])
     seen, held_out = slice(0, 40), slice(40, None)
-    memory = FeatureMemory.fit(features[seen], features[seen], positions[seen], quaternions[seen], 20.0, rank=8)
-    cues = stack_cues(
+    memory = ReferenceFeatures.fit(features[seen], features[seen], positions[seen], quaternions[seen], 20.0, rank=8)
+    cues = stack_outlier_scores(
         {IMAGE: memory}, (IMAGE,), {IMAGE: features[held_out]}, positions[held_out], quaternions[held_out]
     )
-    tails = tuple(EmpiricalTail.fit(cue) for cue in cues.T)
-    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, EmpiricalTail.fit(neg_log_p_value(cues, tails)))})
+    tails = tuple(NullDistribution.fit(cue) for cue in cues.T)
+    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, NullDistribution.fit(neg_log_p_value(cues, tails)))})
     save_checkpoint(path, header, load_checkpoint(path)[1].state_dict(), confidence)
     return path
 

@@ -49,10 +49,10 @@ def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequenc
     )
 
 
-def judged(confidence: Confidence, modalities: tuple[str, ...], *seen: Any) -> NDArray[np.float64] | None:
-    """Confidence ``(B,)`` of estimates; what was seen as of :meth:`Confidence.neg_log_p_value`."""
-    odd = confidence.neg_log_p_value(modalities, *seen)
-    return None if odd is None else confidence.judge(modalities, odd)
+def p_values(confidence: Confidence, modalities: tuple[str, ...], *evidence: Any) -> NDArray[np.float64] | None:
+    """Confidence ``(B,)`` of estimates; further arguments as of :meth:`Confidence.neg_log_p_value`."""
+    neg_log_p = confidence.neg_log_p_value(modalities, *evidence)
+    return None if neg_log_p is None else confidence.p_value(modalities, neg_log_p)
 
 
 class ListSource:

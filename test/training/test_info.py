@@ -16,7 +16,7 @@ from training.config import parse_config
 from training.info import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, save_checkpoint
-from vmloc_ros.core.confidence import Confidence, EmpiricalTail, FeatureMemory
+from vmloc_ros.core.confidence import Confidence, NullDistribution, ReferenceFeatures
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.models import REGISTRY, build_model, model_config
@@ -152,8 +152,8 @@ def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -
     alone = Residuals((1.0, 2.0, 3.0, np.radians(4.0), np.radians(5.0), np.radians(6.0)), (1.5, 1.0), ("lidar",))
     header = dataclasses.replace(HEADER, uncertainty=dataclasses.replace(HEADER.uncertainty, missing=(alone,)))
     features = np.random.default_rng(0).normal(size=(60, 16))
-    memory = FeatureMemory.fit(features, features[:40], features[:40, :3], np.eye(4)[[0] * 40], 1.0, rank=5)
-    tails = tuple(EmpiricalTail.fit(np.arange(100.0)) for _ in range(3))
+    memory = ReferenceFeatures.fit(features, features[:40], features[:40, :3], np.eye(4)[[0] * 40], 1.0, rank=5)
+    tails = tuple(NullDistribution.fit(np.arange(100.0)) for _ in range(3))
     judge = Confidence({"lidar": memory}, {("image", "lidar"): tails, ("lidar",): tails})
     text = report_text(header, build_model(header.model, Preprocessor(header.preprocess).channels), METADATA, 1, judge)
     assert section(text, "covariance")[5:10] == [

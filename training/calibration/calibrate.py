@@ -91,7 +91,7 @@ def recalibrate(
         memories = remember(header, model, known, train_rows, torch_device)
     else:
         before = load_confidence(checkpoint)
-        memories = {} if before is None else dict(before.memories)
+        memories = {} if before is None else dict(before.references)
     answers = predict_held_out(header, model, held_out, rows, torch_device, memories)
     confidence = fit_confidence(memories, held_out, answers)
     fitted = calibrate(header, held_out, answers, confidence)

@@ -18,7 +18,7 @@ from training.data.splits import FEWEST
 from training.evaluation.metrics import LIMIT
 from training.prediction import modality_features
 from vmloc_ros.core.checkpoint import CheckpointHeader
-from vmloc_ros.core.confidence import SHARES, Confidence, EmpiricalTail, FeatureMemory, neg_log_p_value
+from vmloc_ros.core.confidence import P_VALUES, Confidence, NullDistribution, ReferenceFeatures, neg_log_p_value
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -31,12 +31,12 @@ _WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is
 _ANY_WRONG = 2  # so many are, in any case
 _BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches
 _AS_GOOD = 0.02  # difference of Youden's J
-_NEVER = EmpiricalTail(np.full(len(SHARES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
+_NEVER = NullDistribution(np.full(len(P_VALUES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
 
 
 def remember(
     header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
-) -> dict[str, FeatureMemory]:
+) -> dict[str, ReferenceFeatures]:
     """What training rows look like to the model, by modality, for the cues of :mod:`training.calibration.held_out`.
 
     Empty for systems that offer no features.
@@ -52,7 +52,7 @@ def remember(
         features = seen.cpu().numpy()
         kept = _evenly(torch.arange(len(having)), _REMEMBERED)
         frames = [data.poses[i] for i in having[kept].tolist()]
-        memories[name] = FeatureMemory.fit(
+        memories[name] = ReferenceFeatures.fit(
             features,
             features[kept.numpy()],
             np.stack([pose.position_m for pose in frames]),
@@ -63,7 +63,7 @@ def remember(
 
 
 def fit_confidence(
-    memories: Mapping[str, FeatureMemory], data: PreparedDataset, answers: BySensors
+    memories: Mapping[str, ReferenceFeatures], data: PreparedDataset, answers: BySensors
 ) -> Confidence | None:
     """What estimates are judged by, fitted to answers to good frames of the data that training has not seen.
 
@@ -87,8 +87,8 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
-def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[EmpiricalTail, ...]:
-    """Tails of the cues of good answers and of what these give together, as :attr:`Confidence.tails` has them.
+def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[NullDistribution, ...]:
+    """Null distributions of the cues of good answers and of what these give together, as :class:`Confidence` has them.
 
     In a map with two places that look the same, every other answer there is right by luck, and nothing is odd about
     the wrong ones: so many good ones look like them. If more than one in 50 of the answers that would not be withheld
@@ -131,16 +131,16 @@ def _warn(sensors: str, wrong: Bools, therefore: str) -> None:
     )
 
 
-def _tails(cues: Array, ends: Array) -> tuple[EmpiricalTail, ...]:
+def _tails(cues: Array, ends: Array) -> tuple[NullDistribution, ...]:
     """Fitted to good answers' ``(N, C)``, which are below the ends ``(C,)``: from there on, hardly any is."""
-    single = tuple(_ended(EmpiricalTail.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
-    return (*single, EmpiricalTail.fit(neg_log_p_value(cues, single)))
+    single = tuple(_ended(NullDistribution.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
+    return (*single, NullDistribution.fit(neg_log_p_value(cues, single)))
 
 
-def _ended(tail: EmpiricalTail, end: float) -> EmpiricalTail:
+def _ended(tail: NullDistribution, end: float) -> NullDistribution:
     """The tail, falling so fast that its share at the end is as good as none."""
-    steepest = (end - tail.quantiles[-1]) / np.log(SHARES[-1] / _BEYOND)
-    return EmpiricalTail(tail.quantiles, min(tail.decay, float(steepest)))
+    steepest = (end - tail.quantiles[-1]) / np.log(P_VALUES[-1] / _BEYOND)
+    return NullDistribution(tail.quantiles, min(tail.decay, float(steepest)))
 
 
 def _divide(cues: Array, wrong: Bools) -> tuple[int, float]:

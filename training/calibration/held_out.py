@@ -17,7 +17,7 @@ from training.data.model_input import sensor_sets
 from training.evaluation.consistency import PARTS, map_errors, nees
 from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
-from vmloc_ros.core.confidence import FeatureMemory, stack_cues
+from vmloc_ros.core.confidence import ReferenceFeatures, stack_outlier_scores
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
@@ -36,8 +36,8 @@ class HeldOut:
         quaternions_wxyz: ``(N, 4)``.
         covariances: ``(N, 6, 6)`` the system's own, as :func:`vmloc_ros.core.localizer.prediction_covariance` has it.
         lost: ``(N,)`` bool: the system says itself that these are no answers.
-        cues: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_cues`; NaN where a frame lacks a sensor of the set,
-            and C is 0 where nothing is remembered to compare frames with.
+        cues: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_outlier_scores`; NaN where a frame lacks a sensor of
+            the set, and C is 0 where nothing is remembered to compare frames with.
         solved: whether the covariances are those of a solver, not of samples.
     """
 
@@ -76,7 +76,7 @@ def predict_held_out(
     data: PreparedDataset,
     rows: Tensor,
     device: torch.device,
-    memories: Mapping[str, FeatureMemory] | None = None,
+    memories: Mapping[str, ReferenceFeatures] | None = None,
 ) -> BySensors:
     """Answers to the rows, and for every smaller set of sensors to those that have it, the others being withheld.
 
@@ -100,7 +100,7 @@ def predict_held_out(
 
 
 def _cues(
-    memories: Mapping[str, FeatureMemory],
+    memories: Mapping[str, ReferenceFeatures],
     names: tuple[str, ...],
     prediction: Prediction,
     having: NDArray[np.bool_],
@@ -108,7 +108,7 @@ def _cues(
     """``(N, C)``; of rows that have all of the sensors, NaN for the others."""
     if not (having.any() and set(names) <= set(memories)):
         return np.empty((len(having), 0))
-    found = stack_cues(
+    found = stack_outlier_scores(
         memories,
         names,
         {name: prediction.features[name].cpu().numpy()[having] for name in names},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flows through the package: a sensor frame in, an estimate out."""
+"""Input and output of a localizer: sensor frame and estimate."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PointCloud:
         return len(self.xyz_m)
 
     def delayed(self, delay_s: float) -> PointCloud:
-        """The same for a frame whose stamp is ``delay_s`` before the scan's own, which times were relative to."""
+        """The cloud with times relative to a frame's stamp that is ``delay_s`` before the scan's own."""
         if delay_s == 0:
             return self
         time_s = np.zeros(len(self), np.float32) if self.time_s is None else self.time_s
@@ -89,20 +89,22 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """Where the robot is.
+    """Pose of the robot at a frame's stamp, with covariance.
 
     Attributes:
-        stamp_ns: stamp of the frame it was made from.
+        stamp_ns: stamp of the frame.
         map_from_body: pose of the checkpoint's body frame in its map frame.
         covariance: ``(6, 6)`` float64, order (x, y, z, rot_x, rot_y, rot_z), metres and radians, rotation about
             the fixed map axes (geometry_msgs/PoseWithCovariance); positive definite.
-        modalities: the modalities that it rests on.
-        posterior_std: of systems with a posterior: mean standard deviation over the latent of the ``joint`` and of
-            each modality's expert; the prior's is 1.
-        confidence: share in [0, 1] of good frames that look at least as odd as this one, so that a limit of 0.05
-            refuses 5 % of them; None where the checkpoint holds nothing to judge by.
-        dropped_sensors: sensors that delivered data, but whose features are outliers among held-out frames: a
-            covered lens, the night. The estimate does not use them.
+        modalities: the modalities that the estimate uses.
+        posterior_std: for systems with a posterior, its standard deviation, averaged over the latent dimensions: of
+            the ``joint`` posterior and of each modality's expert; the prior's is 1.
+        confidence: p-value in [0, 1] under the null distribution of held-out frames (see
+            :mod:`vmloc_ros.core.confidence`): the share of in-distribution frames with outlier scores at least as
+            large, so that a limit of 0.05 rejects 5 % of these. 0 for a lost frame; None where the checkpoint has no
+            null distribution. It is not the probability that the estimate is right.
+        dropped_sensors: sensors that delivered data which the estimate does not use, since their features are outliers
+            among held-out frames: a covered lens, night.
     """
 
     stamp_ns: int

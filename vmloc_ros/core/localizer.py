@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frame in, pose with covariance out: the path that the robot and every reported number share."""
+"""From a frame to a pose with covariance: the path that the robot and every evaluation share."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from vmloc_ros.core.uncertainty import (
 
 logger = logging.getLogger(__name__)
 
-_NEARLY_AS_PRECISE = 2.0  # times the standard deviation
+_LARGEST_STD_RATIO = 2.0  # of the position without the dropped sensors to that with all
 
 
 class Localizer:
-    """A trained model ready to answer.
+    """A trained model with its preprocessing and calibration: frames in, estimates out.
 
     Attributes:
-        header: what the checkpoint says of itself.
-        modalities: names of the modalities that the model takes; any one of them is enough.
+        header: the checkpoint's header.
+        modalities: names of the model's modalities; any one of them is enough for an estimate.
         map_frame: frame of the poses.
         body_frame: the frame whose pose is estimated.
-        confidence: what estimates are judged by; None leaves them without a confidence.
-        drop_outlier_sensors: whether to estimate the pose without a sensor whose features are outliers (see
-            :meth:`Confidence.plausible_sensors`), as if it were missing. Done only where the estimate without it has
-            the higher confidence and nearly the same precision.
+        confidence: null distributions of the checkpoint; None leaves estimates without a confidence.
+        drop_outlier_sensors: whether to drop a sensor whose features are outliers (see
+            :meth:`Confidence.plausible_sensors`), as if it were missing. This is done only where the estimate without
+            it has a higher confidence and a position of at most twice the standard deviation.
     """
 
     drop_outlier_sensors = True
@@ -77,20 +77,20 @@ class Localizer:
 
     @torch.inference_mode()
     def localize(self, frame: Frame, batch: ModelInput | None = None) -> Estimate:
-        """Pose of a frame by itself; covariance from the system's samples and held-out residuals.
+        """Estimate the pose of a single frame.
 
         Args:
-            batch: what :meth:`preprocess` made of the frame, where that has been done.
+            batch: the result of :meth:`preprocess`, where that has been done already.
 
         Raises:
-            ModelError: the frame has none of the model's modalities, or the answer is not finite.
+            ModelError: the frame has none of the model's modalities, or the prediction is not finite.
         """
         batch = self.preprocess(frame) if batch is None else batch
         names = self.present(batch)
         try:
             prediction = self._locate(batch)
             estimate = self.estimate(frame.stamp_ns, names, prediction)
-            kept = self._sane(names, prediction)
+            kept = self._plausible_sensors(names, prediction)
             if kept == names:
                 return estimate
             other = self.estimate(frame.stamp_ns, kept, self._locate(batch.only(kept)))
@@ -98,8 +98,8 @@ class Localizer:
             raise ModelError(f"frame at {frame.stamp_ns} ns: {error}") from error
         assert estimate.confidence is not None
         assert other.confidence is not None
-        # Silence is better than metres in place of centimetres; and a deviation may be NaN.
-        limit_m = _NEARLY_AS_PRECISE * position_std_m(estimate.covariance)
+        # A withheld estimate is better than metres in place of centimetres. Written so that NaN keeps all sensors.
+        limit_m = _LARGEST_STD_RATIO * position_std_m(estimate.covariance)
         if not position_std_m(other.covariance) <= limit_m or other.confidence <= estimate.confidence:
             return estimate
         return replace(other, dropped_sensors=tuple(name for name in names if name not in kept))
@@ -107,13 +107,13 @@ class Localizer:
     def _locate(self, batch: ModelInput) -> Prediction:
         return self.model.locate(batch, self.header.pose_codec, self.header.uncertainty.samples)
 
-    def _sane(self, modalities: tuple[str, ...], prediction: Prediction) -> tuple[str, ...]:
+    def _plausible_sensors(self, modalities: tuple[str, ...], prediction: Prediction) -> tuple[str, ...]:
         if not (self.drop_outlier_sensors and self.confidence and prediction.features):
             return modalities
         return self.confidence.plausible_sensors(modalities, _first(prediction, modalities))
 
     def stream(self, lookahead: int = 0) -> Stream:
-        """For frames that come one after another: systems that read clips then have those before at hand.
+        """A stream of frames that come one after another, for systems that read clips.
 
         Raises:
             ConfigError: ``lookahead`` does not fit the system's clip.
@@ -121,7 +121,7 @@ class Localizer:
         return Stream(self, lookahead)
 
     def preprocess(self, frame: Frame) -> ModelInput:
-        """The model's input of one frame, on its device. Raises ModelError: it has none of the modalities."""
+        """Model input of one frame, batch size 1, on the device. Raises ModelError: it has none of the modalities."""
         prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
         absent = torch.zeros(1, device=self.device)
 
@@ -142,11 +142,11 @@ class Localizer:
         )
 
     def present(self, batch: ModelInput) -> tuple[str, ...]:
-        """Modalities of a single frame's input."""
+        """Modalities that a single frame's input has."""
         return tuple(name for name in self.modalities if bool(batch.present[name]))
 
     def estimate(self, stamp_ns: int, modalities: tuple[str, ...], prediction: Prediction) -> Estimate:
-        """The answer for the first frame of a prediction."""
+        """The estimate of the first frame of a prediction."""
         pose = Pose(prediction.positions_m[0], prediction.quaternions_wxyz[0])
         lost = prediction.lost is not None and bool(prediction.lost[0])
         neg_log_p = None if lost else self._neg_log_p_value(modalities, prediction)
@@ -157,7 +157,7 @@ class Localizer:
         spread = {} if posterior is None else {name: float(x[0]) for name, x in posterior.mean_std().items()}
         confidence = 0.0 if lost else None
         if neg_log_p is not None and self.confidence is not None:
-            confidence = float(self.confidence.judge(modalities, neg_log_p)[0])
+            confidence = float(self.confidence.p_value(modalities, neg_log_p)[0])
         return Estimate(
             stamp_ns,
             pose,
@@ -168,7 +168,7 @@ class Localizer:
         )
 
     def _neg_log_p_value(self, modalities: tuple[str, ...], prediction: Prediction) -> NDArray[np.float64] | None:
-        """``(1,)`` of the first frame, where there is a confidence for it."""
+        """``(1,)`` for the first frame; None where it has no confidence."""
         if self.confidence is None or not prediction.features:
             return None
         return self.confidence.neg_log_p_value(
@@ -180,7 +180,7 @@ class Localizer:
         )
 
     def warm_up(self) -> None:
-        """Answer one synthetic frame, so that the first real one does not pay for lazy initialisation."""
+        """Localize one synthetic frame: the first real one is then not delayed by lazy initialisation."""
         height, width = self.header.preprocess.crop or (480, 640)  # the crop's own shape surely contains it
         cloud = PointCloud(np.full((1000, 3), 5.0, np.float32), np.ones(1000, np.float32))
         camera = PinholeCamera(width, height, float(width), float(width), width / 2, height / 2)
@@ -203,11 +203,11 @@ def _first(prediction: Prediction, modalities: tuple[str, ...]) -> dict[str, NDA
 def total_covariance(
     prediction: Prediction, row: int, uncertainty: Uncertainty, modalities: tuple[str, ...], neg_log_p: float = 0.0
 ) -> NDArray[np.float64]:
-    """Covariance ``(6, 6)`` of a batch's row: the system's own and the held-out residuals, inflated.
+    """Covariance ``(6, 6)`` of a batch's row: the system's own plus that of held-out residuals, inflated.
 
     Args:
-        modalities: the sensors that the row's answer rests on.
-        neg_log_p: how odd the row looks; see :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
+        modalities: the sensors that the row's prediction uses.
+        neg_log_p: of the row; see :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
     """
     pose = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
     residuals = uncertainty.residuals(modalities)
@@ -217,7 +217,7 @@ def total_covariance(
 
 
 def prediction_covariance(prediction: Prediction, row: int) -> NDArray[np.float64]:
-    """The system's own covariance ``(6, 6)`` of a batch's row: zero for systems that know none."""
+    """The system's own covariance ``(6, 6)`` of a batch's row; zero for systems without one."""
     if prediction.covariances is not None:
         return prediction.covariances[row]
     if not len(prediction.sample_positions_m):

@@ -19,9 +19,8 @@ from vmloc_ros.core.geometry import (
 
 Array = NDArray[np.float64]
 
-_LARGEST_NEG_LOG_P = (
-    5.0  # what fewer than one in 150 good frames reach is odder than anything that factors were fitted to
-)
+# One in 150 in-distribution frames has a larger one: too few to fit growth factors beyond it.
+_LARGEST_NEG_LOG_P = 5.0
 
 
 def sample_covariance(mean: Pose, positions_m: ArrayLike, quaternions_wxyz: ArrayLike) -> Array:
@@ -44,10 +43,10 @@ def residual_covariance(mean: Pose, residual_std: ArrayLike) -> Array:
 
 
 def inflated_covariance(covariance: ArrayLike, inflation: ArrayLike, coupling: float = 1.0) -> Array:
-    """A covariance ``(..., 6, 6)`` whose position's and rotation's standard deviations are larger by these factors.
+    """Scale a covariance ``(..., 6, 6)``.
 
     Args:
-        inflation: ``(..., 2)``.
+        inflation: ``(..., 2)`` factors on the standard deviations of position and rotation.
         coupling: factor in [0, 1] on the correlations between position and rotation.
     """
     factors = np.repeat(np.asarray(inflation, np.float64), 3, axis=-1)
@@ -56,11 +55,11 @@ def inflated_covariance(covariance: ArrayLike, inflation: ArrayLike, coupling: f
 
 
 def growth_factors(neg_log_p: ArrayLike, growth: tuple[float, float]) -> Array:
-    """Factors ``(..., 2)`` on standard deviations of position and rotation of frames that look so odd ``(...)``.
+    """Factors ``(..., 2)`` on the standard deviations of position and rotation.
 
     Args:
-        neg_log_p: as :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value` has it.
-        growth: logarithms of the factors, for each unit of it.
+        neg_log_p: ``(...)``, see :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`; clipped at 5.
+        growth: logarithms of the two factors per unit of ``neg_log_p``.
     """
     neg_log_p = np.minimum(np.asarray(neg_log_p, np.float64), _LARGEST_NEG_LOG_P)
     return np.exp(neg_log_p[..., None] * np.asarray(growth, np.float64))
@@ -74,12 +73,12 @@ def body_errors(truth: Pose, estimate: Pose) -> Array:
 
 
 def fit_residual_std(errors: ArrayLike, sample_variances: ArrayLike, floor: ArrayLike) -> Array:
-    """Residual standard deviations ``(6,)`` that the samples' own spread leaves unexplained.
+    """Standard deviations ``(6,)`` of the part of held-out errors that the samples' spread does not explain.
 
     Args:
         errors: ``(N, 6)`` held-out :func:`body_errors`.
         sample_variances: ``(N, 6)`` diagonal of the samples' covariance along the body axes.
-        floor: ``(6,)`` least standard deviations: a covariance must never be zero.
+        floor: ``(6,)`` smallest standard deviations: a covariance must never be zero.
     """
     unexplained = np.mean(np.square(errors) - np.asarray(sample_variances), axis=0)
     return np.sqrt(np.maximum(unexplained, np.square(floor)))
@@ -92,9 +91,10 @@ def body_variances(mean: Pose, covariance: ArrayLike) -> Array:
 
 
 def position_std_m(covariance: Array) -> float:
-    """Standard deviation along the position's worst direction, metres, of a covariance as Estimate's.
+    """Largest standard deviation of the position over all directions, metres; NaN if the covariance is not finite.
 
-    NaN where that is not finite.
+    Args:
+        covariance: ``(6, 6)``, position first.
     """
     block = covariance[:3, :3]
     return math.sqrt(np.linalg.eigvalsh(block)[-1]) if np.isfinite(block).all() else math.nan
@@ -117,7 +117,7 @@ def moved_covariance(covariance: ArrayLike, offset_m: ArrayLike) -> NDArray[np.f
 
 
 def check_pose(stamp_ns: int, pose: Pose, covariance: NDArray[np.float64]) -> None:
-    """The last guard: whatever happens before it, no NaN leaves the node, and no covariance that claims certainty.
+    """Check an estimate before it leaves the node.
 
     Raises:
         ModelError: a number is not finite or a variance not positive.

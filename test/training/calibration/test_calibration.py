@@ -471,8 +471,8 @@ def test_the_confidence_is_fitted_anew_from_what_the_checkpoint_remembers(traine
     a, b = load_confidence(first), load_confidence(second)
     assert a is not None
     assert b is not None
-    np.testing.assert_array_equal(a.memories["image"].remembered, b.memories["image"].remembered)
-    assert a.tails[("image",)][-1].decay != b.tails[("image",)][-1].decay
+    np.testing.assert_array_equal(a.references["image"].coordinates, b.references["image"].coordinates)
+    assert a.null_distributions[("image",)][-1].decay != b.null_distributions[("image",)][-1].decay
 
 
 def test_frames_that_were_all_trained_on_are_not_taken_for_held_out_ones(trained: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from helpers import judged
+from helpers import p_values
 from rooms import CPU, TINY, prepared
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.covariance import calibrate
@@ -136,7 +136,9 @@ def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence
     assert with_lost[0] == without[0]
     assert with_lost[1] is not None
     assert without[1] is not None
-    for one, other in zip(with_lost[1].tails["image",], without[1].tails["image",], strict=True):
+    for one, other in zip(
+        with_lost[1].null_distributions["image",], without[1].null_distributions["image",], strict=True
+    ):
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
         assert one.decay == other.decay
     # Fewer than 50 that are found are too few.
@@ -158,7 +160,7 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
         memories, held_out, predict_held_out(header, model, held_out, torch.arange(500), CPU, memories)
     )
     assert confidence is not None
-    assert len(confidence.tails["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
+    assert len(confidence.null_distributions["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, header, model.state_dict(), confidence)
     loaded = load_confidence(path)
@@ -166,12 +168,12 @@ def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
     other = predict(model, numbered_data(2000, 400), torch.arange(400), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
     seen = {"image": other.features["image"].numpy()}
     poses = other.positions_m, other.quaternions_wxyz
-    found = judged(loaded, ("image",), seen, *poses, other.outlier_scores)
-    np.testing.assert_array_equal(found, judged(confidence, ("image",), seen, *poses, other.outlier_scores))
+    found = p_values(loaded, ("image",), seen, *poses, other.outlier_scores)
+    np.testing.assert_array_equal(found, p_values(confidence, ("image",), seen, *poses, other.outlier_scores))
     assert abs(np.mean(found < 0.2) - 0.2) < 0.13  # uniform, within five standard errors of both draws
     for cue, typical in ((0, 0.1), (1, 1.0)):
         neg_log_p = other.outlier_scores.copy()
         neg_log_p[:, cue] = 12 * typical
-        assert float(np.median(judged(loaded, ("image",), seen, *poses, neg_log_p))) < 0.01
-    with pytest.raises(ModelError, match=r"rests on 4 cues, this version .* gives 3: fit it again with `vmloc calib"):
-        judged(loaded, ("image",), seen, *poses, other.outlier_scores[:, :1])
+        assert float(np.median(p_values(loaded, ("image",), seen, *poses, neg_log_p))) < 0.01
+    with pytest.raises(ModelError, match=r"rests on 4 outlier scores, this .* gives 3: fit it again with `vmloc calib"):
+        p_values(loaded, ("image",), seen, *poses, other.outlier_scores[:, :1])
