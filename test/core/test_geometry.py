@@ -14,7 +14,6 @@ from vmloc_ros.core.geometry import (
     canonical_quaternion,
     interpolate_poses,
     matrix_from_quaternion,
-    mean_quaternion,
     quaternion_conjugate,
     quaternion_exp,
     quaternion_from_matrix,
@@ -158,15 +157,6 @@ def test_rotation_angle_is_the_angle_between(first: np.ndarray, second: np.ndarr
 def test_rotation_angle_keeps_the_precision_of_small_angles() -> None:
     small = quaternion_exp([0.0, np.radians(1e-7) / 2, 0.0])
     assert rotation_angle_deg(small, [1.0, 0, 0, 0]) == pytest.approx(1e-7, rel=1e-9)
-
-
-def test_mean_of_quaternions_ignores_their_signs() -> None:
-    rotations = Rotation.from_rotvec([0.2, 1.0, -0.5]) * Rotation.from_rotvec(
-        np.random.default_rng(2).normal(0, 0.2, (50, 3))
-    )
-    quaternions = rotations.as_quat()[:, [3, 0, 1, 2]]
-    quaternions[::3] *= -1
-    assert_same_rotation(mean_quaternion(quaternions), rotations.mean(), atol_rad=1e-9)
 
 
 @given(poses, poses, vectors)

@@ -97,7 +97,7 @@ def camera_info_message(stamp_ns: int, frame_id: str, camera: PinholeCamera) -> 
 
 
 def point_cloud_message(stamp_ns: int, frame_id: str, cloud: PointCloud, ring: NDArray[np.uint16] | None = None) -> Any:
-    """A sensor_msgs/PointCloud2: x, y, z and what the cloud has of intensity, ``ring`` and time.
+    """A sensor_msgs/PointCloud2 with x, y, z and, as far as given, intensity, ``ring`` and time.
 
     The layout is that of common lidar drivers: packed, float32 x y z intensity, uint16 ring, float32 time.
 
@@ -119,28 +119,22 @@ def point_cloud_message(stamp_ns: int, frame_id: str, cloud: PointCloud, ring: N
         if len(values) != len(xyz):
             raise MessageError(f"field {name!r} has {len(values)} values for {len(xyz)} points")
         points[name] = values
-    layout: Any = points.dtype.fields
     return _make(
         "sensor_msgs/msg/PointCloud2",
         header=_header(stamp_ns, frame_id),
         height=1,
         width=len(points),
-        fields=[
-            _make(
-                "sensor_msgs/msg/PointField",
-                name=name,
-                offset=layout[name][1],
-                datatype=_POINT_FIELD_TYPES[kind],
-                count=1,
-            )
-            for name, kind, _ in present
-        ],
+        fields=[_point_field(name, points.dtype.fields[name][1], kind) for name, kind, _ in present],
         is_bigendian=False,
         point_step=points.itemsize,
         row_step=points.nbytes,
         data=points.view(np.uint8),
         is_dense=bool(np.isfinite(xyz).all()),
     )
+
+
+def _point_field(name: str, offset: int, kind: str) -> Any:
+    return _make("sensor_msgs/msg/PointField", name=name, offset=offset, datatype=_POINT_FIELD_TYPES[kind], count=1)
 
 
 def _vector(xyz: ArrayLike) -> Any:

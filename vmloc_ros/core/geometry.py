@@ -103,12 +103,6 @@ def rotation_angle_deg(first_wxyz: ArrayLike, second_wxyz: ArrayLike) -> Array:
     return np.degrees(2 * np.arctan2(np.linalg.norm(relative[..., 1:], axis=-1), np.abs(relative[..., 0])))
 
 
-def mean_quaternion(quaternion_wxyz: ArrayLike) -> Array:
-    """Mean orientation ``(4,)`` of ``(N, 4)`` quaternions on SO(3) (Markley et al. 2007)."""
-    quaternions = canonical_quaternion(quaternion_wxyz)
-    return canonical_quaternion(np.linalg.eigh(quaternions.T @ quaternions)[1][:, -1])
-
-
 def rotation_vector_from_quaternion(quaternion_wxyz: ArrayLike) -> Array:
     """Rotation vectors ``(..., 3)`` in radians (full angle: twice :func:`quaternion_log`)."""
     return 2.0 * quaternion_log(quaternion_wxyz)

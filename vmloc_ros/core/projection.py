@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Point clouds as pictures: cylindrical (MV3D, Chen et al. 2017) and pinhole projection, batched torch code.
+"""Projection of point clouds to images: cylindrical (MV3D, Chen et al. 2017) and pinhole, batched torch code.
 
-Both keep the nearest return of a cell, give 0 (validity included) where nothing fell, and ignore "no return"
-points: NaN, infinite, or all zero. Results are the same on every run; between devices they differ only for
+Both keep the nearest return of each cell, fill cells without a return with 0 (validity included), and ignore "no
+return" points: NaN, infinite, or all zero. Results are the same on every run. Between devices they differ only for
 points that rounding puts across the edge of a cell.
 """
 
@@ -16,23 +16,23 @@ from torch import Tensor
 
 from vmloc_ros.core.errors import ConfigError
 
-# Channels of a cylindrical picture.
+# Channels of a cylindrical image.
 RANGE, HEIGHT, INTENSITY, AZIMUTH, TIME, VALIDITY = range(6)
 
 _EMPTY = torch.iinfo(torch.int64).max
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
-# Beams that lie on the limit of the field of view stay inside in spite of float32 rounding; in cells.
+# In cells: keeps beams on the limit of the field of view inside in spite of float32 rounding.
 _EDGE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
 class CylindricalConfig:
-    """Geometry of a cylindrical picture; cells tile the field of view from edge to edge.
+    """Geometry of a cylindrical image; cells tile the field of view from edge to edge.
 
-    Row 0 touches ``elevation_max_deg``. Column 0 touches ``azimuth_max_deg`` and azimuth falls to the right:
-    with the full circle the picture shows forward (+x) in its centre, the robot's left (+y) in its left half.
-    The defaults cover the usual spinning lidars of 16 to 128 beams.
+    Row 0 touches ``elevation_max_deg``. Column 0 touches ``azimuth_max_deg``, and azimuth decreases to the right: with
+    the full circle, forward (+x) is in the image's centre and the robot's left (+y) in its left half. The defaults
+    cover the usual spinning lidars of 16 to 128 beams.
 
     Raises:
         ConfigError: a size is not positive, or limits are empty or out of range.
@@ -62,12 +62,11 @@ def cylindrical_projection(
         xyz_m: ``(B, N, 3)`` points in the lidar frame, padded with NaN where clouds differ in length.
         intensity: ``(B, N)`` in the sensor's unit, or None for zeros; a value that is not finite counts as 0.
         config: rows, columns and field of view.
-        time_s: ``(B, N)`` when each point was measured, or None for zeros, likewise.
+        time_s: ``(B, N)`` measurement times in seconds, or None for zeros; a value that is not finite counts as 0.
 
     Returns:
-        ``(B, 6, rows, columns)`` float32: range (m), height z (m), intensity, azimuth (rad), time (s), validity (0
-        or 1).
-        Of points at the same range in one cell the first wins.
+        ``(B, 6, rows, columns)`` float32: range (m), height z (m), intensity, azimuth (rad), time (s), validity (0 or
+        1). Of points at the same range in one cell the first counts.
 
     Raises:
         ValueError: a shape is wrong.
@@ -79,12 +78,8 @@ def cylindrical_projection(
     x, y, z = _coordinates(xyz_m)
     ground_range_squared = x * x + y * y
     range_m = torch.sqrt(ground_range_squared + z * z)
-    row, row_inside = _angular_cell(
-        torch.atan(z / torch.sqrt(ground_range_squared)),
-        config.rows,
-        config.elevation_min_deg,
-        config.elevation_max_deg,
-    )
+    elevation = torch.atan(z / torch.sqrt(ground_range_squared))
+    row, row_inside = _angular_cell(elevation, config.rows, config.elevation_min_deg, config.elevation_max_deg)
     azimuth = torch.atan2(y, x)
     column, column_inside = _angular_cell(azimuth, config.columns, config.azimuth_min_deg, config.azimuth_max_deg)
     inside = row_inside & column_inside & (range_m > 0) & (range_m < math.inf)
@@ -98,13 +93,13 @@ def cylindrical_projection(
 
 
 def cylindrical_points(picture: Tensor) -> Tensor:
-    """The points ``(B, 3, rows, columns)``, in metres in the lidar frame, that a cylindrical picture was made of.
+    """Inverse of :func:`cylindrical_projection`: points ``(B, 3, rows, columns)`` in metres in the lidar frame.
 
     Args:
-        picture: ``(B, 6, rows, columns)`` of :func:`cylindrical_projection`; a cell without a point gives zeros.
+        picture: ``(B, 6, rows, columns)``; a cell without a return gives zeros.
     """
     range_m, z, azimuth = picture[:, RANGE], picture[:, HEIGHT], picture[:, AZIMUTH]
-    ground_range = torch.sqrt((range_m * range_m - z * z).clamp(min=0))  # below 0 by rounding, straight above and below
+    ground_range = torch.sqrt((range_m * range_m - z * z).clamp(min=0))  # rounding: negative near the axis
     return torch.stack([ground_range * torch.cos(azimuth), ground_range * torch.sin(azimuth), z], dim=1)
 
 
@@ -112,14 +107,14 @@ def pinhole_projection(xyz_m: Tensor, camera_from_lidar: Tensor, intrinsics: Ten
     """Project clouds into an undistorted camera, with a z-buffer.
 
     Pixel centres lie at integer coordinates (OpenCV, ROS): ``u = fx x / z + cx``, and the point falls into
-    column ``floor(u + 0.5)``. Who resizes the image by s scales ``cx`` to ``(cx + 0.5) s - 0.5``.
+    column ``floor(u + 0.5)``. Resizing the image by s changes ``cx`` to ``(cx + 0.5) s - 0.5``.
 
     Args:
         xyz_m: ``(B, N, 3)`` points in the lidar frame, padded with NaN where clouds differ in length.
         camera_from_lidar: ``(B, 4, 4)`` rigid transforms into the optical frame (x right, y down, z forward).
-        intrinsics: ``(B, 3, 3)`` camera matrices in pixels of the picture asked for.
-        height: rows of the picture.
-        width: columns of the picture.
+        intrinsics: ``(B, 3, 3)`` camera matrices in pixels of the returned image.
+        height: rows of the returned image.
+        width: columns of the returned image.
 
     Returns:
         ``(B, 2, height, width)`` float32: depth along the optical axis (m), validity (0 or 1).
@@ -189,7 +184,7 @@ def _nearest_per_cell(
         return distance.new_zeros(batch, len(channels) + 1, cells)
     key = (distance.view(torch.int32).long() << _INDEX_BITS) | torch.arange(count, device=distance.device)
     nearest = torch.full((batch, cells + 1), _EMPTY, dtype=torch.int64, device=distance.device)
-    # Outside points go into one more cell, which is thrown away.
+    # Points outside go into one extra cell, which is dropped.
     nearest.scatter_reduce_(1, torch.where(inside, cell, cells).long(), key, "amin")
     nearest = nearest[:, :-1]
     valid = nearest != _EMPTY

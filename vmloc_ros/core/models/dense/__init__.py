@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scene-coordinate system: map coordinates of every cell, and the pose that explains them."""
+"""Scene-coordinate regression: map coordinates of every cell, and the pose estimated from them."""
 
 from vmloc_ros.core.models.dense.model import DenseModel
 

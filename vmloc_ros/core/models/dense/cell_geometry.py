@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the cells of every modality look: what was measured there, seen from the body at the frame's stamp."""
+"""Geometry of the cells of all modalities, in the body frame at the frame's stamp."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from vmloc_ros.core.models.base import ModelInput, PoseModel
 from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.models.dense.config import DenseConfig
 
-_CYLINDER_CHANNELS = 6  # of a prepared cylindrical picture
-_IN_CAMERA_CHANNELS = 2  # of a lidar's picture in the camera's view
+_CYLINDER_CHANNELS = 6  # of a prepared cylindrical image
+_IN_CAMERA_CHANNELS = 2  # of a lidar's pinhole projection into the camera
 
 
 class CellGeometry(PoseModel):
-    """A system that knows where its sensors are mounted and how its body usually moves.
+    """Base of systems that know where their sensors are mounted and how their body usually moves.
 
     Args:
         config: the cells' strides.
@@ -31,7 +31,7 @@ class CellGeometry(PoseModel):
     needs_geometry = True
     mounts: Tensor  # (M, 4, 4) float64, body from sensor
     usual_twist: Tensor  # (6,) of the body in its own axes, m/s and rad/s
-    twist_std: Tensor  # (6,) how much it varies
+    twist_std: Tensor  # (6,) standard deviation of the body's twist
 
     def __init__(self, config: DenseConfig, channels: Mapping[str, int]) -> None:
         super().__init__(tuple(channels))
@@ -45,7 +45,7 @@ class CellGeometry(PoseModel):
         sensors = {name: IMAGE if name == LIDAR and self._lidar_in_camera else name for name in self.modalities}
         if missing := [name for name, sensor in sensors.items() if sensor not in mounts]:
             raise ModelError(
-                f"where the sensor of {', '.join(missing)} is mounted is not known, and dense systems need it: "
+                f"the mounting of the sensor of {', '.join(missing)} is not known, and dense systems need it: "
                 "/tf_static must lead from source.body_frame to the frame of the messages"
             )
         self.mounts.copy_(torch.stack([torch.from_numpy(mounts[sensor].matrix) for sensor in sensors.values()]))
@@ -55,7 +55,7 @@ class CellGeometry(PoseModel):
         self.twist_std.copy_(deviation)
 
     def geometry(self, batch: ModelInput) -> Iterator[tuple[Tensor, Cells]]:
-        """Of each modality, rows of the batch that have it, and their cells as in :meth:`look`, without a network."""
+        """For each modality, the rows ``(R,)`` of the batch that have it, and the geometry of their cells."""
         for name in self.modalities:
             rows = torch.nonzero(batch.present[name]).flatten()
             if len(rows):
@@ -64,7 +64,10 @@ class CellGeometry(PoseModel):
                 yield rows, self._cells(name, batch, rows, (height, width), stride)
 
     def measured_points(self, batch: ModelInput, step: int) -> Iterator[tuple[Tensor, Cells]]:
-        """Of each modality that measures, rows of the batch and every ``step``-th pixel; of range images, all."""
+        """For each modality that measures range, rows ``(R,)`` of the batch, and the points of every ``step``-th pixel.
+
+        Of cylindrical images all cells are returned.
+        """
         for name in self.modalities:
             rows = torch.nonzero(batch.present[name]).flatten()
             if name != IMAGE and len(rows) and batch.measured is not None:
@@ -74,19 +77,19 @@ class CellGeometry(PoseModel):
                 yield rows, cells
 
     def _twists(self, batch: ModelInput) -> Tensor:
-        """``(B, 6)``; the usual one where the batch knows none."""
+        """``(B, 6)`` of the batch; the usual twist where it is unknown."""
         usual = self.usual_twist.expand(len(batch), -1)
         return usual if batch.twists is None else torch.where(torch.isfinite(batch.twists), batch.twists, usual)
 
     def _cells(self, name: str, batch: ModelInput, rows: Tensor, shape: tuple[int, int], stride: int) -> Cells:
-        """Rows' cells as they would have been measured at the stamp."""
+        """Cells of these rows, compensated for the body's motion since the stamp."""
         measured, intrinsics = batch.measured, batch.intrinsics
         if measured is None or intrinsics is None:
-            raise ModelError("dense systems need measurements and camera matrices (ModelInput.measured, intrinsics)")
+            raise ModelError("dense systems need ModelInput.measured and ModelInput.intrinsics")
         if name == LIDAR and _is_cylinder(measured[name]):
             picture = measured[name][rows, :, : stride * shape[0], : stride * shape[1]]
             return cylinder_cells(picture, self._mount(name), stride).moved(self._twists(batch)[rows])
-        # An image's cells have the depth camera's measurements, too, or those of a lidar that was projected into it.
+        # Cells of an image also take the depth camera's measurements, or those of a lidar projected into the camera.
         source = name if name != IMAGE else DEPTH if DEPTH in self.modalities else LIDAR
         depth = None
         if (
@@ -99,7 +102,7 @@ class CellGeometry(PoseModel):
             if (height, width) != (rows_px, columns_px):
                 raise ModelError(
                     f"{source} is {height}x{width} after scaling, but {name} {rows_px}x{columns_px}; dense systems "
-                    "need pictures of the camera's view to be of one aspect ratio"
+                    "need images in the camera's view to have the same aspect ratio"
                 )
             depth = depth[..., : stride * shape[0], : stride * shape[1]]
         cells = camera_cells(intrinsics[rows], self._mount(name), shape, stride, depth)
@@ -107,7 +110,7 @@ class CellGeometry(PoseModel):
             shown = batch.shown[rows, ::stride, ::stride][:, : shape[0], : shape[1]].flatten(1)
             cells = replace(cells, valid=cells.valid & shown, ranged=cells.ranged & shown)
         if name == IMAGE and LIDAR in self.modalities and _is_cylinder(measured[LIDAR]):
-            # From where it was at the stamp, the camera saw the points.
+            # The scan is moved to the stamp first: the camera took its image there.
             scan = cylinder_cells(measured[LIDAR][rows], self._mount(LIDAR), 1).moved(self._twists(batch)[rows])
             scan = replace(scan, valid=scan.valid & batch.present[LIDAR][rows].unsqueeze(1))
             return _ranged_by(scan, cells, intrinsics[rows], self._mount(IMAGE), shape, stride)
@@ -118,14 +121,14 @@ class CellGeometry(PoseModel):
 
 
 def _is_cylinder(measured: Tensor) -> bool:
-    """Whether these are prepared range images; absent, or in the camera's view, they are not."""
+    """Whether a modality's tensor holds cylindrical images; not if it is absent or in the camera's view."""
     return measured.dim() == 4 and measured.shape[1] == _CYLINDER_CHANNELS
 
 
 def _ranged_by(
     scan: Cells, cells: Cells, intrinsics: Tensor, mount: Tensor, shape: tuple[int, int], stride: int
 ) -> Cells:
-    """Cells of an image that a lidar's points fall on have these points, where nothing else measured them."""
+    """Give an image's cells without a measurement the points of a lidar's scan that project to them."""
     index, found = seen_by_camera(scan, intrinsics, mount, shape, stride, stride / 4)
     found = found & ~cells.ranged & cells.valid
     points = scan.points_m.gather(1, index.unsqueeze(-1).expand(-1, -1, 3))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The network of one modality that says of every cell where in the map it lies."""
+"""The network of one modality that predicts map coordinates for every cell."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.encoder import Pyramid
 
-_POINT_SCALE_M = 10.0  # measured points are given to the network in this unit
+_POINT_SCALE_M = 10.0  # unit of the measured points in the network's input
 
 
 class CellPredictor(nn.Module):
-    """Map coordinates of the cells of one modality: a trunk, then the same small network for every cell.
+    """Map coordinates of one modality's cells: a trunk, then the same small network for every cell.
 
     Args:
         trunk: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
         in_channels: of the modality.
         config: sizes.
         stride: of the cells, in pixels.
-        sees_points: the measured points are part of the input: cells of a lidar or depth camera know where their own
-            measurement lies, those of an image do not.
+        sees_points: whether the measured points are part of the input, as for a lidar or depth camera; an image has
+            none of its own.
     """
 
     def __init__(self, trunk: nn.Module, in_channels: int, config: DenseConfig, stride: int, sees_points: bool) -> None:
@@ -48,7 +48,7 @@ class CellPredictor(nn.Module):
         Args:
             features: ``(B, F, h, w)``, and ``context`` ``(B, G)``, of :class:`Pyramid`.
             points: ``(B, 3, h, w)`` measured, in metres in the body frame; zero where there is none.
-            regions: ``(B,)`` numbers of the regions whose coordinates are asked for, where the map has such.
+            regions: ``(B,)`` numbers of the regions to predict coordinates in, where the map has regions.
         """
         x = self.dropout(self.norm(features.float()))
         if self.sees_points:
@@ -60,7 +60,7 @@ class CellPredictor(nn.Module):
         for number, block in enumerate(self.blocks, start=1):
             x = x + block(self._modulated(x, regions, number))
         x = self.exit[:-1](x)
-        with torch.autocast(x.device.type, enabled=False):  # half precision knows decimetres in a map of 50 m
+        with torch.autocast(x.device.type, enabled=False):  # half precision resolves only decimetres in a map of 50 m
             return self.exit[-1](x.float())
 
     def _modulated(self, x: Tensor, regions: Tensor | None, layer: int) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the cells of a feature map look: measured points, or rays where nothing was measured, in the body frame.
+"""Geometry of a feature map's cells in the body frame: measured points, or rays where nothing was measured.
 
-A cell of stride s stands for the pixel (s i, s j) of the picture it was computed from: there lie the centres of the
-receptive fields of torchvision's convolutions.
+Cell (i, j) of stride s stands for the pixel (s i, s j) of the input image: there is the centre of its receptive field
+in torchvision's networks.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from vmloc_ros.core.projection import TIME, cylindrical_points
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """Geometry of the N cells of each of B pictures, in the body frame.
+    """Geometry of the N cells of each of B images, in the body frame.
 
     Attributes:
-        points_m: ``(B, N, 3)`` what was measured; the sensor's centre where only the direction is known.
+        points_m: ``(B, N, 3)`` measured points; the sensor's centre where only the direction is known.
         rays: ``(B, N, 3)`` unit directions from the sensor's centre.
-        ranged: ``(B, N)`` bool, the point was measured.
-        valid: ``(B, N)`` bool, point or direction is known.
-        times_s: ``(B, N)`` when it was measured, seconds since the frame's stamp: the parts of a lidar's turn differ.
+        ranged: ``(B, N)`` bool: the point is measured.
+        valid: ``(B, N)`` bool: point or direction is known.
+        times_s: ``(B, N)`` time of measurement, seconds since the frame's stamp; it varies within a lidar's revolution.
     """
 
     points_m: Tensor
@@ -34,10 +34,10 @@ class Cells:
     times_s: Tensor
 
     def moved(self, twist: Tensor) -> Cells:
-        """As the body would have measured it at the stamp.
+        """Compensate the body's motion between the stamp and each measurement (deskewing), to first order.
 
         Args:
-            twist: ``(B, 6)`` velocity of the body in its own axes, m/s and rad/s, constant for the while.
+            twist: ``(B, 6)`` velocity of the body in its own axes, m/s and rad/s, taken to be constant.
         """
         linear, angular = twist[:, None, :3], twist[:, None, 3:]
         velocity = linear + torch.linalg.cross(angular.expand_as(self.points_m), self.points_m)
@@ -45,13 +45,13 @@ class Cells:
 
 
 def camera_cells(intrinsics: Tensor, mount: Tensor, shape: tuple[int, int], stride: int, depth: Tensor | None) -> Cells:
-    """Cells of a picture in the camera.
+    """Cells of a camera image.
 
     Args:
-        intrinsics: ``(B, 3, 3)``; NaN makes cells invalid.
+        intrinsics: ``(B, 3, 3)``; NaN makes the cells invalid.
         mount: ``(4, 4)`` body from camera.
         shape: rows and columns of cells.
-        depth: ``(B, 2, H, W)`` depth along the optical axis in metres and validity; None where none is measured.
+        depth: ``(B, 2, H, W)`` depth along the optical axis in metres, and validity; None without depth measurements.
     """
     rows, columns = (stride * torch.arange(count, device=intrinsics.device) for count in shape)
     v, u = torch.meshgrid(rows.float(), columns.float(), indexing="ij")
@@ -68,7 +68,7 @@ def camera_cells(intrinsics: Tensor, mount: Tensor, shape: tuple[int, int], stri
 
 
 def cylinder_cells(picture: Tensor, mount: Tensor, stride: int) -> Cells:
-    """Cells of a cylindrical picture: of each cell's block the measurement nearest to its pixel.
+    """Cells of a cylindrical image: each takes the measurement of its block that is nearest to its pixel.
 
     Args:
         picture: ``(B, 6, H, W)``, see :func:`vmloc_ros.core.projection.cylindrical_projection`.
@@ -93,17 +93,17 @@ def seen_by_camera(
     stride: int,
     tolerance_px: float,
 ) -> tuple[Tensor, Tensor]:
-    """Points that fall on a camera's cells: of several the nearest to the camera.
+    """Project a lidar's points to a camera's cells; of several points in a cell, the nearest to the camera is kept.
 
     Args:
-        scan: of a lidar, P cells.
+        scan: the lidar's P cells.
         intrinsics: ``(B, 3, 3)``.
         mount: ``(4, 4)`` body from camera.
         shape: rows and columns of cells.
-        tolerance_px: how far from a cell's pixel a point may fall, in rows and in columns.
+        tolerance_px: largest distance of a point from its cell's pixel, in rows and in columns.
 
     Returns:
-        Of the camera's cells, ``(B, N)`` which of the scan's is meant, and bool whether there is one.
+        For each of the camera's N cells, ``(B, N)`` the number of the lidar's cell, and bool whether there is one.
     """
     points_m, valid = scan.points_m, scan.valid
     rotation, translation = mount[:3, :3].float(), mount[:3, 3].float()
@@ -118,18 +118,17 @@ def seen_by_camera(
     inside &= ((cell_u - column * stride).abs() <= tolerance_px) & ((cell_v - row * stride).abs() <= tolerance_px)
     inside &= torch.isfinite(intrinsics).all(dim=2).all(dim=1).unsqueeze(1)
     count = shape[0] * shape[1]
-    cell = torch.where(inside, row * shape[1] + column, count).long()  # those outside go to a cell behind the last
+    cell = torch.where(inside, row * shape[1] + column, count).long()  # one extra cell for points outside
     nearest = depth.new_full((len(points_m), count + 1), torch.inf).scatter_reduce(1, cell, depth, "amin")
     winner = inside & (depth <= nearest.gather(1, cell))
     index = torch.zeros_like(nearest, dtype=torch.long)
     numbers = torch.arange(points_m.shape[1], device=points_m.device).expand_as(cell)
     index.scatter_(1, torch.where(winner, cell, count), numbers)
-    found = torch.isfinite(nearest[:, :count])
-    return index[:, :count], found
+    return index[:, :count], torch.isfinite(nearest[:, :count])
 
 
 def _blocks(picture: Tensor, stride: int) -> Tensor:
-    """``(B, C, H, W)`` to ``(B, C, stride * stride, cells)``, padded with zeros to whole blocks."""
+    """Reshape ``(B, C, H, W)`` to ``(B, C, stride * stride, cells)``, zero-padded to whole blocks."""
     count, channels, height, width = picture.shape
     padded = torch.nn.functional.pad(picture, (0, -width % stride, 0, -height % stride))
     blocks = padded.reshape(count, channels, -(-height // stride), stride, -(-width // stride), stride)
@@ -137,7 +136,7 @@ def _blocks(picture: Tensor, stride: int) -> Tensor:
 
 
 def _mounted(points: Tensor, rays: Tensor, mount: Tensor, ranged: Tensor, valid: Tensor, times_s: Tensor) -> Cells:
-    """Cells of points and directions ``(B, N, 3)`` in the sensor's frame."""
+    """Cells in the body frame from points and directions ``(B, N, 3)`` in the sensor's frame."""
     rotation, translation = mount[:3, :3].to(points), mount[:3, 3].to(points)
     at = torch.where(ranged.unsqueeze(-1), points, 0.0) @ rotation.mT + translation
     directions = torch.nn.functional.normalize(rays, dim=-1) @ rotation.mT

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Correspondences between predicted map coordinates and what the sensors measured, and how likely poses make them.
+"""Correspondences between predicted map coordinates and measurements, and the likelihood of poses given them.
 
-Correspondence i says that the cell lies at ``X_i`` in the map, with standard deviation ``sigma_i``. At the pose
-``(R, t)``, map from body, its residual is ``f_i = A_i (R^T (X_i - t) - p_i)`` in metres: ``A_i = I`` where the point
-``p_i`` itself is measured (3D-3D), ``A_i = I - d_i d_i^T`` where only the direction ``d_i`` from the sensor's centre
-``p_i`` is (2D-3D: the distance between point and ray), so 3 or 2 equations. Each cell is a Gaussian expert on the pose,
-``exp(-|f_i|^2 / (2 sigma_i^2))``; their product over all cells of all modalities (VMLoc Eq. 4-5) is the exponential of
-a sum of quadratic forms. A modality that is missing is a missing sum.
+Correspondence i is a prediction that its cell lies at ``X_i`` in the map, with standard deviation ``sigma_i``. At the
+pose ``(R, t)``, map from body, its residual in metres is ``f_i = A_i (R^T (X_i - t) - p_i)``:
+
+* 3D-3D: the point ``p_i`` is measured; ``A_i = I``, three equations.
+* 2D-3D: only the direction ``d_i`` from the sensor's centre ``p_i`` is known; ``A_i = I - d_i d_i^T``, two equations:
+  the distance between point and ray.
+
+Each cell is a Gaussian expert on the pose, ``exp(-|f_i|^2 / (2 sigma_i^2))``. The product over all cells of all
+modalities (VMLoc Eq. 4-5) has the sum of their quadratic forms as exponent; a missing modality adds no term.
 """
 
 from __future__ import annotations
@@ -18,20 +21,20 @@ import torch
 from torch import Tensor
 
 _NAMES = ("map_points_m", "std_m", "points_m", "rays", "ranged", "valid")
-_LEAST_STD_M = 1e-6  # the inverse square of much less is not a number in float32
+_LEAST_STD_M = 1e-6  # the inverse square of a much smaller one overflows float32
 _CHUNK = 1 << 22  # elements of the largest intermediate of log_ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correspondences:
-    """M correspondences in each of B frames, of any modalities, in any order. What is not valid may hold anything.
+    """M correspondences in each of B frames, of any modalities, in any order. Values of invalid ones are arbitrary.
 
     Attributes:
         map_points_m: ``(B, M, 3)`` predicted coordinates in the (centred) map.
         std_m: ``(B, M)`` standard deviation of each of the three coordinates, metres, above a micrometre.
         points_m: ``(B, M, 3)`` in the body frame: the measured point, or the sensor's centre where only rays are known.
-        rays: ``(B, M, 3)`` unit directions in the body frame; not looked at where ``ranged``.
-        ranged: ``(B, M)`` bool, the point itself is measured.
+        rays: ``(B, M, 3)`` unit directions in the body frame; ignored where ``ranged``.
+        ranged: ``(B, M)`` bool: the point itself is measured.
         valid: ``(B, M)`` bool.
     """
 
@@ -43,10 +46,10 @@ class Correspondences:
     valid: Tensor
 
     def cleaned(self) -> Correspondences:
-        """The same with rows that hold a non-finite number or no proper deviation made invalid.
+        """The same, with rows invalid whose numbers are not finite or whose standard deviation is too small.
 
-        Invalid rows are filled with zeros (deviation: 1) and so are rays of ranged rows: no NaN reaches a sum or,
-        multiplied by zero, a gradient. Where there is no row at all, there is an invalid one then.
+        Invalid rows are filled with zeros (standard deviation: 1), and so are rays of ranged rows: no NaN reaches a sum
+        or, multiplied by zero, a gradient. Where M is 0, one invalid row is added.
         """
         if not self.valid.shape[1]:
             shapes = ((len(self.valid), 1, *getattr(self, name).shape[2:]) for name in _NAMES)
@@ -75,24 +78,24 @@ class Correspondences:
         return Correspondences(*(getattr(self, name).to(device) for name in _NAMES))
 
     def at(self, rows: Tensor) -> Correspondences:
-        """Those of some frames."""
+        """The correspondences of some frames: row numbers or bool."""
         return Correspondences(*(getattr(self, name)[rows] for name in _NAMES))
 
     def picked(self, cells: Tensor) -> Correspondences:
-        """Those of some cells ``(B, N)`` of each frame."""
+        """The correspondences of N cells of each frame, by their numbers ``(B, N)``."""
         rows = torch.arange(len(cells), device=cells.device).unsqueeze(1)
         return Correspondences(*(getattr(self, name)[rows, cells] for name in _NAMES))
 
     def joined(self, other: Correspondences) -> Correspondences:
-        """The correspondences of both, frame by frame: the product of their experts."""
+        """The correspondences of both, frame by frame: the product of all experts."""
         return Correspondences(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in _NAMES))
 
 
 def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, spread_m: float) -> Tensor:
-    """Log-likelihood ratio ``(B, H)`` of poses against cells strewn over the map (in the manner of MLESAC).
+    """Log-likelihood ratio ``(B, H)`` of H poses against uniform outliers, as in MLESAC (Torr and Zisserman 2000).
 
-    The sum over cells of ``max(0, k log(spread / (sqrt(2 pi) sigma)) - |f|^2 / (2 sigma^2))`` with k = 3 or 2
-    equations: unsure cells count little, outliers and points behind a camera nothing.
+    It is the sum over cells of ``max(0, k log(spread / (sqrt(2 pi) sigma)) - |f|^2 / (2 sigma^2))``, where k is 3 or 2,
+    the number of equations. Uncertain cells add little; outliers and points behind a camera add nothing.
 
     Args:
         c: cleaned correspondences.

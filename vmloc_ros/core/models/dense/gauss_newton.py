@@ -1,5 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normal equations of a pose on SE(3) from weighted correspondences, batched over frames and hypotheses, float64."""
+"""Normal equations of a pose on SE(3) from weighted correspondences, batched over frames and hypotheses, float64.
+
+The residual ``f = A (R^T (X - t) - p)`` of :mod:`vmloc_ros.core.models.dense.correspondences` has the Jacobian
+``A [-I, [y]x]`` with respect to translation and rotation in body axes, where y is the point's position in the body
+frame. y is taken on the measured ray or at the measured point, not at the noisy prediction: this changes neither
+``J^T f`` nor the solution, but noise would otherwise count as information. Of ``A = I - d d^T``, the sum over I is made
+of moments of (1, y, f), and the sum over ``d d^T`` of outer products of the Pluecker line (d, p x d).
+
+A cell's weight is the probability that it is an inlier, ``1 / (1 + exp((s - gate^2) / 2))`` for a squared residual of
+s sigma^2: expectation maximisation for Gaussian inliers among uniform outliers.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +25,16 @@ from torch import Tensor
 from vmloc_ros.core.models.dense.correspondences import Correspondences
 
 _LEAST_INLIERS = 6
-_LEAST_SHARE = 0.02  # of the valid cells: fewer agree by chance
-_WORST_ROTATION_RAD = 0.5  # standard deviation beyond which a pose counts as undetermined
-_FLATTEST_RAD = math.radians(0.5)  # rays all this near to one plane may belong to points on one line
+_LEAST_SHARE = 0.02  # of the valid cells: a smaller share may agree by chance
+_WORST_ROTATION_RAD = 0.5  # standard deviation above which a pose counts as undetermined
+_FLATTEST_RAD = math.radians(0.5)  # rays that are all nearer to one plane may belong to points on one line
 _LARGEST_STEP_RAD = 0.5
 _DAMPING = 1e-9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormalEquations:
-    """Correspondences as rows ``(B, components, M)``: the cells last, so that sums over them are matrix products."""
+    """Correspondences ``(B, components, M)``: cells come last, so that sums over them are matrix products."""
 
     map_points: Tensor  # (B, 3, M)
     points: Tensor  # (B, 3, M)
@@ -37,7 +47,7 @@ class NormalEquations:
 
     @staticmethod
     def of(c: Correspondences) -> NormalEquations:
-        """Of cleaned float64 correspondences."""
+        """From cleaned float64 correspondences."""
         return NormalEquations(
             c.map_points_m.transpose(1, 2),
             c.points_m.transpose(1, 2),
@@ -51,7 +61,7 @@ class NormalEquations:
 
     @property
     def shape(self) -> torch.Size:
-        """Of one frame's points: ``(3, M)``."""
+        """Shape of one frame's points: ``(3, M)``."""
         return self.points.shape[1:]
 
     @property
@@ -68,21 +78,21 @@ class NormalEquations:
         return self._with(*(x.detach() for x in (self.map_points, self.points, self.lines, self.precision)))
 
     def only(self, usable: Tensor) -> NormalEquations:
-        """The same without any precision in frames that are not usable ``(B, 1)``."""
+        """The same with a precision of zero in frames that are not ``usable`` ``(B, 1)`` bool."""
         return self._with(self.map_points, self.points, self.lines, torch.where(usable, self.precision, 0.0))
 
     def normal_equations(
         self, R: Tensor, t: Tensor, gate: float, scale: float = 1.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of poses ``(B, K, 3, 3)`` and ``(B, K, 3)``: H ``(B, K, 6, 6)`` and right side ``(B, K, 6)`` in body axes.
+        """Normal equations at poses ``(B, K, 3, 3)`` and ``(B, K, 3)``, in body axes.
 
-        Also the squared residuals in sigma ``(B, K, M)`` and which cells are not behind their camera.
+        Args:
+            gate: residual in sigma at which a cell is as likely an outlier as an inlier.
+            scale: factor on sigma.
 
-        In body axes the residual ``f = A (R^T (X - t) - p)`` has the Jacobian ``A [-I, [y]x]`` by a shift and a turn
-        of the pose, with y the point's place seen from the body. y is taken on the measured ray or point, not at the
-        noisy prediction, which changes neither ``J^T f`` nor the solution, but keeps noise from posing as information.
-        Of ``A = I - d d^T`` the first part leaves moments of (1, y, f), the second the product of the line (d, p x d)
-        with itself.
+        Returns:
+            H ``(B, K, 6, 6)``, right side ``(B, K, 6)``, squared residuals in sigma ``(B, K, M)``, and which cells are
+            valid and not behind their camera ``(B, K, M)`` bool.
         """
         batch, count = R.shape[:2]
         turned = (R.transpose(-1, -2).reshape(batch, count * 3, 3) @ self.map_points).view(batch, count, *self.shape)
@@ -111,7 +121,7 @@ class NormalEquations:
         return H, right, squared, infront
 
     def step(self, R: Tensor, t: Tensor, gate: float, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-        """One step of Gauss-Newton: new rotations, translations, and how far each moved (metres or radians)."""
+        """One Gauss-Newton step: new rotations, translations, and each pose's largest change (metres or radians)."""
         H, right, _, _ = self.normal_equations(R, t, gate, scale)
         damping = torch.eye(6, dtype=H.dtype, device=H.device) * _DAMPING
         change = torch.linalg.solve_ex(H + H * damping + damping, right)[0]
@@ -121,7 +131,13 @@ class NormalEquations:
         return R @ turned(change[..., 3:]), t + (R @ change[..., :3, None]).squeeze(-1), moved
 
     def determined(self, H: Tensor, inlier: Tensor, spread_m: float) -> Tensor:
-        """Whether enough inliers ``(B, K, M)`` determine all of the pose, whose information is H: ``(B, K)`` bool."""
+        """Whether there are enough inliers and they determine all six degrees of freedom: ``(B, K)`` bool.
+
+        Args:
+            H: ``(B, K, 6, 6)`` information of the poses.
+            inlier: ``(B, K, M)`` bool.
+            spread_m: extent of the map; a position with a larger standard deviation counts as undetermined.
+        """
         finite = torch.isfinite(H).flatten(2).all(dim=-1)
         worst = torch.tensor([spread_m] * 3 + [_WORST_ROTATION_RAD] * 3, dtype=H.dtype, device=H.device)
         eye = torch.eye(6, dtype=H.dtype, device=H.device)
@@ -130,7 +146,7 @@ class NormalEquations:
         enough = finite & known & (inlier.sum(dim=-1) >= needed)
         if not self.has_rays:
             return enough
-        # Of points on one line, rays show the plane through it at most, and noisy depths would pose as knowledge.
+        # Rays to points on one line leave a rotation about it open. H does not show that: it holds noise of the depths.
         used = (inlier & ~self.ranged.unsqueeze(1)).to(H.dtype)
         direction = self.lines[:, :3].unsqueeze(1)
         scatter = (direction * used.unsqueeze(2)) @ direction.transpose(-1, -2)
@@ -140,7 +156,7 @@ class NormalEquations:
 
 @cache
 def _from_moments(device: torch.device) -> Tensor:
-    """Matrix ``(49, 42)`` from the moments ``sum w v v^T`` of v = (1, y, f) to H (of ``A = I``) and the right side.
+    """Linear map ``(49, 42)`` from moments ``sum w v v^T`` of v = (1, y, f) to H (for ``A = I``) and the right side.
 
     H is ``sum w [I, -[y]x; [y]x, |y|^2 I - y y^T]``, the right side ``sum w (f, y x f)``.
     """
@@ -159,19 +175,19 @@ def _from_moments(device: torch.device) -> Tensor:
 
 @cache
 def _crosses(device: torch.device) -> Tensor:
-    """Matrix ``(3, 9)`` from a vector v to the flat ``[v]x``, where ``[v]x w`` is ``v x w``."""
+    """Linear map ``(3, 9)`` from a vector v to the flattened cross-product matrix ``[v]x``."""
     return _constant(np.stack([np.cross(axis, np.eye(3)).T.ravel() for axis in np.eye(3)]), device)
 
 
 def _constant(array: NDArray[np.float64], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # or training could not use what inference has cached
+    with torch.inference_mode(False):  # training could not use a cached inference tensor
         return torch.from_numpy(array).to(device)
 
 
 def turned(vector: Tensor) -> Tensor:
-    """Rotation matrices ``(..., 3, 3)`` near those of rotation vectors ``(..., 3)``: Cayley's, equal to second order.
+    """Rotation matrices ``(..., 3, 3)`` of rotation vectors ``(..., 3)`` by Cayley's map, exact to second order.
 
-    A step of Gauss-Newton needs no more, and unlike the exponential it has no special case at zero.
+    This is enough for a Gauss-Newton step, and unlike the exponential map it has no special case at zero.
     """
     cross = (vector @ _crosses(vector.device)).view(*vector.shape, 3)
     factor = 4 / (4 + vector.square().sum(dim=-1)[..., None, None])
@@ -184,13 +200,13 @@ def _positive(matrix: Tensor) -> Tensor:
 
 
 def rotated(H: Tensor, R: Tensor) -> Tensor:
-    """A 6 x 6 form in body axes, ``(..., 6, 6)``, in those of the map: three rows and columns at a time."""
+    """Rotate a quadratic form ``(..., 6, 6)`` from body axes to the map's axes, block by block of 3 x 3."""
     blocks = H.reshape(*H.shape[:-2], 2, 3, 2, 3)
     return torch.einsum("...ij,...ajbk,...lk->...aibl", R, blocks, R).flatten(-2).flatten(-3, -2)
 
 
 def orthonormal(rotation: Tensor) -> Tensor:
-    """The rotation near a matrix that is one but for rounding."""
+    """Re-orthonormalise a matrix that is a rotation up to rounding errors."""
     first = torch.nn.functional.normalize(rotation[..., 0], dim=-1)
     third = torch.nn.functional.normalize(torch.linalg.cross(first, rotation[..., 1]), dim=-1)
     return torch.stack([first, torch.linalg.cross(third, first), third], dim=-1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypotheses of the pose from minimal sets of correspondences: three points, or three rays of one camera.
+"""Pose hypotheses from minimal sets of correspondences: three points, or three rays of one camera.
 
-Sets are drawn with the same random numbers for every frame, by its own distribution: a frame's hypotheses do not
-depend on the frames beside it. Nothing here is differentiable.
+Sets are drawn with the same random numbers in every frame, so that a frame's hypotheses do not depend on the batch's
+other frames. Nothing here is differentiable.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from torch import Tensor
 
 from vmloc_ros.core.models.dense.correspondences import Correspondences
 
-_OVERSAMPLING = 16  # triples drawn for every one that is kept
-_CONSISTENT = 12.0  # squared, normalised difference of a triple's three sides that is no reason to doubt it
-_WIDEST_COSINE = float(np.cos(np.deg2rad(85)))  # rays farther off the mean ray are not handed to OpenCV
+_OVERSAMPLING = 16  # triples drawn for every triple that is kept
+_CONSISTENT = 12.0  # sum of squared, normalised differences of a triple's sides that noise explains
+_WIDEST_COSINE = float(np.cos(np.deg2rad(85)))  # rays farther from the mean ray are not passed to OpenCV
 
 
 def draw(c: Correspondences, among: Tensor, sets: int, seed: int) -> Tensor:
-    """Indices ``(B, sets, 3)`` of cells ``among`` ``(B, M)``, sure ones more often; zeros in frames that have none.
+    """Draw triples of cells, those with a small sigma more often.
 
-    The probability goes with ``1 / (sigma^2 + s^2)``, s the geometric mean of the frame's sigma: an over-confident
-    cell is not drawn all the time.
+    The probability is proportional to ``1 / (sigma^2 + s^2)``, where s is the geometric mean of the frame's sigma: s
+    limits how often an over-confident cell is drawn.
+
+    Args:
+        among: ``(B, M)`` bool, the cells to draw from.
+
+    Returns:
+        Indices ``(B, sets, 3)``; zeros in frames without such cells.
     """
     generator = torch.Generator().manual_seed(seed)
     uniform = torch.rand(sets * 3, generator=generator, dtype=torch.float64).to(among.device)
@@ -38,15 +44,15 @@ def draw(c: Correspondences, among: Tensor, sets: int, seed: int) -> Tensor:
 
 
 def from_points(c: Correspondences, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Poses that lay three measured points on their predicted map coordinates.
+    """Poses that align three measured points with their predicted map coordinates.
 
-    Of many random triples, those are kept whose sides are as long in the map as in the body frame and which are wide
-    for their sigma. The rotation is that between the triples' own axes: exact for congruent triangles, a start for
-    others, without the batched singular value decomposition that would take longer than all the rest.
+    Many random triples are drawn. Those are kept whose sides have the same length in the map as in the body frame and
+    which are wide compared with their sigma. The rotation aligns axes attached to the two triangles. It is exact for
+    congruent triangles and an initial value for others, and much faster than a batched singular value decomposition.
 
     Returns:
-        Rotations ``(B, count, 3, 3)`` map from body, translations ``(B, count, 3)``, and ``(B, count)`` bool, False
-        where there is no such pose (then the identity).
+        Rotations ``(B, count, 3, 3)`` map from body, translations ``(B, count, 3)``, and ``(B, count)`` bool: False
+        where there is no such pose, whose values are then the identity.
     """
     index = draw(c, c.ranged, count * _OVERSAMPLING, seed)
     flat = index.flatten(1)
@@ -60,7 +66,7 @@ def from_points(c: Correspondences, count: int, seed: int) -> tuple[Tensor, Tens
     length = side.norm(dim=-1)
     mismatch = (placed_side.norm(dim=-1) - length) ** 2 / (variance + variance.roll(-1, 2))
     height = torch.linalg.cross(side[:, :, 0], side[:, :, 1]).norm(dim=-1) / length.amax(dim=-1).clamp_min(1e-9)
-    tilt = variance.sum(dim=-1) / height.square().clamp_min(1e-12)  # about the variance of the rotation, rad^2
+    tilt = variance.sum(dim=-1) / height.square().clamp_min(1e-12)  # approximate variance of the rotation, rad^2
     proper = (height > 1e-3 * length.amax(dim=-1)) & (length.amin(dim=-1) > 0) & (c.ranged.sum(1, keepdim=True) >= 3)
     doubt = (mismatch.sum(dim=-1) - _CONSISTENT).clamp_min(0) + 10 * tilt
     doubt, best = torch.where(proper, doubt, torch.inf).topk(count, dim=1, largest=False)
@@ -81,7 +87,7 @@ def _axes(triangle: Tensor) -> Tensor:
 
 
 def _or_identity(rotation: Tensor, translation: Tensor, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Three points of the map on one line have no axes: the product is then not a rotation.
+    # Three collinear points define no axes: the product is then not a rotation.
     found = found & (torch.linalg.det(rotation.double()) > 0.5) & torch.isfinite(translation).all(dim=-1)
     identity = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
     rotation = torch.where(found[..., None, None], rotation, identity)
@@ -89,12 +95,12 @@ def _or_identity(rotation: Tensor, translation: Tensor, found: Tensor) -> tuple[
 
 
 def from_rays(c: Correspondences, count: int, seed: int, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Poses that bring three predicted map coordinates onto their rays, up to four for each triple (OpenCV's AP3P).
+    """Poses from three rays and their predicted map coordinates: up to four solutions a triple (OpenCV's AP3P).
 
-    All rays must have one centre. Where a frame has several cameras, hypotheses come from the one with most rays.
+    The rays of a triple must share their centre. In a frame with several cameras, the one with most rays is used.
 
     Args:
-        wanted: ``(B,)`` bool, frames that get hypotheses.
+        wanted: ``(B,)`` bool, frames to make hypotheses for.
 
     Returns:
         As :func:`from_points`, with ``4 * count`` hypotheses.
@@ -126,9 +132,14 @@ def from_rays(c: Correspondences, count: int, seed: int, wanted: Tensor) -> tupl
 
 
 def _cameras(c: Correspondences) -> tuple[Tensor, NDArray[np.float64], NDArray[np.float64]]:
-    """Which cells ``(B, M)`` are rays of the main camera, its centres ``(B, 3)``, and axes ``(B, 3, 3)``, z ahead.
+    """The camera with most rays in each frame.
 
-    The correspondences are on the CPU.
+    Args:
+        c: correspondences on the CPU.
+
+    Returns:
+        Which cells ``(B, M)`` are rays of it, its centre ``(B, 3)`` in the body frame, and a rotation ``(B, 3, 3)``
+        from the body into axes whose z points along the mean ray.
     """
     rays = c.valid & ~c.ranged
     centres = np.zeros((len(rays), 3))
@@ -141,13 +152,13 @@ def _cameras(c: Correspondences) -> tuple[Tensor, NDArray[np.float64], NDArray[n
             centres[row] = centre.numpy()
             same[row] = rays[row] & (c.points_m[row] == centre).all(dim=-1)
     ahead = torch.where(same.unsqueeze(-1), c.rays, 0.0).double().sum(dim=1)
-    bases = np.stack([_looking(direction) for direction in ahead.numpy()]) if len(rays) else np.zeros((0, 3, 3))
+    bases = np.stack([_axes_along(direction) for direction in ahead.numpy()]) if len(rays) else np.zeros((0, 3, 3))
     depth = (c.rays.double() @ torch.from_numpy(bases[:, 2]).unsqueeze(-1)).squeeze(-1)
     return same & (depth > _WIDEST_COSINE), centres, bases
 
 
-def _looking(direction: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotation ``(3, 3)`` into axes whose z points along a direction; the identity where there is none."""
+def _axes_along(direction: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rotation ``(3, 3)`` into axes whose z points along a direction; the identity for a zero vector."""
     length = np.linalg.norm(direction)
     if length < 1e-9:
         return np.eye(3)
@@ -160,7 +171,7 @@ def _looking(direction: NDArray[np.float64]) -> NDArray[np.float64]:
 def _perspective(
     map_points: NDArray[np.float64], rays: NDArray[np.float64], triples: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Poses ``(N, 3, 4)``, camera from map, of triples ``(T, 3)`` of points and rays with positive z."""
+    """Poses ``(N, 3, 4)``, camera from map, of triples ``(T, 3)`` of cells whose rays have positive z."""
     poses: list[NDArray[np.float64]] = []
     for triple in triples:
         if len(set(triple.tolist())) < 3:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A map of measured points, and the registration of a scan to it: one more expert, precise and short-sighted.
+"""A map of points measured in training, and the registration of scans to it.
 
-Point-to-plane registration (Chen and Medioni 1992) from the pose that the cells agree on. Planes are those of voxels of
-points that training frames measured; the cells' own answer, less sure of itself than it says, is the prior that decides
-along directions which planes leave open, such as along a corridor. A spinning lidar's points are measured one after the
-other: the body's velocity meanwhile is found with its pose.
+Point-to-plane registration (Chen and Medioni 1992) refines the pose that the solver found. One point with a normal in
+each voxel defines a plane. The solver's pose, with inflated covariance, is the prior: it constrains directions that the
+planes leave open, such as along a corridor. The points of a spinning lidar are measured one after the other, so the
+body's twist during the scan is estimated together with its pose.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.models.dense.gauss_newton import turned
 
-# Sizes of the voxels in the iterations, in the map's own: near the answer, and wherever this does not find it.
+# Voxel sizes by iteration, in voxels of the map: from a prior nearby, and where that puts too few points on the map.
 _NEAR = (4, 4, 2, 2, 1, 1, 1, 1)
 _WIDE = (32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 2, 2, 2, *[1] * 8)
-_COARSE, _SPARSE = 8, 4  # voxels from which on every fourth point does
-_SURE = 0.7  # share of the points on the map above which nobody looks farther
-_PRIOR_INFLATION = 10.0  # of the cells' deviations: errors of neighbouring cells are much the same error
+_COARSE, _SPARSE = 8, 4  # with voxels of at least 8, every fourth point is enough
+_SURE = 0.7  # share of the points on the map above which the second, wider attempt is skipped
+_PRIOR_INFLATION = 10.0  # on the prior's standard deviations: errors of neighbouring cells are correlated
 _LEAST_SHARE = 0.2  # of the points that must lie on the map for the registration to count
 _LEAST_STD = 0.1  # of a point's distance from its plane, in voxels
-_MEMORY = ("points_m", "normals")
+_BUFFERS = ("points_m", "normals")  # of any length
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Registration:
-    """Of B scans.
+    """Registered poses of B scans.
 
     Attributes:
         rotations: ``(B, 3, 3)`` map from body, float64.
         translations: ``(B, 3)`` metres.
         covariances: ``(B, 6, 6)`` x, y, z and rotation about the map's fixed axes.
-        share: ``(B,)`` of the points that lie on the map.
-        accepted: ``(B,)`` bool; where False, the pose is the one that was given.
+        share: ``(B,)`` share of the points that lie on the map.
+        accepted: ``(B,)`` bool; where False, the pose and covariance are the prior's.
     """
 
     rotations: Tensor
@@ -49,7 +49,7 @@ class Registration:
 
 
 class PointMap(nn.Module):
-    """Points with normals, one a voxel.
+    """A map of points with normals, one a voxel.
 
     Args:
         voxel_m: side of the voxels.
@@ -83,32 +83,32 @@ class PointMap(nn.Module):
         covariances: Tensor,
         twist_std: Tensor,
     ) -> Registration:
-        """Bring scans onto the map, from poses that are off by no more than some voxels.
+        """Register scans to the map from prior poses.
 
-        Four voxels, where the first attempt finds most points on the map; else a second one looks as far as sixteen
-        or more, and the attempt with the larger share of points on the map counts.
+        The first attempt converges from priors that are off by up to four voxels. Where it puts too few points on the
+        map, a second one searches sixteen or more, and the attempt with the larger share of points on the map counts.
 
         Args:
-            points_m: ``(B, M, 3)`` in the body frame at the stamp, if the body moved as expected.
-            times_s: ``(B, M)`` when they were measured, seconds since the stamp.
+            points_m: ``(B, M, 3)`` in the body frame at the stamp, compensated for the expected motion.
+            times_s: ``(B, M)`` time of measurement, seconds since the stamp.
             valid: ``(B, M)`` bool.
-            rotations: ``(B, 3, 3)`` map from body, float64; the prior's mean, with
-            translations: ``(B, 3)`` metres, and
+            rotations: ``(B, 3, 3)`` map from body, float64: the prior's mean, with
+            translations: ``(B, 3)`` metres and
             covariances: ``(B, 6, 6)``, inflated before use.
-            twist_std: ``(6,)`` how much faster or slower than expected the body may move, m/s and rad/s.
+            twist_std: ``(6,)`` standard deviation of the body's twist about the expected one, m/s and rad/s.
         """
         given = points_m, times_s, valid, rotations, translations, covariances
-        found = self._descend(_NEAR, twist_std, *given)
+        found = self._iterate(_NEAR, twist_std, *given)
         unsure = torch.nonzero((found.share < _SURE) & valid.any(dim=1)).flatten()
         if len(unsure):
-            second = self._descend(_WIDE, twist_std, *(x[unsure] for x in given))
+            second = self._iterate(_WIDE, twist_std, *(x[unsure] for x in given))
             better = second.share > found.share[unsure]
             chosen = unsure[better]
             pairs = ((getattr(found, field.name), getattr(second, field.name)) for field in fields(Registration))
             found = Registration(*(x.index_copy(0, chosen, y[better]) for x, y in pairs))
         return found
 
-    def _descend(
+    def _iterate(
         self,
         levels: Sequence[int],
         twist_std: Tensor,
@@ -119,7 +119,7 @@ class PointMap(nn.Module):
         translations: Tensor,
         covariances: Tensor,
     ) -> Registration:
-        """Gauss-Newton over voxels of these sizes; arguments as of :meth:`register_scan`."""
+        """Gauss-Newton, one step for each voxel size in ``levels``; other arguments as of :meth:`register_scan`."""
         every, every_time = points_m.double(), times_s.double().unsqueeze(-1)
         prior = torch.zeros(len(every), 12, 12, dtype=torch.float64, device=every.device)
         prior[:, :6, :6] = torch.linalg.inv(covariances.double() * _PRIOR_INFLATION**2)
@@ -150,7 +150,12 @@ class PointMap(nn.Module):
     def _equations(
         self, points: Tensor, times: Tensor, valid: Tensor, R: Tensor, t: Tensor, level: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normal equations ``(B, 12, 12)`` and ``(B, 12)`` of pose (map axes) and twist; share on the map; variance."""
+        """Normal equations of pose (map axes) and twist.
+
+        Returns:
+            H ``(B, 12, 12)``, right side ``(B, 12)``, share of points on the map ``(B,)``, and the variance of their
+            distances from the planes ``(B, 1, 1)``.
+        """
         levers = points @ R.mT
         places = levers + t.unsqueeze(1)
         foot, normal, found = self._grid(level, places.device).nearest(places)
@@ -178,8 +183,8 @@ class PointMap(nn.Module):
         return self._grids[level, device]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
-        """As in every module, but a map of any size fits."""
-        for name in _MEMORY:
+        """As in every module, but a stored map may have any number of points."""
+        for name in _BUFFERS:
             if prefix + name in state_dict:
                 own = getattr(self, name)
                 setattr(self, name, own.new_empty(state_dict[prefix + name].shape))
@@ -189,7 +194,7 @@ class PointMap(nn.Module):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Grid:
-    """Voxels by number, sorted: those around a place are found by binary search."""
+    """Voxels sorted by their number, so that a position's neighbours are found by binary search."""
 
     side_m: float
     low: Tensor  # (3,) number of the first voxel along each axis
@@ -206,7 +211,7 @@ class _Grid:
         keys, owner, count = torch.unique(_keys(cells - low, counts), return_inverse=True, return_counts=True)
         ones = torch.ones_like(points[:, :1])
         sums = points.new_zeros(len(keys), 4).index_add_(0, owner, torch.cat([points, ones], dim=1))
-        # Of a voxel with several points, the one nearest to their mean stands for all: a mean lies beside corners.
+        # A voxel keeps the point nearest to the mean of its points; the mean itself lies off the surface at corners.
         distance = (points - sums[owner, :3] / sums[owner, 3:]).square().sum(dim=1)
         order = torch.argsort(distance, stable=True)
         order = order[torch.argsort(owner[order], stable=True)]  # by voxel, the nearest first
@@ -214,7 +219,11 @@ class _Grid:
         return _Grid(side_m, low, counts, keys, points[winner], normals[winner])
 
     def nearest(self, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of places ``(B, M, 3)`` the nearest point in the eight voxels around, its normal, and if there is one."""
+        """Nearest points to positions ``(B, M, 3)`` within the eight voxels around each.
+
+        Returns:
+            Points ``(B, M, 3)``, their normals ``(B, M, 3)``, and ``(B, M)`` bool whether there is one.
+        """
         base = torch.floor(places / self.side_m - 0.5).long() - self.low
         corners = torch.cartesian_prod(*[torch.arange(2, device=places.device)] * 3)
         cells = base.unsqueeze(2) + corners  # (B, M, 8, 3)

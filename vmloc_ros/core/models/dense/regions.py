@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The regions of a large map, and which of them a frame looks at.
+"""Regions of a large map, and classifiers of the region that a frame observes.
 
-One network's coordinates of a whole town are as coarse as the town is large. Each region has coordinates of its own,
-about its own middle (Li et al. 2020, hierarchical scene coordinates; Brachmann and Rother 2019, expert sample
-consensus). Each modality is a categorical expert on the region, and like Gaussian ones these multiply.
+The precision of one network's coordinates falls with the extent of the map. Each region therefore has coordinates of
+its own, about its own centre (Li et al. 2020, hierarchical scene coordinates; Brachmann and Rother 2019, expert sample
+consensus). Each modality is a categorical expert on the region; their product is the joint distribution.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 
 _WIDTH = 256
-_OVERLAP = 1 / 3  # of the usual distance between regions: a frame between two is shown to both in training
+_OVERLAP = 1 / 3  # of the median distance between regions: both of two regions train on a frame between them
 
 
 class Regions(nn.Module):
-    """K regions.
+    """Places of K regions, and one classifier a modality.
 
     Args:
         count: K.
-        contexts: width of each modality's context vector.
+        contexts: width G of the context vector, by modality.
     """
 
     places_m: Tensor  # (K, 3) mean position of the region's training frames, from the map's origin
-    centres_m: Tensor  # (K, 3) mean of what they look at
-    extents_m: Tensor  # (K,) its standard deviation
+    centres_m: Tensor  # (K, 3) mean of the points that these observe, the origin of the region's coordinates
+    extents_m: Tensor  # (K,) standard deviation of these points
 
     def __init__(self, count: int, contexts: Mapping[str, int]) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class Regions(nn.Module):
         return len(self.places_m)
 
     def log_probabilities(self, name: str, context: Tensor) -> Tensor:
-        """One modality's opinion ``(R, K)`` of contexts ``(R, G)``."""
+        """One modality's log probabilities ``(R, K)`` of the regions from contexts ``(R, G)``."""
         return torch.log_softmax(self.classifiers[name](context.float()).float(), dim=1)
 
     def shares(self, positions_m: Tensor) -> Tensor:
-        """How much frames at positions ``(B, 3)`` belong to each region: ``(B, K)``, of sum 1."""
+        """Soft assignment ``(B, K)`` of frames at positions ``(B, 3)`` to the regions; rows sum to 1."""
         apart = torch.cdist(self.places_m, self.places_m).fill_diagonal_(torch.inf).amin(dim=1).median()
         squared = (positions_m.to(self.places_m).unsqueeze(1) - self.places_m).square().sum(dim=2)
         return torch.softmax(-squared / (2 * (_OVERLAP * apart).square()), dim=1)

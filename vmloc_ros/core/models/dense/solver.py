@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pose that many uncertain correspondences agree on, and its covariance.
+"""Robust pose estimation from correspondences with outliers, and the pose's covariance.
 
-:func:`solve` draws hypotheses from minimal sets, takes the likeliest of them, and :func:`refine` brings it to the
-maximum of the product of Gaussian experts that :mod:`vmloc_ros.core.models.dense.correspondences` defines. Every frame
-is solved on its own: neither the frames beside it nor padding with invalid rows change its answer beyond rounding.
+:func:`solve` draws hypotheses from minimal sets (RANSAC) and selects the likeliest one. :func:`refine` brings it to the
+maximum of the product of Gaussian experts that :mod:`vmloc_ros.core.models.dense.correspondences` defines. Each frame
+is solved on its own: neither the batch's other frames nor padding with invalid rows change it beyond rounding.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vmloc_ros.core.models.dense.hypotheses import draw, from_points, from_rays
 
 __all__ = ["Correspondences", "Solution", "information", "refine", "solve"]
 
-_KEPT = 8  # hypotheses that are polished before the likeliest is taken
-_POLISH = (4.0, 2.0, 1.0)  # factors of sigma in its steps: from afar, an inlier does not look like one
-_PREVIEW = 128  # triples of cells that choose these
-_FEW_POINTS = 12
+_KEPT = 8  # hypotheses that are polished before the likeliest is selected
+_POLISH = (4.0, 2.0, 1.0)  # factors on sigma, by step: far from the solution, residuals of inliers are large
+_PREVIEW = 128  # triples of cells whose likelihood selects the kept hypotheses
+_FEW_POINTS = 12  # below, hypotheses come from rays, too
 _CONVERGED = 1e-7  # metres or radians
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solution:
-    """Poses of B frames, float64. Where ``solved`` is False: the identity with a covariance as wide as the map.
+    """Poses of B frames, float64. Where ``solved`` is False: the identity with a covariance of the map's extent.
 
     Attributes:
         rotations: ``(B, 3, 3)`` map from body.
@@ -37,8 +37,8 @@ class Solution:
         covariances: ``(B, 6, 6)`` of x, y, z and the rotation about the fixed map axes (metres, radians): the inverse
             of :func:`information` at the solution.
         inlier_share: ``(B,)`` share of the valid cells that lie within ``gate`` sigma; 0 where there are none.
-        residual: ``(B,)`` root mean square of the inliers' residuals in sigma, per equation: 1 if sigma is right.
-        solved: ``(B,)`` bool: enough inliers that determine all six degrees of freedom.
+        residual: ``(B,)`` root mean square of the inliers' residuals in sigma, per equation; about 1 if sigma is right.
+        solved: ``(B,)`` bool: there are enough inliers, and they determine all six degrees of freedom.
     """
 
     rotations: Tensor
@@ -52,17 +52,17 @@ class Solution:
 def solve(
     c: Correspondences, *, hypotheses: int = 64, spread_m: float, iterations: int = 10, gate: float = 4.0, seed: int = 0
 ) -> Solution:
-    """The likeliest poses of correspondences with any share of outliers that leaves good minimal sets.
+    """Find the likeliest pose of each frame.
 
     Args:
-        hypotheses: minimal sets that are tried in each frame. 64 do with 80 % outliers among measured points and 60 %
-            among rays; rays with 80 % need 256.
-        spread_m: extent of the map, metres: outliers may be anywhere in it.
-        iterations: most steps of the last refinement.
-        gate: distance in sigma at which a cell is as likely an outlier as an inlier.
-        seed: of the random sets; the same seed gives the same answer.
+        hypotheses: minimal sets per frame. 64 suffice for 80 % outliers among measured points and 60 % among rays;
+            rays with 80 % outliers need 256.
+        spread_m: extent of the map, metres; outliers are taken to be uniform in it.
+        iterations: largest number of steps of the last refinement.
+        gate: residual in sigma at which a cell is as likely an outlier as an inlier.
+        seed: of the random sets; the same seed gives the same solution.
     """
-    with torch.no_grad(), torch.autocast(c.std_m.device.type, enabled=False):  # scores need all of float32
+    with torch.no_grad(), torch.autocast(c.std_m.device.type, enabled=False):  # half precision is too coarse for scores
         clean = c.cleaned().to(torch.float32)
         rotations, translations, found = _hypotheses(clean, hypotheses, seed)
         sample = clean
@@ -83,7 +83,11 @@ def solve(
 
 
 def _hypotheses(c: Correspondences, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """From points, and from rays in frames where these are most or where points are few."""
+    """Hypotheses from points, and from rays in frames that have more rays than points or few points.
+
+    Returns:
+        Rotations ``(B, H, 3, 3)``, translations ``(B, H, 3)`` and whether there is such a hypothesis ``(B, H)``.
+    """
     points = c.ranged.sum(dim=1)
     rays = c.valid.sum(dim=1) - points
     wanted = (rays >= 4) & ((rays > points) | (points < _FEW_POINTS))
@@ -108,41 +112,67 @@ def refine(
 ) -> Solution:
     """Robust weighted Gauss-Newton on SE(3) from a pose near the solution.
 
-    Each cell's weight is the probability that it is an inlier, ``1 / (1 + exp((s - gate^2) / 2))`` for a squared
-    residual of s sigma^2: expectation maximisation of Gaussian inliers in uniform outliers.
-
     Gradients pass to ``map_points_m``, ``std_m``, ``points_m`` and ``rays`` through the last ``differentiable_steps``
-    alone: at the solution these give the derivative of the solution itself (implicit function theorem), up to a part
-    that shrinks with each step as fast as the iteration converges. The start gets none.
+    only. At the solution these give the derivative of the solution itself (implicit function theorem), up to an error
+    that shrinks with each step as fast as the iteration converges. The initial pose gets no gradient.
 
     Args:
         rotations: ``(B, 3, 3)`` map from body.
         translations: ``(B, 3)`` metres.
-        iterations: most steps before the differentiable ones; fewer where all frames have converged.
-        spread_m: extent of the map, metres; the deviation of what is not solved.
+        iterations: largest number of steps before the differentiable ones; fewer where all frames have converged.
+        spread_m: extent of the map, metres; the position's standard deviation of unsolved frames.
         gate: see :func:`solve`.
     """
     cells = NormalEquations.of(c.cleaned().to(torch.float64))
     with torch.no_grad():
         frozen = cells.detached()
-        R, t = orthonormal(rotations.detach().double()).unsqueeze(1), translations.detach().double().unsqueeze(1)
-        for _ in range(iterations):
-            R, t, change = frozen.step(R, t, gate)
-            if bool((change < _CONVERGED).all()):
-                break
+        R, t = _iterated(frozen, rotations.detach(), translations.detach(), iterations, gate)
         H, _, squared, infront = frozen.normal_equations(R, t, gate)
         inlier = infront & (squared < gate**2)
         usable = frozen.determined(H, inlier, spread_m)
-        eye = torch.eye(6, dtype=H.dtype, device=H.device)
-        R, t = torch.where(usable[..., None, None], R, eye[:3, :3]), torch.where(usable.unsqueeze(-1), t, 0.0)
+        eye = torch.eye(3, dtype=H.dtype, device=H.device)
+        R, t = torch.where(usable[..., None, None], R, eye), torch.where(usable.unsqueeze(-1), t, 0.0)
     if cells.need_gradients and differentiable_steps > 0:
         cells = cells.only(usable)
         for _ in range(differentiable_steps):
             R, t, _ = cells.step(R, t, gate)
         H, _, squared, infront = cells.normal_equations(R, t, gate)
         inlier = infront & (squared.detach() < gate**2)
-    R, t, H, squared, inlier, solved = (x.squeeze(1) for x in (R, t, H, squared, inlier & usable[..., None], usable))
+    found = (x.squeeze(1) for x in (R, t, H, squared, inlier & usable[..., None], usable))
+    return _solution(cells, spread_m, *found)
 
+
+def _iterated(
+    cells: NormalEquations, rotations: Tensor, translations: Tensor, iterations: int, gate: float
+) -> tuple[Tensor, Tensor]:
+    """Rotations ``(B, 1, 3, 3)`` and translations ``(B, 1, 3)`` after Gauss-Newton steps until convergence."""
+    R, t = orthonormal(rotations.double()).unsqueeze(1), translations.double().unsqueeze(1)
+    for _ in range(iterations):
+        R, t, change = cells.step(R, t, gate)
+        if bool((change < _CONVERGED).all()):
+            break
+    return R, t
+
+
+def _solution(
+    cells: NormalEquations,
+    spread_m: float,
+    R: Tensor,
+    t: Tensor,
+    H: Tensor,
+    squared: Tensor,
+    inlier: Tensor,
+    solved: Tensor,
+) -> Solution:
+    """Covariance and statistics at poses ``(B, 3, 3)`` and ``(B, 3)``.
+
+    Args:
+        H: ``(B, 6, 6)`` Hessian in body axes.
+        squared: ``(B, M)`` squared residuals in sigma.
+        inlier: ``(B, M)`` bool.
+        solved: ``(B,)`` bool.
+    """
+    eye = torch.eye(6, dtype=H.dtype, device=H.device)
     # The unit matrix keeps the inverse of an unsolved frame's H, and the gradient through it, finite.
     covariance, _ = torch.linalg.inv_ex(torch.where(solved[:, None, None], rotated(H, R), eye))
     wide = torch.diag(torch.tensor([spread_m**2] * 3 + [math.pi**2] * 3, dtype=H.dtype, device=H.device))
@@ -158,7 +188,7 @@ def refine(
 
 
 def information(c: Correspondences, rotations: Tensor, translations: Tensor, gate: float = 4.0) -> Tensor:
-    """Information matrices ``(B, 6, 6)``, axes of the map, that correspondences have about poses near these.
+    """Information matrices ``(B, 6, 6)``, in the map's axes, of correspondences at poses near the solution.
 
     Those of several modalities add up, as precisions do in a product of Gaussian experts.
     """
