@@ -199,6 +199,17 @@ def test_train_evaluate_and_info_in_a_row(
     assert run(*again, "--overwrite") == 0
 
 
+def test_a_log_file_gets_lines_of_progress_and_no_redrawn_bar(scene: Path, config: Path, tmp_path: Path) -> None:
+    arguments = ["train", "--config", config, "--data", scene, "--out", tmp_path / "m.safetensors", "--device", "cpu"]
+    command = [sys.executable, "-m", "training.cli", *map(str, arguments), "--no-cache"]
+    done = subprocess.run(command, capture_output=True, check=False)  # as bytes: text would turn \r into \n
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"\r" not in done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert any(re.match(r"INFO: reading: 100 % \(8 of 8 frames, .* in \d+ s\)$", line) for line in lines), lines
+    assert any(re.match(r"INFO: training: 100 % \(4 of 4 img, .*\), epoch 1, loss ", line) for line in lines), lines
+
+
 def test_evaluation_can_add_the_nearest_training_image(
     scene: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

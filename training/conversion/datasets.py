@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from training.sources.base import Source
 from training.sources.kitti.source import KittiSource
@@ -25,6 +24,7 @@ from vmloc_ros.bags.files import (
 )
 from vmloc_ros.core.frame import IMAGE, LIDAR, Frame
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def write_bag(
             stamp_ns = source.stamps_ns()[0]
             transforms = [(source.body_frame, frame, pose, stamp_ns) for frame, pose in mounts.items()]
             bag.write("/tf_static", tf_message(transforms), stamp_ns)
-        for sample in tqdm(source, desc="converting", unit="frame", disable=not progress):
+        for sample in with_progress(source, len(source), "converting", "frames", disable=not progress):
             stamp_ns, pose = sample.frame.stamp_ns, sample.map_from_body
             bag.write("/ground_truth/pose", pose_stamped_message(stamp_ns, source.map_frame, pose), stamp_ns)
             _write_frame(bag, sample.frame)

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from training.sources.options import SourceOptions
 from training.sources.robotcar.calibration import (
@@ -42,6 +41,7 @@ from vmloc_ros.bags.files import (
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
+from vmloc_ros.core.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,7 @@ def _static_transforms(extrinsics: Path, models: Path, stamp_ns: int) -> list[tu
 
 
 def _frame_records(source: RobotCarSource, compressed: bool, progress: bool) -> Iterator[_Record]:
-    frames = tqdm(source, desc="converting", unit="frame", disable=not progress)
-    for sample in frames:
+    for sample in with_progress(source, len(source), "converting", "frames", disable=not progress):
         frame, stamp_ns = sample.frame, sample.frame.stamp_ns
         yield stamp_ns, "/ground_truth/pose", pose_stamped_message(stamp_ns, source.map_frame, sample.map_from_body)
         if frame.camera is not None:

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.data.dataset import Allocate, PreparedDataset, PreparedSource, prepare_source
 from training.sources.base import Source
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PREPARED_VERSION, PreprocessConfig, Preprocessor
+from vmloc_ros.core.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def _build(source: Source, preprocessor: Preprocessor, folder: Path, progress: b
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
     building.mkdir(parents=True)
     try:
-        with tqdm(total=len(source), desc=f"preparing {source.name}", unit="frame", disable=not progress) as bar:
+        with progress_bar(len(source), f"preparing {source.name}", "frames", disable=not progress) as bar:
             part = prepare_source(source, preprocessor, _in_files(building), bar)
         np.savez(
             building / "labels.npz",

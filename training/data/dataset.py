@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
@@ -25,6 +23,7 @@ from vmloc_ros.core.geometry import (
     rotation_vector_from_quaternion,
 )
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import ProgressBar, progress_bar
 
 _MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
 _LEAST_TWIST_STD = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.2])  # m/s and rad/s
@@ -118,7 +117,7 @@ def prepare_dataset(sources: Sequence[Source], preprocessor: Preprocessor, progr
         DataError: there are no samples, or their sizes differ.
     """
     total = sum(len(source) for source in sources)
-    with tqdm(total=total, desc="reading", unit="frame", disable=not progress) as bar:
+    with progress_bar(total, "reading", "frames", disable=not progress) as bar:
         parts = [prepare_source(source, preprocessor, in_memory, bar) for source in sources]
     return PreparedDataset(parts, preprocessor.config.modalities)
 
@@ -128,12 +127,12 @@ def in_memory(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocate, bar: Any) -> PreparedSource:
+def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocate, bar: ProgressBar) -> PreparedSource:
     """Read every sample of a source; a source may yield fewer samples than it announced.
 
     Args:
         allocate: where the tensors shall be.
-        bar: a tqdm bar to advance.
+        bar: advances by one with every sample.
 
     Raises:
         DataError: the samples' sizes differ.

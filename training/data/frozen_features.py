@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.data.augment import AugmentConfig
 from training.data.dataset import PreparedDataset
@@ -17,6 +16,7 @@ from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import progress_bar
 
 _BATCH = 16
 
@@ -84,7 +84,7 @@ class FrozenFeatures:
         self._present = {name: torch.zeros(len(self.poses), dtype=torch.bool) for name in model.modalities}
         model.eval()
         plain = AugmentConfig(0.0, 0.0, 0.0)
-        with torch.no_grad(), tqdm(total=len(self.poses), desc="features", unit="img", disable=None) as bar:
+        with torch.no_grad(), progress_bar(len(self.poses), "features", "img") as bar:
             for view in range(config.views):
                 for number, chunk in enumerate(rows.split(_BATCH)):
                     batch = training_input(

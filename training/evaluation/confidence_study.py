@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from training.config import parse_source_options
 from training.evaluation.bad_input import bad_frames
@@ -25,6 +24,7 @@ from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE, Estimate, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.progress import progress_bar
 
 Array = NDArray[np.float64]
 
@@ -66,7 +66,7 @@ def study(
     truth: list[Pose] = []
     estimates: list[Estimate] = []
     judged: dict[str, list[float]] = {}
-    with tqdm(total=sum(map(len, known)), desc="judging", unit="frame", disable=not progress) as bar:
+    with progress_bar(sum(map(len, known)), "judging", "frames", disable=not progress) as bar:
         for source in known:
             samples = list(source)
             for number, sample in enumerate(samples):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.evaluation.metrics import PoseErrors, pose_errors
 from training.sources.base import Source
@@ -18,6 +17,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import ModelInput, model_config
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.core.progress import with_progress
 
 
 def nearest_image_errors(
@@ -53,7 +53,7 @@ def _describe(
     """Descriptors ``(N, F)`` and poses of all frames that have an image."""
     features, poses = [], []
     for source in sources:
-        for sample in tqdm(source, total=len(source), desc=f"features of {source.name}", disable=not progress):
+        for sample in with_progress(source, len(source), f"features of {source.name}", "frames", disable=not progress):
             if sample.frame.image is None:
                 continue
             batch = ModelInput(preprocessor([sample.frame])[0], {IMAGE: torch.ones(1, dtype=torch.bool)})

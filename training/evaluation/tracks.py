@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from training.evaluation.corruption import NO_CORRUPTION, Corruption, corrupt
 from training.evaluation.metrics import PoseErrors, pose_errors
@@ -21,6 +20,7 @@ from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.preprocessing import PreprocessConfig
+from vmloc_ros.core.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def evaluate(
         truth: list[Pose] = []
         stamps_ns: list[int] = []
         estimates: list[Estimate] = []
-        samples = tqdm(source, total=len(source), desc=source.name, unit="frame", disable=not progress)
+        samples = with_progress(source, len(source), source.name, "frames", disable=not progress)
         for sample, frame in _corrupted(samples, corruption, localizer.header.preprocess, source.name):
             if every and (sum(len(track.truth) for track in tracks) + len(truth)) % every == 0:
                 examples.append((sample.frame, frame))

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from training.config import TrainConfig
 from training.objectives.registry import build_objective, objective_config_type
@@ -37,6 +36,7 @@ from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import ModelInput, build_model, select_modalities
 from vmloc_ros.core.pose_codec import PoseCodec
+from vmloc_ros.core.progress import with_progress
 
 Seconds = NDArray[np.float64]
 
@@ -130,8 +130,8 @@ def measure_cost(
     """
     if repeats < 1:
         raise ConfigError(f"repeats must be at least 1, got {repeats}")
-    bar = tqdm(SUBJECTS, desc="memory", disable=not progress)
-    memory_mb = {key: _in_fresh_process(key, configs[SUBJECTS[key][0]], device) for key in bar}
+    keys = with_progress(SUBJECTS, len(SUBJECTS), "memory", "systems", disable=not progress)
+    memory_mb = {key: _in_fresh_process(key, configs[SUBJECTS[key][0]], device) for key in keys}
     subjects = {key: _Subject(key, configs[SUBJECTS[key][0]], device) for key in SUBJECTS}
     steps_s = _take_turns({key: subject.step for key, subject in subjects.items()}, repeats, "steps", progress)
     for subject in subjects.values():
@@ -197,7 +197,8 @@ def _take_turns(
     """Seconds ``(repeats,)`` of each action."""
     seconds: dict[str, list[float]] = {key: [] for key in actions}
     order = random.Random(0)
-    for turn in tqdm(range(_WARM_UP + repeats), desc=what, disable=not progress):
+    turns = _WARM_UP + repeats
+    for turn in with_progress(range(turns), turns, what, "turns", disable=not progress):
         for key in order.sample(list(actions), len(actions)):
             started = time.perf_counter()
             actions[key]()

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from tqdm import tqdm
-
 from training.simulation.lidar import BEAMS
 from training.simulation.light import LIGHTS
 from training.simulation.traversal import Rates, Traversal
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.progress import progress_bar, with_progress
 
 __all__ = ["Rates", "Traversal", "simulate", "simulate_many", "street_centre"]
 
@@ -68,7 +67,7 @@ def simulate(
         rates = Rates(camera_rate_hz, lidar_rate_hz)
         traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams, centre_m, light)
         total = len(traversal.image_times_s) + len(traversal.scan_times_s)
-        with tqdm(total=total, desc=f"simulating {Path(out).name}", unit="scan", disable=not progress) as bar:
+        with progress_bar(total, f"simulating {Path(out).name}", "scans", disable=not progress) as bar:
             for record in traversal.records(on_frame=bar.update):
                 bag.write(record.topic, record.message, record.log_ns)
 
@@ -119,7 +118,7 @@ def simulate_many(
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         tasks = {pool.submit(simulate, folder, progress=False, **drive): folder for folder, drive in drives.items()}
         try:
-            for task in tqdm(as_completed(tasks), total=len(tasks), desc="simulating", unit="traversal"):
+            for task in with_progress(as_completed(tasks), len(tasks), "simulating", "traversals"):
                 task.result()
                 yield tasks[task]
         except BaseException:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 from torch import Tensor
-from tqdm import tqdm
 
 from training.data.dataset import PreparedDataset
 from training.data.model_input import batches, prepared_input
@@ -20,6 +19,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models import DenseModel
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import progress_bar
 
 Array = NDArray[np.float64]
 _FRAMES = 2000  # at most, evenly spread, for the first region, and
@@ -129,7 +129,7 @@ def build_point_map(
     most = _FRAMES + _FRAMES_REGION * (0 if model.regions is None else len(model.regions) - 1)
     chosen = rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).long()]
     voxels = _Voxels(voxel_m)
-    with tqdm(total=len(chosen), desc="map of points", unit="frame", disable=None) as bar:
+    with progress_bar(len(chosen), "map of points", "frames") as bar:
         for chunk in chosen.split(_BATCH):
             tensors, present = data.batch(chunk, device)
             intrinsics, twists = data.intrinsics(chunk, device), data.twists[chunk].to(device)

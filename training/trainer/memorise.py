@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.data.dataset import PreparedDataset
 from training.data.model_input import batches
 from vmloc_ros.core.models import MemoryModel
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import progress_bar
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def memorise(
     """Let the model remember the rows and their poses, and nothing else."""
     model.eval()
     described = []
-    with tqdm(total=len(rows), desc="memorising", unit="frame", disable=not progress) as bar:
+    with progress_bar(len(rows), "memorising", "frames", disable=not progress) as bar:
         for batch in batches(data, rows, preprocessor, device, model.needs_geometry):
             described.append(model.describe(batch))
             bar.update(len(batch))

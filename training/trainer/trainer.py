@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import torchvision
-from tqdm import tqdm
 
 from training.calibration.confidence import fit_confidence, remember
 from training.calibration.covariance import calibrate
@@ -36,6 +35,7 @@ from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import ProgressBar, progress_bar
 
 _LOGGED_METRICS = ("median_position_m", "mean_position_m", "median_rotation_deg", "mean_rotation_deg")
 _SAVE_EVERY_S = 300.0  # within long epochs
@@ -194,19 +194,19 @@ class Trainer:
     def _train_fit(self, name: str, logbook: Logbook | None, interruption: Interruption, progress: bool) -> None:
         """Go on to the last epoch; without a logbook nothing is validated, and no weights are kept."""
         fit, batch = self._fit, self._fit.sampler.frames
-        bar = tqdm(
-            total=fit.epochs * fit.sampler.steps * batch,
+        bar = progress_bar(
+            fit.epochs * fit.sampler.steps * batch,
+            name,
+            "img",
             initial=fit.steps * batch,
-            desc=name,
-            unit="img",
             unit_scale=True,
             disable=not (progress and self._processes.first),
         )
-        with bar:
+        with bar as shown:
             while not fit.done:
-                self._train_epoch(bar, logbook, interruption)
+                self._train_epoch(shown, logbook, interruption)
 
-    def _train_epoch(self, bar: Any, logbook: Logbook | None, interruption: Interruption) -> None:
+    def _train_epoch(self, bar: ProgressBar, logbook: Logbook | None, interruption: Interruption) -> None:
         """As many frames as there are to train on, in random order or random clips; then what an epoch ends with."""
         fit, state = self._fit, self._fit.progress
         plan = [self._processes.share(clips).flatten() for clips in fit.sampler.epoch(state.epoch)]
@@ -224,7 +224,7 @@ class Trainer:
                 now = time.monotonic()
                 if now - shown > _SHOW_EVERY_S:
                     shown, values = now, {name: float(x) for name, x in terms.items()}
-                    bar.set_postfix(postfix(state.epoch + 1, values), refresh=False)
+                    bar.set_postfix(postfix(state.epoch + 1, values))
                     if logbook and self._processes.first:
                         logbook.step(fit.steps, {**values, "rate": fit.optimizer.rate(fit.steps - 1)})
                 if interruption.requested:

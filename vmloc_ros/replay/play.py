@@ -14,10 +14,10 @@ from pathlib import Path
 import rclpy
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
-from tqdm import tqdm
 
 from vmloc_ros.bags.files import BagWriter, open_bag
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.progress import progress_bar
 from vmloc_ros.replay.player import Player, ReplayError
 from vmloc_ros.replay.recorder import Recorder
 from vmloc_ros.ros.environment import use_fastdds_profile
@@ -76,7 +76,7 @@ def replay(
         record_topics: fully qualified names; types and QoS are taken from their publishers.
         overwrite: replace an existing recording.
         linger_s: keep recording this long after the last message, for late results.
-        progress: show a progress bar on a terminal.
+        progress: show progress.
 
     Raises:
         DataError: the bag or the recording cannot be opened.
@@ -99,11 +99,11 @@ def replay(
             stack.callback(recorder.stop)
         player.wait(wait_for, recorder, wait_timeout_s)
         duration_s = round(reader.duration * 1e-9, 1)
-        bar = stack.enter_context(tqdm(total=duration_s, unit="s", disable=None if progress else True))
-        player.play(bar)
-        while loop and not stop.is_set():
-            bar.reset()
-            player.play(bar)
+        playing = True
+        while playing:
+            with progress_bar(duration_s, "replay", "s", disable=not progress) as bar:
+                player.play(bar)
+            playing = loop and not stop.is_set()
         player.linger(linger_s)
         recorded = recorder.stop() if recorder is not None else {}
         return ReplayReport(dict(player.published), player.skipped, recorded, player.largest_lag_s, stop.is_set())

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from rclpy.node import Node
 from rclpy.publisher import Publisher
@@ -19,6 +18,7 @@ from rosgraph_msgs.msg import Clock
 
 from vmloc_ros.bags.files import LATCHED_TOPICS
 from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.core.progress import ProgressBar
 from vmloc_ros.replay.recorder import Recorder
 from vmloc_ros.ros.packages import MissingPackageError, message_class
 
@@ -95,10 +95,11 @@ class Player:
                 break
         self._stop.wait(_SETTLE_S)
 
-    def play(self, bar: Any) -> None:
+    def play(self, bar: ProgressBar) -> None:
         """Publish every message once, at the pace of the log times."""
         start_ns = self._reader.start_time
         self._started_s = time.monotonic()
+        played_s = 0.0
         for connection, stamp_ns, cdr_bytes in self._reader.messages(connections=self._connections):
             self._sleep_until(stamp_ns)
             if self._stop.is_set():
@@ -107,7 +108,8 @@ class Player:
             self.published[connection.topic] += 1
             lag_s = (self._bag_time_ns() - stamp_ns) * 1e-9 / self._rate
             self.largest_lag_s = max(self.largest_lag_s, lag_s)
-            bar.update(round((stamp_ns - start_ns) * 1e-9, 1) - bar.n)
+            before_s, played_s = played_s, round((stamp_ns - start_ns) * 1e-9, 1)
+            bar.update(played_s - before_s)
 
     def linger(self, duration_s: float) -> None:
         """Keep the clock ticking for this long, in wall time."""
