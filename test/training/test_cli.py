@@ -475,7 +475,7 @@ def test_wrong_settings_of_a_training_run(
 def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_data_are_read(
     scene: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("training.trainer.train.prepare_dataset", None)
+    monkeypatch.setattr("training.trainer.train.load_dataset", None)
     base = ("train", "--config", config, "--data", scene, "--device", "cpu")
     assert_one_line(capsys, run(*base, "--out", tmp_path / "model.pth"), "a checkpoint is named *.safetensors")
     (tmp_path / "file").write_text("")

@@ -15,7 +15,7 @@ from training.calibration.covariance import calibrate
 from training.calibration.held_out import predict_held_out
 from training.config import parse_source_options
 from training.data.cache import load_dataset
-from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.dataset import PreparedDataset
 from training.data.splits import Split, ValidationConfig
 from training.sources.factory import open_sources
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
@@ -75,8 +75,6 @@ def recalibrate(
                 raise DataError(
                     f"{source.name} has poses of {source.body_frame!r}, the checkpoint predicts {header.body_frame!r}"
                 )
-        if cache is None:
-            return prepare_dataset(sources, preprocessor, progress)
         return load_dataset(sources, preprocessor, cache, progress)
 
     known = load(train_data, train_split) if train_data else None

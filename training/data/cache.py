@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.dataset import Allocate, PreparedDataset, PreparedSource, prepare_source
+from training.data.dataset import Allocate, PreparedDataset, PreparedSource, prepare_dataset, prepare_source
 from training.sources.base import Source
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.geometry import Pose
@@ -37,16 +37,22 @@ _LAYOUT_VERSION = 2
 
 
 def load_dataset(
-    sources: Sequence[Source], preprocessor: Preprocessor, cache: Path, progress: bool = True
+    sources: Sequence[Source], preprocessor: Preprocessor, cache: Path | None = None, progress: bool = True
 ) -> PreparedDataset:
-    """The sources' prepared frames from the cache, after putting there what it lacks.
+    """The sources' prepared frames, from the cache or read into memory.
 
-    Processes that want the same entry at the same time wait for the first of them to build it.
+    Entries that the cache lacks are built first. Processes that need the same entry at the same time wait for the
+    first of them to build it.
+
+    Args:
+        cache: folder of the cache; None reads every frame into memory and writes nothing.
 
     Raises:
         DataError: a source is malformed, there are no samples, or their sizes differ.
         OutputError: the cache cannot be written.
     """
+    if cache is None:
+        return prepare_dataset(sources, preprocessor, progress)
     parts = [_load_or_build(source, preprocessor, cache, progress) for source in sources]
     return PreparedDataset(parts, preprocessor.config.modalities)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from training.config import TrainConfig, load_config
 from training.data.cache import load_dataset
-from training.data.dataset import PreparedDataset, prepare_dataset
+from training.data.dataset import PreparedDataset
 from training.sources.base import Source
 from training.sources.factory import open_all
 from training.trainer.distributed import join_processes
@@ -101,10 +101,7 @@ def training_record(sources: Sequence[Source]) -> dict[str, Any]:
 
 
 def _load(sources: Sequence[Source], config: TrainConfig, cache: Path | None, progress: bool) -> PreparedDataset:
-    preprocessor = Preprocessor(config.preprocess)
-    if cache is None:
-        return prepare_dataset(sources, preprocessor, progress)
-    return load_dataset(sources, preprocessor, cache, progress)
+    return load_dataset(sources, Preprocessor(config.preprocess), cache, progress)
 
 
 def _for_system(config: TrainConfig) -> TrainConfig:

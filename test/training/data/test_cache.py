@@ -37,7 +37,7 @@ class Unreadable(ListSource):
         raise AssertionError("the source was read")
 
 
-def load(source: ListSource, cache: Path, config: PreprocessConfig = CONFIG) -> PreparedDataset:
+def load(source: ListSource, cache: Path | None, config: PreprocessConfig = CONFIG) -> PreparedDataset:
     return load_dataset([source], Preprocessor(config), cache, progress=False)
 
 
@@ -57,6 +57,17 @@ def test_the_cache_gives_what_reading_gives_without_reading_again(tmp_path: Path
     expected = prepare_dataset([ListSource(samples())], Preprocessor(CONFIG), progress=False)
     assert_same(load(ListSource(samples()), tmp_path), expected)
     assert_same(load(Unreadable(samples()), tmp_path), expected)
+
+
+def test_without_a_cache_every_frame_is_read_into_memory_and_no_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VMLOC_CACHE", str(tmp_path))
+    expected = prepare_dataset([ListSource(samples())], Preprocessor(CONFIG), progress=False)
+    assert_same(load(ListSource(samples()), None), expected)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AssertionError, match="the source was read"):
+        load(Unreadable(samples()), None)
 
 
 def test_intrinsics_are_kept_and_mounts_are_those_that_the_source_says_now(tmp_path: Path) -> None:
