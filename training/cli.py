@@ -11,12 +11,16 @@ from collections.abc import Sequence
 
 from training.commands.calibrate import add_calibrate
 from training.commands.confidence import add_confidence
-from training.commands.data import add_convert, add_show, add_simulate
+from training.commands.convert import add_convert
+from training.commands.demo import add_demo
 from training.commands.evaluate import add_evaluate
 from training.commands.extrinsics import add_extrinsics
-from training.commands.inspect import add_info, add_models
+from training.commands.info import add_info
+from training.commands.models import add_models
+from training.commands.replay import add_replay
 from training.commands.reproduce import add_reproduce
-from training.commands.robot import add_demo, add_replay
+from training.commands.show import add_show
+from training.commands.simulate import add_simulate
 from training.commands.train import add_train
 from training.trainer.interruption import Terminated
 from vmloc_ros import __version__

@@ -26,6 +26,7 @@ COMMANDS = (
     "simulate",
     "convert",
     "show",
+    "extrinsics",
     "train",
     "evaluate",
     "calibrate",
@@ -543,7 +544,7 @@ def test_trouble_with_the_machine_is_one_line_too(
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("training.commands.inspect._info", fail)
+    monkeypatch.setattr("training.commands.info._info", fail)
     assert_one_line(capsys, run("info", "x"), error.strerror)
 
 
@@ -553,6 +554,6 @@ def test_an_interrupt_ends_with_the_shells_code_and_one_line(
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.commands.inspect._info", interrupt)
+    monkeypatch.setattr("training.commands.info._info", interrupt)
     assert run("info", "x") == 130
     assert capsys.readouterr().err == "vmloc info: interrupted\n"

@@ -8,6 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
+from training.commands.options import (
+    add_cache,
+    add_checkpoint_out,
+    add_device,
+    add_overwrite,
+    add_source_overrides,
+    add_split,
+)
 
 
 def add_calibrate(commands: Any) -> None:
@@ -26,9 +34,7 @@ def add_calibrate(commands: Any) -> None:
         default=[],
         help="drives that training has not seen; without, the blocks of --train-data that training held out",
     )
-    parser.add_argument(
-        "--split", choices=["train", "test", "all"], default="all", help="of --data, where it has splits"
-    )
+    add_split(parser, "all", "of --data, where it has splits")
     parser.add_argument(
         "--train-data",
         type=Path,
@@ -36,19 +42,12 @@ def add_calibrate(commands: Any) -> None:
         default=[],
         help="what it was trained on, for the confidence; without, what the checkpoint remembers of it",
     )
-    parser.add_argument(
-        "--train-split", choices=["train", "test", "all"], default="train", help="of --train-data, where it has splits"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
-    parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep prepared frames here (default: $VMLOC_CACHE, or vmloc_ros in $XDG_CACHE_HOME or ~/.cache)",
-    )
+    add_split(parser, "train", "of --train-data, where it has splits", name="--train-split")
+    add_checkpoint_out(parser)
+    add_source_overrides(parser)
+    add_device(parser)
+    add_overwrite(parser, "OUT if it exists")
+    add_cache(parser)
 
 
 def _calibrate(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
+from training.commands.options import add_data, add_device, add_source_overrides, add_split
 
 
 def add_evaluate(commands: Any) -> None:
@@ -19,7 +20,7 @@ def add_evaluate(commands: Any) -> None:
         "Localize every frame of some data; print errors, write tables, trajectories and pictures.",
     )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("data", type=Path, nargs="+", help="bags, folders of bags or datasets")
+    add_data(parser)
     parser.add_argument(
         "--also",
         type=Path,
@@ -28,12 +29,10 @@ def add_evaluate(commands: Any) -> None:
         metavar="CHECKPOINT",
         help="another one that differs in its seed: mean and standard deviation are reported; can be repeated",
     )
-    parser.add_argument(
-        "--split", choices=["train", "test", "all"], default="test", help="of datasets that have splits"
-    )
+    add_split(parser, "test")
     parser.add_argument("--out", type=Path, help="folder for results (default: evaluation/CHECKPOINT)")
-    parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_source_overrides(parser)
+    add_device(parser)
     parser.add_argument(
         "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
     )

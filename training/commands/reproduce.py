@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
+from training.commands.options import add_device
 from vmloc_ros.core.errors import ConfigError
 
 _TABLES = ("table1", "table2", "table3", "table4", "cost", "ablation", "systems")
@@ -46,7 +47,7 @@ def add_reproduce(commands: Any) -> None:
         "over it are dense systems' own recipe, but for pictures and backbone, and --set",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, over all files")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_device(parser)
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--no-train", action="store_true", help="use the checkpoints that are there")
     existing.add_argument("--retrain", action="store_true", help="replace checkpoints that have other settings")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
+from training.commands.options import add_cache, add_checkpoint_out, add_device, add_overwrite, add_split
 
 
 def add_train(commands: Any) -> None:
@@ -22,24 +23,17 @@ def add_train(commands: Any) -> None:
         help="YAML file, see config/train; can be repeated, later ones win",
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or datasets")
-    parser.add_argument(
-        "--split", choices=["train", "test", "all"], default="train", help="of datasets that have splits"
-    )
+    add_split(parser, "train")
     parser.add_argument("--val-data", type=Path, nargs="+", help="validate on these instead of held-out blocks")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write (.safetensors)")
+    add_checkpoint_out(parser)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, such as optimizer.epochs=20")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="keep prepared frames here (default: $VMLOC_CACHE, or vmloc_ros in $XDG_CACHE_HOME or ~/.cache)",
-    )
+    add_device(parser)
+    add_cache(parser)
     parser.add_argument("--no-cache", action="store_true", help="hold prepared frames in memory, write none to disk")
     parser.add_argument("--tensorboard", action="store_true", help="write OUT.tensorboard beside OUT")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on from where OUT's training stopped")
-    existing.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    add_overwrite(existing, "OUT if it exists")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vmloc replay`` and ``demo``: run the node."""
+"""``vmloc replay``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
+from training.commands.options import add_overwrite
 
 
 def add_replay(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add_replay(commands: Any) -> None:
     parser.add_argument("--wait-for", nargs="+", metavar="TOPIC", help="start when these have a subscriber")
     parser.add_argument("--record", type=Path, help="bag folder for recorded topics")
     parser.add_argument("--record-topics", nargs="+", default=[], metavar="TOPIC", help="what to record")
-    parser.add_argument("--overwrite", action="store_true", help="replace a recording that exists")
+    add_overwrite(parser, "a recording that exists")
 
 
 def _replay(options: argparse.Namespace) -> None:
@@ -47,35 +48,3 @@ def _replay(options: argparse.Namespace) -> None:
     if options.record:
         counts = ", ".join(f"{count} of {topic}" for topic, count in report.recorded.items())
         print(f"wrote {options.record}: {counts or 'nothing was received'}")
-
-
-def add_demo(commands: Any) -> None:
-    """``vmloc demo``."""
-    parser = add_command(
-        commands,
-        "demo",
-        _demo,
-        "Drive an unseen simulated traversal, replay it into the node, report how well it localizes.",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the traversal, any number; never one used in training")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for results")
-    parser.add_argument(
-        "--checkpoint", type=Path, help="default: dense_street.safetensors, which ships with the package"
-    )
-    parser.add_argument("--beams", type=int, default=16, help="of the lidar; a checkpoint wants as many as in training")
-    parser.add_argument("--rate", type=float, default=1.0, help="replay speed")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from training.demo import run_demo
-
-    report = run_demo(
-        seed=options.seed,
-        out=options.out,
-        checkpoint=options.checkpoint,
-        beams=options.beams,
-        rate=options.rate,
-        device=options.device,
-    )
-    print(report.text())
