@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import defaultdict
 from collections.abc import Iterator
@@ -212,8 +213,9 @@ def test_a_source_that_fails_midway_leaves_no_bag_behind(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_shown_when_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_when_wanted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "vmloc_ros.core.progress")
     write_bag(CountingSource(3), tmp_path / "quiet", progress=False)
-    assert capsys.readouterr().err == ""
+    assert "converting" not in caplog.text
     write_bag(CountingSource(3), tmp_path / "bag", progress=True)
-    assert "3/3" in capsys.readouterr().err
+    assert "converting: 100 % (3 of 3 frames" in caplog.text
