@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of frozen trunks, computed once."""
+"""Features of frozen encoders, computed once before training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class FrozenConfig:
-    """What is computed once of each frame where ``model.frozen`` is set, and then trained on.
+    """How features are precomputed where ``model.frozen`` is set.
 
     Attributes:
-        views: of each frame: the first as it is, the others augmented.
-        cells: of each view that are kept, drawn anew for each: memory is ``frames x views x cells x 2`` bytes times the
-            number of features; 0 keeps all.
+        views: views of each frame; the first is the frame itself, the others are augmented.
+        cells: feature-map cells that are kept of each view, drawn at random for each; 0 keeps all. They need
+            ``frames x views x cells x 2`` bytes times the number of feature channels.
     """
 
     views: int = 4
@@ -41,28 +41,30 @@ class FrozenConfig:
 
 @dataclass(frozen=True, slots=True)
 class PrecomputedFeatures:
-    """A batch whose features are there already."""
+    """A batch of precomputed features, in place of a :class:`ModelInput`.
 
-    looks: Mapping[str, CellFeatures]
+    Attributes:
+        by_modality: features of the batch's rows that have the modality; modalities that no row has are missing.
+    """
 
-    def __len__(self) -> int:
-        return max(len(look.rows) for look in self.looks.values())
+    by_modality: Mapping[str, CellFeatures]
 
 
 class FrozenFeatures:
-    """Training frames as frozen trunks see them, in several views each: what steps draw from in place of the frames.
+    """Features of the training frames, in several views each; training steps draw from them in place of the frames.
 
-    Rows are the frames' views, all frames' first before the second. The first is plain, the others are augmented.
+    Rows are ordered by view, then by frame: the first ``len(rows)`` rows are the first view of every frame.
 
     Args:
-        model: in evaluation mode while its features are computed.
-        rows: of the data.
-        config: how many views of each frame, and cells of each view.
-        seed: of augmentation and choice.
+        model: computes the features; is left in evaluation mode.
+        rows: ``(R,)`` rows of the data to compute features of.
+        augmentation: of all views but the first.
+        config: number of views, and of cells kept of each.
+        seed: seed of the augmentation and of the choice of cells.
 
     Attributes:
-        poses: one for each row.
-        sequences: as :class:`PreparedDataset` has them.
+        poses: true poses, one for each row.
+        sequences: ``(N,)`` recording of each row, as in :class:`PreparedDataset`.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class FrozenFeatures:
         self.poses = [data.poses[i] for i in rows.tolist()] * config.views
         self.sequences = data.sequences[rows].repeat(config.views)
         generator = torch.Generator().manual_seed(seed)
-        stores: dict[str, dict[str, Tensor]] = {}
+        self._stores: dict[str, dict[str, Tensor]] = {}
         self._present = {name: torch.zeros(len(self.poses), dtype=torch.bool) for name in model.modalities}
         model.eval()
         plain = AugmentConfig(0.0, 0.0, 0.0)
@@ -96,17 +98,16 @@ class FrozenFeatures:
                         data.twists[chunk].to(device),
                     )
                     start = view * len(rows) + number * _BATCH
-                    for name, look in model.look(batch).items():
-                        self._keep(stores, name, look, start, config.cells, generator)
+                    for name, features in model.look(batch).items():
+                        self._store(name, features, start, config.cells, generator)
                     bar.update(len(chunk))
-        self._stores = stores
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """As :meth:`PreparedDataset.batch`: everything by ``modality.what``, for :meth:`step_input`."""
-        flat = {f"{name}.{what}": x for name, store in self._stores.items() for what, x in store.items()}
+        """Stored tensors, by ``modality.field``, and presence of the rows, on the device, for :meth:`step_input`."""
+        flat = {f"{name}.{key}": x for name, store in self._stores.items() for key, x in store.items()}
         tensors = {key: x[rows].to(device, non_blocking=True) for key, x in flat.items()}
         return tensors, {name: x[rows].to(device, non_blocking=True) for name, x in self._present.items()}
 
@@ -123,33 +124,26 @@ class FrozenFeatures:
         generator: torch.Generator,
     ) -> PrecomputedFeatures:
         """The features of a batch as the objective takes them; augmentation was done when they were computed."""
-        looks = {}
+        found = {}
         for name, here in present.items():
             rows = torch.nonzero(here).flatten()
             if len(rows):
                 cells = Cells(*(tensors[f"{name}.{field.name}"][rows] for field in fields(Cells)))
                 features, context = tensors[f"{name}.features"][rows], tensors[f"{name}.context"][rows]
-                looks[name] = CellFeatures(rows, features.unsqueeze(-1), context, cells)
-        return PrecomputedFeatures(looks)
+                found[name] = CellFeatures(rows, features.unsqueeze(-1), context, cells)
+        return PrecomputedFeatures(found)
 
-    def _keep(
-        self,
-        stores: dict[str, dict[str, Tensor]],
-        name: str,
-        look: CellFeatures,
-        start: int,
-        cells: int,
-        generator: torch.Generator,
-    ) -> None:
-        count = look.cells.valid.shape[1]
+    def _store(self, name: str, features: CellFeatures, start: int, cells: int, generator: torch.Generator) -> None:
+        """Store a random choice of a batch's cells, in half precision, in the rows from ``start`` on."""
+        count = features.cells.valid.shape[1]
         kept = min(cells, count) if cells else count
-        look = look.some(torch.randperm(count, generator=generator)[:kept].to(look.features.device))
-        values = {field.name: getattr(look.cells, field.name) for field in fields(Cells)}
-        values |= {"features": look.features.squeeze(-1).bfloat16(), "context": look.context.bfloat16()}
-        store = stores.setdefault(name, {})
-        places = start + look.rows.cpu()
-        self._present[name][places] = True
-        for what, x in values.items():
-            if what not in store:
-                store[what] = torch.zeros((len(self), *x.shape[1:]), dtype=x.dtype)
-            store[what][places] = x.cpu()
+        features = features.some(torch.randperm(count, generator=generator)[:kept].to(features.features.device))
+        values = {field.name: getattr(features.cells, field.name) for field in fields(Cells)}
+        values |= {"features": features.features.squeeze(-1).bfloat16(), "context": features.context.bfloat16()}
+        store = self._stores.setdefault(name, {})
+        rows = start + features.rows.cpu()
+        self._present[name][rows] = True
+        for key, x in values.items():
+            if key not in store:
+                store[key] = torch.zeros((len(self), *x.shape[1:]), dtype=x.dtype)
+            store[key][rows] = x.cpu()

@@ -75,7 +75,7 @@ class DenseObjective(Objective):
 
     def terms(self, model: DenseModel, batch: ModelInput | PrecomputedFeatures, target: Tensor) -> Terms:
         rotation, translation = true_poses(target, self._codec)
-        looks = dict(batch.looks if isinstance(batch, PrecomputedFeatures) else model.look(batch))
+        looks = dict(batch.by_modality if isinstance(batch, PrecomputedFeatures) else model.look(batch))
         losses, watched, predicted = [], {}, {}
         shares = None if model.regions is None else model.regions.shares(translation)
         drawn = None if shares is None else torch.multinomial(shares, 1).squeeze(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of frozen trunks, computed once and drawn from in training."""
+"""Features of frozen encoders, computed once and drawn from in training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def frozen_model(names: tuple[str, ...] = ("image", "depth"), **changes: Any) ->
     return model.eval()
 
 
-def features_of(
+def compute(
     data: PreparedDataset, augmentation: AugmentConfig, config: FrozenConfig, seed: int = 0, rows: Tensor | None = None
 ) -> FrozenFeatures:
     chosen = torch.arange(len(data)) if rows is None else rows
@@ -58,34 +58,34 @@ STRONG = AugmentConfig(0.4, 0.2, 0.0, rotation_deg=20.0, zoom=1.3)
 def test_frozen_features_are_what_the_model_sees_of_each_frame() -> None:
     """In some order of cells, the same for features and geometry; 20 frames are more than are computed at once."""
     data = room_data([("image", "depth")] * 20, RGBD)
-    features = features_of(data, STRONG, FrozenConfig(views=1, cells=0))
+    features = compute(data, STRONG, FrozenConfig(views=1, cells=0))
     assert len(features) == 20
-    looks = in_step(features, torch.arange(20)).looks
+    computed = in_step(features, torch.arange(20)).by_modality
     expected = frozen_model().look(input_of(data, RGBD))
-    for name, look in looks.items():
+    for name, found in computed.items():
         seen = expected[name]
-        assert look.features.shape[2:] == (seen.cells.valid.shape[1], 1)
+        assert found.features.shape[2:] == (seen.cells.valid.shape[1], 1)
         for frame in range(20):
-            distance = torch.cdist(look.cells.points_m[frame], seen.cells.points_m[frame])
+            distance = torch.cdist(found.cells.points_m[frame], seen.cells.points_m[frame])
             order = distance.argmin(dim=1)
             assert sorted(order.tolist()) == list(range(len(order)))
-            assert torch.equal(look.cells.points_m[frame], seen.cells.points_m[frame, order])
-            assert torch.equal(look.cells.rays[frame], seen.cells.rays[frame, order])
-            ours, theirs = look.features[frame, :, :, 0].float(), seen.features[frame].flatten(1)[:, order]
+            assert torch.equal(found.cells.points_m[frame], seen.cells.points_m[frame, order])
+            assert torch.equal(found.cells.rays[frame], seen.cells.rays[frame, order])
+            ours, theirs = found.features[frame, :, :, 0].float(), seen.features[frame].flatten(1)[:, order]
             torch.testing.assert_close(ours, theirs, rtol=0.01, atol=1e-3)  # kept in half precision
-        torch.testing.assert_close(look.context.float(), seen.context, rtol=0.01, atol=1e-3)
+        torch.testing.assert_close(found.context.float(), seen.context, rtol=0.01, atol=1e-3)
     assert [pose.position_m.tolist() for pose in features.poses] == [pose.position_m.tolist() for pose in data.poses]
 
 
 def test_of_several_views_the_first_is_plain_and_the_others_vary() -> None:
     data = room_data([("image", "depth")] * 3, RGBD)
-    features = features_of(data, STRONG, FrozenConfig(views=3, cells=50), rows=torch.tensor([0, 2]))
+    features = compute(data, STRONG, FrozenConfig(views=3, cells=50), rows=torch.tensor([0, 2]))
     assert len(features) == 6
     assert [pose.position_m[0] for pose in features.poses] == [data.poses[i].position_m[0] for i in (0, 2)] * 3
-    looks = in_step(features, torch.arange(6)).looks
+    computed = in_step(features, torch.arange(6)).by_modality
     model = frozen_model()
     plain = model.look(input_of(data, RGBD, [0, 2]))["depth"].cells
-    cells = looks["depth"].cells
+    cells = computed["depth"].cells
     assert cells.points_m.shape == (6, 50, 3)
     for view in range(6):
         distance = torch.cdist(cells.rays[view], plain.rays[view % 2]).min(dim=1).values
@@ -100,27 +100,26 @@ def test_of_several_views_the_first_is_plain_and_the_others_vary() -> None:
 
 def test_the_seed_decides_the_views() -> None:
     data = room_data([("image", "depth")] * 2, RGBD)
-    one, again, other = (features_of(data, STRONG, FrozenConfig(2, 30), seed) for seed in (0, 0, 1))
+    one, again, other = (compute(data, STRONG, FrozenConfig(2, 30), seed) for seed in (0, 0, 1))
     first, second, third = (flat(features, [0, 1, 2, 3]) for features in (one, again, other))
     assert first.keys() == second.keys() == third.keys()
     assert all(torch.equal(x, second[name]) for name, x in first.items())
     assert not torch.equal(first["image.features"], third["image.features"])
 
 
-def test_frozen_features_know_which_sensors_each_frame_has() -> None:
+def test_frozen_features_store_which_sensors_each_frame_has() -> None:
     data = room_data([("image",), ("image", "depth", "lidar"), ("lidar",), ("depth",)])
-    features = features_of(data, AugmentConfig(0.0, 0.0, 0.0), FrozenConfig(1, 20))
-    looks = in_step(features, torch.tensor([3, 2, 1, 0]))
-    assert len(looks) == 4 or max(len(look.rows) for look in looks.looks.values()) == len(looks)
-    assert {name: look.rows.tolist() for name, look in looks.looks.items()} == {
+    features = compute(data, AugmentConfig(0.0, 0.0, 0.0), FrozenConfig(1, 20))
+    batch = in_step(features, torch.tensor([3, 2, 1, 0]))
+    assert {name: found.rows.tolist() for name, found in batch.by_modality.items()} == {
         "image": [2, 3],
         "depth": [0, 2],
         "lidar": [1, 2],
     }
-    alone = in_step(features, torch.tensor([0])).looks
+    alone = in_step(features, torch.tensor([0])).by_modality
     assert list(alone) == ["image"]
     assert not bool(alone["image"].cells.ranged.any())
     model = frozen_model(MODALITIES)
     objective = DenseObjective(CellsConfig(), CODEC)
-    loss = objective(model, looks, torch.from_numpy(CODEC.encode(data.poses[::-1])))
+    loss = objective(model, batch, torch.from_numpy(CODEC.encode(data.poses[::-1])))
     assert bool(torch.isfinite(loss))

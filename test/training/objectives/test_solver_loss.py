@@ -232,8 +232,8 @@ def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
         with torch.no_grad():
-            predicted = {name: model.predict(name, look) for name, look in unseen.looks.items()}
-        solution = solve(correspondences(unseen.looks, predicted, len(poses))[0], spread_m=8.0)
+            predicted = {name: model.predict(name, look) for name, look in unseen.by_modality.items()}
+        solution = solve(correspondences(unseen.by_modality, predicted, len(poses))[0], spread_m=8.0)
         assert bool(solution.solved.all())
         error = np.stack([pose.position_m - ORIGIN_M for pose in poses]) - solution.translations.numpy()
         block = solution.covariances[:, :3, :3].numpy()
