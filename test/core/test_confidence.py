@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import csv
 import dataclasses
 from pathlib import Path
 
@@ -9,16 +8,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from scipy.stats import kstest, mannwhitneyu
+from scipy.stats import kstest
 
-from helpers import ListSource, p_values, random_frame, yaw_pose
-from training.calibration.confidence import fit_confidence, remember
-from training.calibration.held_out import predict_held_out
-from training.data.dataset import PreparedDataset, prepare_dataset
-from training.evaluation import confidence_study as study_module
-from training.evaluation.bad_input import bad_frames
-from training.evaluation.confidence_study import area_under_roc, detected, risk_coverage, study
-from training.evaluation.metrics import PoseErrors
+from confidence_builders import SMALL, write_judged_checkpoint
+from helpers import p_values, random_frame
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.confidence import (
@@ -29,45 +22,12 @@ from vmloc_ros.core.confidence import (
     neg_log_p_value,
     stack_outlier_scores,
 )
-from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError
-from vmloc_ros.core.frame import Frame, Sample
+from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
-from vmloc_ros.core.projection import CylindricalConfig
 
 pytestmark = pytest.mark.numeric
 
-CPU = torch.device("cpu")
 UPRIGHT = np.array([1.0, 0.0, 0.0, 0.0])
-
-# --- figures -----------------------------------------------------------------------------------------------------
-
-
-def test_the_area_under_the_curve_is_mann_whitneys_statistic_with_ties_counting_half() -> None:
-    rng = np.random.default_rng(0)
-    good, bad = rng.integers(0, 12, 60) / 11, rng.integers(0, 9, 45) / 11
-    pairs = np.sign(good[:, None] - bad) / 2 + 0.5
-    assert area_under_roc(good, bad) == pytest.approx(pairs.mean())
-    assert area_under_roc(good, bad) == pytest.approx(mannwhitneyu(good, bad).statistic / (60 * 45))
-    assert area_under_roc([1.0, 0.9], [0.1]) == 1
-    assert area_under_roc([0.1], [0.9]) == 0
-
-
-@pytest.mark.parametrize("allowed", [0.0, 0.01, 0.05, 0.3, 1.0])
-def test_detection_is_the_best_over_all_limits_that_reject_few_enough_good_frames(allowed: float) -> None:
-    rng = np.random.default_rng(1)
-    good, bad = rng.integers(2, 30, 100) / 30, rng.integers(0, 20, 80) / 30
-    limits = np.unique(np.concatenate([good, bad]))
-    allowed_limits = [limit for limit in limits if np.mean(good < limit) <= allowed]
-    assert detected(good, bad, allowed) == max(np.mean(bad < limit) for limit in allowed_limits)
-
-
-def test_dropping_the_least_confident_frames_leaves_the_errors_of_the_others() -> None:
-    errors = PoseErrors(np.arange(20.0), np.arange(20.0) * 2)
-    kept = dict(risk_coverage(np.linspace(1, 0, 20), errors))  # the larger the error, the smaller the confidence
-    assert len(kept[0.0]) == 20
-    np.testing.assert_array_equal(np.sort(kept[0.1].position_m), np.arange(18))
-    np.testing.assert_array_equal(np.sort(kept[0.5].rotation_deg), np.arange(10) * 2)
 
 
 # --- null distributions ------------------------------------------------------------------------------------------
@@ -208,34 +168,10 @@ def test_sensors_without_null_distributions_have_no_confidence() -> None:
 
 # --- in a checkpoint and on a robot ------------------------------------------------------------------------------
 
-SMALL = PreprocessConfig(
-    modalities=("image", "lidar"),
-    shortest_side=32,
-    cylinder=CylindricalConfig(rows=32, columns=64, elevation_min_deg=-45.0, elevation_max_deg=45.0),
-)
-
-
-def drive(count: int = 120) -> list[Sample]:
-    return [Sample(random_frame(i, (32, 40)), yaw_pose(0.5 * i, 0.0, 3.0 * i)) for i in range(count)]
-
-
-def prepared(samples: list[Sample]) -> PreparedDataset:
-    return prepare_dataset([ListSource(samples)], Preprocessor(SMALL), progress=False)
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained model with a confidence: rows of even numbers are references, the others held out."""
-    path = tmp_path_factory.mktemp("confidence") / "model.safetensors"
-    write_random_checkpoint(path, preprocess=SMALL, backbone="squeezenet1_1")
-    header, model = load_checkpoint(path)
-    data, rows = prepared(drive()), torch.arange(120)
-    references = remember(header, model, data, rows[::2].clone(), CPU)
-    confidence = fit_confidence(
-        references, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, references)
-    )
-    save_checkpoint(path, header, model.state_dict(), confidence)
-    return path
+    return write_judged_checkpoint(tmp_path_factory.mktemp("confidence") / "model.safetensors")
 
 
 def test_a_checkpoint_stores_the_confidence(checkpoint: Path) -> None:
@@ -400,29 +336,6 @@ def test_features_alone_are_those_of_the_prediction(system: str, tmp_path: Path)
             torch.testing.assert_close(alone[name], predicted[name])
 
 
-def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:
-    samples = drive(60)
-    for sample in samples:
-        assert sample.frame.image is not None
-    write_random_checkpoint(tmp_path / "atloc.safetensors", ("image",), system="atloc", backbone="squeezenet1_1")
-    header, model = load_checkpoint(tmp_path / "atloc.safetensors")
-    data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
-    assert remember(header, model, data, torch.arange(60), CPU) == {}
-    assert fit_confidence({}, data, predict_held_out(header, model, data, torch.arange(60), CPU, {})) is None
-    write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
-    header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
-    references = remember(header, model, prepared(samples), torch.arange(60), CPU)
-    assert set(references) == {"image", "lidar"}
-    assert (
-        fit_confidence(
-            references,
-            prepared(samples),
-            predict_held_out(header, model, prepared(samples), torch.arange(20), CPU, references),
-        )
-        is None
-    )
-
-
 @pytest.mark.parametrize("damage", ["confidence.memory.lidar.basis", "confidence.tails.image", "memory"])
 def test_a_damaged_confidence_is_an_error_that_names_the_file(checkpoint: Path, tmp_path: Path, damage: str) -> None:
     with safetensors.safe_open(checkpoint, framework="pt") as file:
@@ -437,89 +350,3 @@ def test_a_damaged_confidence_is_an_error_that_names_the_file(checkpoint: Path, 
     safetensors.torch.save_file(tensors, tmp_path / "damaged.safetensors", metadata)
     with pytest.raises(CheckpointError, match=r"damaged\.safetensors: the tensors of the confidence are damaged"):
         Localizer.load(tmp_path / "damaged.safetensors", "cpu")
-
-
-# --- corrupted input and the study -------------------------------------------------------------------------------
-
-
-def kinds_of(modalities: tuple[str, ...], foreign: list[Frame], number: int = 3) -> dict[str, Frame]:
-    names = tuple({"image", *modalities})
-    samples = [Sample(random_frame(i, (32, 40), names), yaw_pose(10.0 * i)) for i in range(8)]
-    return dict(bad_frames(samples, number, foreign, modalities, 20.0))
-
-
-def test_corrupted_input_is_of_the_kind_that_it_is_named() -> None:
-    stranger = random_frame(99, (50, 50))
-    good, other = random_frame(3, (32, 40)), random_frame(7, (32, 40))
-    kinds = kinds_of(("image", "lidar"), [stranger])
-    assert [*kinds] == [
-        "foreign image",
-        "covered lens",
-        "covered lens, noise",
-        "mirrored image",
-        "wrong scene",
-        "empty cloud",
-        "shuffled pair",
-    ]
-    for kind, frame in kinds.items():
-        assert frame.stamp_ns == good.stamp_ns
-        assert frame.image is not None
-        assert frame.image.shape == (32, 40, 3)
-        same_cloud = frame.cloud is not None and np.array_equal(frame.cloud.xyz_m, good.cloud.xyz_m)
-        assert same_cloud == (kind not in ("wrong scene", "empty cloud"))
-        assert np.array_equal(frame.image, good.image) == (kind == "empty cloud")
-    assert kinds["covered lens"].image.max() == 0
-    assert 0 < kinds["covered lens, noise"].image.max() < 40
-    np.testing.assert_array_equal(kinds["mirrored image"].image[:, 0], good.image[:, -1])
-    np.testing.assert_array_equal(kinds["shuffled pair"].image, other.image)
-    assert len(kinds["empty cloud"].cloud) == 0
-    assert kinds["wrong scene"].cloud is stranger.cloud
-    np.testing.assert_array_equal(kinds["wrong scene"].image, kinds["foreign image"].image)
-
-
-def test_kinds_whose_modality_is_missing_are_omitted() -> None:
-    assert set(kinds_of(("image",), [])) == {"covered lens", "covered lens, noise", "mirrored image"}
-    with_depth = kinds_of(("image", "depth"), [random_frame(99, (64, 64), ("depth",))])
-    assert "foreign image" not in with_depth
-    assert not with_depth["empty depth"].depth_m.any()
-    assert with_depth["wrong scene"].image is None
-    assert with_depth["wrong scene"].depth_m.shape == (32, 40)
-    lidar = kinds_of(("lidar",), [random_frame(99)])
-    assert set(lidar) == {"wrong scene", "empty cloud"}
-
-
-def test_pairs_of_one_place_are_no_shuffled_pairs() -> None:
-    samples = [Sample(random_frame(i, (32, 40)), yaw_pose(0.1 * i)) for i in range(8)]
-    assert "shuffled pair" not in dict(bad_frames(samples, 0, [], ("image", "lidar"), 20.0))
-
-
-def test_the_study_writes_tables_and_a_picture(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = ListSource(drive(12))
-    strangers = ListSource([Sample(random_frame(1000 + i, (40, 40)), yaw_pose(0.0)) for i in range(2)])
-
-    def open_sources(path: Path, split: str, options: object, modalities: tuple[str, ...]) -> list[ListSource]:
-        if path.name == "strangers" and "lidar" in modalities:
-            raise DataError("it has no cloud topic")
-        return [strangers if path.name == "strangers" else known]
-
-    monkeypatch.setattr(study_module, "open_sources", open_sources)
-    text, folder = study(
-        checkpoint, [Path("known")], foreign=[Path("strangers")], out=tmp_path / "out", device="cpu", progress=False
-    )
-    assert (folder / "confidence.md").read_text() == text
-    assert (folder / "roc.png").stat().st_size > 10_000
-    with (folder / "confidence.csv").open() as file:
-        rows = {row["input"]: row for row in csv.DictReader(file)}
-    assert rows["good"]["frames"] == rows["covered lens"]["frames"] == "12"
-    assert float(rows["covered lens"]["auc"]) > 0.9
-    assert rows["foreign image"]["frames"] == "12"  # the recording without a lidar gives its images
-    assert text.startswith("# Confidence of vmloc (model.safetensors)\n\n12 good frames")
-    assert "| covered lens | 12 |" in text
-
-
-def test_a_checkpoint_without_a_confidence_is_rejected_with_what_to_do(tmp_path: Path) -> None:
-    write_random_checkpoint(tmp_path / "plain.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
-    with pytest.raises(ConfigError, match=r"plain\.safetensors was written without a confidence; add one with `vmloc"):
-        study(tmp_path / "plain.safetensors", [Path("anything")], device="cpu")

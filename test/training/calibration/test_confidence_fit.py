@@ -4,13 +4,22 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from training.calibration.confidence import fit_tails
+from confidence_builders import CPU, SMALL, drive, prepared
+from helpers import ListSource
+from training.calibration.confidence import fit_confidence, fit_tails, remember
+from training.calibration.held_out import predict_held_out
+from training.data.dataset import prepare_dataset
 from training.evaluation.metrics import LIMIT
+from training.testing import write_random_checkpoint
+from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.confidence import neg_log_p_value
+from vmloc_ros.core.preprocessing import Preprocessor
 
 
 def confidence(tails, cues: np.ndarray) -> np.ndarray:
@@ -73,3 +82,26 @@ def test_wrong_answers_that_the_cues_tell_leave_the_good_ones_as_they_are() -> N
     cues, wrong = answers(1000, 300, 0.0, rng)
     tails, without = fit_tails(cues, wrong, "image"), fit_tails(cues[~wrong], wrong[~wrong], "image")
     np.testing.assert_array_equal(confidence(tails, cues), confidence(without, cues))
+
+
+def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:
+    samples = drive(60)
+    for sample in samples:
+        assert sample.frame.image is not None
+    write_random_checkpoint(tmp_path / "atloc.safetensors", ("image",), system="atloc", backbone="squeezenet1_1")
+    header, model = load_checkpoint(tmp_path / "atloc.safetensors")
+    data = prepare_dataset([ListSource(samples)], Preprocessor(header.preprocess), progress=False)
+    assert remember(header, model, data, torch.arange(60), CPU) == {}
+    assert fit_confidence({}, data, predict_held_out(header, model, data, torch.arange(60), CPU, {})) is None
+    write_random_checkpoint(tmp_path / "vmloc.safetensors", preprocess=SMALL, backbone="squeezenet1_1")
+    header, model = load_checkpoint(tmp_path / "vmloc.safetensors")
+    memories = remember(header, model, prepared(samples), torch.arange(60), CPU)
+    assert set(memories) == {"image", "lidar"}
+    assert (
+        fit_confidence(
+            memories,
+            prepared(samples),
+            predict_held_out(header, model, prepared(samples), torch.arange(20), CPU, memories),
+        )
+        is None
+    )
