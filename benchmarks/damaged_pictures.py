@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from training.config import parse_source_options
+from training.config import checkpoint_source_options
 from training.evaluation.metrics import area_under_roc, pose_errors
 from training.sources import open_sources
 from vmloc_ros.core.frame import Frame, Sample
@@ -99,11 +99,10 @@ def main() -> None:
     parser.add_argument("--stride", type=int, default=4, help="use every STRIDE-th test frame")
     options = parser.parse_args()
     localizer = Localizer.load(options.checkpoint, "cpu")
-    recorded = localizer.header.training.get("config", {}).get("source", {})
 
     def samples(path: Path, split: str, stride: int) -> list[Sample]:
-        source = parse_source_options(recorded, [f"source.stride={stride}"])
-        return [x for source in open_sources(path, split, source, localizer.modalities) for x in source]
+        source_options = checkpoint_source_options(localizer.header, [f"source.stride={stride}"])
+        return [x for source in open_sources(path, split, source_options, localizer.modalities) for x in source]
 
     known = samples(options.scene, "test", options.stride)
     rows = [(damage, sensors, known) for damage in DAMAGES for sensors in SENSORS]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from training.config import parse_source_options
+from training.config import checkpoint_source_options
 from training.evaluation.bad_input import bad_frames
 from training.evaluation.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
 from training.sources.base import Source
@@ -129,17 +129,16 @@ def _open(
 ) -> list[Source]:
     """Sources with about as many frames as wanted, if they hold more."""
     header = localizer.header
-    recorded = header.training.get("config", {}).get("source", {})
 
     def sources(stride: list[str]) -> list[Source]:
-        options = parse_source_options({**recorded, "body_frame": header.body_frame}, [*(overrides or []), *stride])
+        options = checkpoint_source_options(header, [*(overrides or []), *stride])
         return [x for path in paths for x in open_sources(path, split, options, modalities)]
 
     found = sources([])
     every = math.ceil(sum(map(len, found)) / frames)
     if every <= 1:
         return found
-    stride = parse_source_options(recorded, overrides).stride
+    stride = checkpoint_source_options(header, overrides).stride
     return sources([f"source.stride={stride * every}"])
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torchvision
 
-from training.calibration.confidence import fit_confidence, remember
-from training.calibration.covariance import calibrate
+from training.calibration.calibrate import save_calibrated
+from training.calibration.confidence import remember
 from training.calibration.held_out import join, predict_held_out
 from training.config import TrainConfig
 from training.data.coverage import pose_record
@@ -286,27 +286,26 @@ class Trainer:
         return self._processes.gather(metrics)[0]
 
     def _calibrate(self) -> dict[str, float]:
+        """Calibrate the best weights on held-out frames; on the training frames where there are none."""
         torch.manual_seed(self._config.seed)
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
         on_held_out = bool(len(self._split.held_out) or self._split.folds)
         rows = self._split.held_out if len(self._split.held_out) else self._split.train
         data, memories = self._validation_data, {}
-        # A few blocks of the training drives say too little of other places.
+        # A few blocks of the training drives do not show how features of other places differ.
         if self._split.folds or data is not self._data:
             memories = remember(self._header, model, self._data, self._split.train, self._device)
         try:
-            answers = (
+            estimates = (
                 join(self._folds.answers)
                 if self._split.folds
                 else predict_held_out(self._header, model, data, rows, self._device, memories)
             )
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
-        confidence = fit_confidence(memories, data, answers)
-        header = calibrate(self._header, data, answers, confidence)
-        metrics = {**header.metrics, "held_out": float(on_held_out)}
-        save_checkpoint(self._files.best, replace(header, metrics=metrics), model.state_dict(), confidence)
-        return metrics
+        path, header = self._files.best, self._header
+        header = save_calibrated(path, header, model, data, estimates, memories, on_held_out=on_held_out)
+        return dict(header.metrics)
 
 
 def _logged(metrics: dict[str, float] | None) -> dict[str, float]:
