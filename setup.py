@@ -72,7 +72,7 @@ setup(
     ],
     extras_require={
         "ros": ROS_WHEELS,
-        "training": ["embreex", "matplotlib", "rosbags", "scipy", "tensorboard", "tqdm", "trimesh"],
+        "training": ["embreex", "matplotlib", "rosbags", "scipy", "tabulate", "tensorboard", "tqdm", "trimesh"],
         "test": [
             "catkin_pkg",
             "hypothesis",

@@ -268,3 +268,11 @@ def parse_source_options(values: dict[str, Any], overrides: list[str] | None) ->
     if wrong:
         raise ConfigError(f"override {wrong[0]!r}: only source.KEY=VALUE can be set here")
     return parse_config({"source": values}, overrides, "source options").source
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

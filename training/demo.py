@@ -19,12 +19,12 @@ import numpy as np
 
 from training.evaluation.figures import save_trajectory_plot
 from training.evaluation.metrics import pose_errors
+from training.output import write_text
 from training.simulation import simulate
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import open_bag
 from vmloc_ros.core.errors import CheckpointError, DataError, VmlocError
-from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose, interpolate_poses
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.resources import share_path
@@ -196,8 +196,7 @@ def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
         latency_p50_ms=float(np.percentile(latency_ms, 50)),
         latency_p95_ms=float(np.percentile(latency_ms, 95)),
     )
-    with write_aside(out / "report.json") as path:
-        path.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    write_text(out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
     title = (
         f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images answered,\n"
         f"median error {report.median_position_m:.3f} m, {report.median_rotation_deg:.2f} deg"

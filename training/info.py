@@ -13,7 +13,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from training.config import parse_config
+from training.config import flatten, parse_config
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, load_confidence
 from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import to_mapping
@@ -177,16 +177,9 @@ def _changed_rows(header: CheckpointHeader) -> Rows:
     recorded = {**header.training.get("config", {}), **own}
     with contextlib.suppress(ConfigError):  # one that another version wrote is shown as it is
         recorded = to_mapping(parse_config(recorded, None, "the checkpoint's configuration"))
-    defaults = _flatten(to_mapping(parse_config({"model": {"name": header.model.name}}, None, "defaults")))
-    changed = {key: value for key, value in _flatten(recorded).items() if key not in defaults or defaults[key] != value}
+    defaults = flatten(to_mapping(parse_config({"model": {"name": header.model.name}}, None, "defaults")))
+    changed = {key: value for key, value in flatten(recorded).items() if key not in defaults or defaults[key] != value}
     return [(key, json.dumps(value)) for key, value in changed.items()]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def uncertainty_text(uncertainty: Uncertainty) -> str:

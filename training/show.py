@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from training.output import write_figure
 from training.sources.base import Source
 from training.sources.factory import open_sources
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import MODALITIES, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_projection
@@ -44,7 +43,6 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
     chosen = _choose(sources, frames)
     panels = _panels([sample.frame for sample in chosen])
     figure = Figure(figsize=(3.4 * len(chosen), 2.6 * len(panels) + 5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     above, below = figure.subfigures(2, 1, height_ratios=[2.6 * len(panels), 5])
     grid = above.subplots(len(panels), len(chosen), squeeze=False)
     for row, (title, draw) in zip(grid, panels.items(), strict=True):
@@ -56,8 +54,7 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
     for number, (axes, sample) in enumerate(zip(grid[0], chosen, strict=True), start=1):
         axes.set_title(f"{number}: {sample.frame.stamp_ns / 1e9:.2f} s", fontsize="small")
     _draw_poses(below.subplots(), sources, chosen)
-    with write_aside(out) as path, path.open("wb") as stream:
-        canvas.print_png(stream)
+    write_figure(out, figure)
     return {source.name: len(source) for source in sources}
 
 

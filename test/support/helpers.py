@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -97,3 +98,8 @@ def tiny_objective(system: str, **settings: object) -> ObjectiveConfig:
 def tiny_config(system: str, **settings: object) -> ModelConfig:
     """A small model of the named system, with those of the settings that it has."""
     return model_config(**own_settings({"name": system, "backbone": "shufflenet_v2_x0_5", **settings}))
+
+
+def without_padding(text: str) -> str:
+    """Text whose Markdown tables have cells between single spaces."""
+    return re.sub(" {2,}", " ", text)

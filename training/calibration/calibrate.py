@@ -20,7 +20,7 @@ from training.data.dataset import PreparedDataset
 from training.data.splits import Split, ValidationConfig
 from training.sources.factory import open_sources
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import FeatureMemory
+from vmloc_ros.core.confidence import ReferenceFeatures
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.geometry import Pose

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
@@ -17,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from training.config import checkpoint_source_options
 from training.evaluation.bad_input import bad_frames
 from training.evaluation.metrics import LIMIT, PoseErrors, area_under_roc, pose_errors
+from training.output import markdown_table, write_csv, write_figure, write_text
 from training.sources.base import Source
 from training.sources.factory import open_sources
 from vmloc_ros.core.errors import ConfigError, DataError
-from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE, Estimate, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
@@ -87,9 +86,8 @@ def study(
     folder = out or Path("confidence") / checkpoint.stem
     title = f"Confidence of {localizer.header.model.name} ({checkpoint.name})"
     text = _text(title, good, bad, errors)
-    with write_aside(folder / "confidence.md") as path:
-        path.write_text(text, encoding="utf-8")
-    _write_csv(folder / "confidence.csv", good, bad)
+    write_text(folder / "confidence.md", text)
+    write_csv(folder / "confidence.csv", _csv_rows(good, bad))
     _write_picture(folder / "roc.png", good, bad, errors, title)
     return text, folder
 
@@ -143,31 +141,39 @@ def _open(
 
 
 def _text(title: str, good: Array, bad: Mapping[str, Array], errors: PoseErrors) -> str:
-    lines = [
+    parts = [
         f"# {title}",
-        "",
         f"{len(good)} good frames, of which {np.mean(good < LIMIT):.1%} have a confidence below {LIMIT:g}.",
-        "",
-        f"| bad input | frames | area under ROC | {' | '.join(f'found at {x:.0%} false alarms' for x in FALSE_ALARMS)} "
-        f"| below {LIMIT:g} |",
-        "|---|---|---|" + "---|" * (len(FALSE_ALARMS) + 1),
-    ]
-    for kind, row in _rows(good, bad).items():
-        found = " | ".join(f"{row[f'found_at_{x:g}']:.1%}" for x in FALSE_ALARMS)
-        lines.append(f"| {kind} | {row['frames']} | {row['auc']:.3f} | {found} | {row['below_limit']:.1%} |")
-    lines += [
-        "",
+        _detection_table(good, bad),
         "Errors of the good frames that are kept when the least confident ones are dropped:",
-        "",
-        "| dropped | median (m) | 95 % (m) | median (deg) | 95 % (deg) |",
-        "|---|---|---|---|---|",
+        _coverage_table(good, errors),
     ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _detection_table(good: Array, bad: Mapping[str, Array]) -> str:
+    found = [f"found at {share:.0%} false alarms" for share in FALSE_ALARMS]
+    rows = [
+        [
+            kind,
+            row["frames"],
+            f"{row['auc']:.3f}",
+            *(f"{row[f'found_at_{share:g}']:.1%}" for share in FALSE_ALARMS),
+            f"{row['below_limit']:.1%}",
+        ]
+        for kind, row in _rows(good, bad).items()
+    ]
+    return markdown_table(["bad input", "frames", "area under ROC", *found, f"below {LIMIT:g}"], rows, labels=1)
+
+
+def _coverage_table(good: Array, errors: PoseErrors) -> str:
+    rows = []
     for share, kept in risk_coverage(good, errors):
         one = kept.summary()
-        values = " | ".join(f"{one[f'{what}_position_m']:.3f}" for what in ("median", "p95"))
-        degrees = " | ".join(f"{one[f'{what}_rotation_deg']:.2f}" for what in ("median", "p95"))
-        lines.append(f"| {share:.0%} | {values} | {degrees} |")
-    return "\n".join(lines) + "\n"
+        metres = [f"{one[f'{what}_position_m']:.3f}" for what in ("median", "p95")]
+        degrees = [f"{one[f'{what}_rotation_deg']:.2f}" for what in ("median", "p95")]
+        rows.append([f"{share:.0%}", *metres, *degrees])
+    return markdown_table(["dropped", "median (m)", "95 % (m)", "median (deg)", "95 % (deg)"], rows, labels=0)
 
 
 def _rows(good: Array, bad: Mapping[str, Array]) -> dict[str, dict[str, float]]:
@@ -182,14 +188,10 @@ def _rows(good: Array, bad: Mapping[str, Array]) -> dict[str, dict[str, float]]:
     }
 
 
-def _write_csv(file: Path, good: Array, bad: Mapping[str, Array]) -> None:
-    """A line for each kind of input; the good one has no area."""
+def _csv_rows(good: Array, bad: Mapping[str, Array]) -> list[dict[str, Any]]:
+    """A row for each kind of input; the good one has no area."""
     found = _rows(good, {"good": good, **bad})
-    with write_aside(file) as path, path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["input", *found["good"]])
-        writer.writeheader()
-        for kind, row in found.items():
-            writer.writerow({"input": kind, **row, **({"auc": ""} if kind == "good" else {})})
+    return [{"input": kind, **row, **({"auc": ""} if kind == "good" else {})} for kind, row in found.items()]
 
 
 def _write_picture(file: Path, good: Array, bad: Mapping[str, Array], errors: PoseErrors, title: str) -> None:
@@ -218,6 +220,4 @@ def _write_picture(file: Path, good: Array, bad: Mapping[str, Array], errors: Po
         axes.grid(True, alpha=0.3)
     left.yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.suptitle(title)
-    canvas = FigureCanvasAgg(figure)  # no display, no pyplot state
-    with write_aside(file) as path, path.open("wb") as stream:
-        canvas.print_png(stream)
+    write_figure(file, figure)

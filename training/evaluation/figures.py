@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from training.evaluation.metrics import PoseErrors, pose_errors
 from training.evaluation.plots import plot_calibration, plot_error_cdf, plot_error_map, plot_errors, plot_trajectory
 from training.evaluation.trajectory import Trajectory
-from vmloc_ros.core.files import write_aside
+from training.output import write_figure
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
@@ -37,7 +36,7 @@ def save_trajectory_plot(
     plot_error_map(above, [(truth, estimates)], map_points_m)
     plot_errors(below, pose_errors(truth, estimates))
     figure.suptitle(title)
-    _write(figure, file)
+    write_figure(file, figure)
 
 
 def save_track_plot(file: Path, runs: Sequence[Trajectory], times_s: Sequence[NDArray[np.float64]], title: str) -> None:
@@ -60,7 +59,7 @@ def save_track_plot(file: Path, runs: Sequence[Trajectory], times_s: Sequence[ND
     )
     plot_errors(panels["errors"], interrupted, _with_gaps(times_s))
     figure.suptitle(title)
-    _write(figure, file)
+    write_figure(file, figure)
 
 
 def save_error_cdf(file: Path, errors: Mapping[str, PoseErrors], title: str) -> None:
@@ -70,7 +69,7 @@ def save_error_cdf(file: Path, errors: Mapping[str, PoseErrors], title: str) -> 
     plot_error_cdf(left, {name: error.position_m for name, error in errors.items()}, "position error (m)")
     plot_error_cdf(right, {name: error.rotation_deg for name, error in errors.items()}, "rotation error (deg)")
     figure.suptitle(title)
-    _write(figure, file)
+    write_figure(file, figure)
 
 
 def save_calibration_plot(file: Path, levels: Mapping[str, NDArray[np.float64]], title: str) -> None:
@@ -79,7 +78,7 @@ def save_calibration_plot(file: Path, levels: Mapping[str, NDArray[np.float64]],
     axes = figure.subplots()
     plot_calibration(axes, levels)
     axes.set_title(textwrap.fill(title, 60), fontsize="medium")
-    _write(figure, file)
+    write_figure(file, figure)
 
 
 def save_corruption_plot(
@@ -106,7 +105,7 @@ def save_corruption_plot(
     for axes, (frame, _) in zip(grid[0], examples, strict=True):
         axes.set_title(f"frame at {frame.stamp_ns / 1e9:.2f} s", fontsize="small")
     figure.suptitle(title)
-    _write(figure, file)
+    write_figure(file, figure)
 
 
 def _with_gaps(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -144,9 +143,3 @@ def _draw_input(axes: Axes, picture: Picture | None, clean: Picture | None, top_
         axes.text(0.5, 0.5, "missing", ha="center", va="center", transform=axes.transAxes)
     else:
         axes.imshow(picture, cmap="turbo", vmin=0, vmax=top_m, interpolation="nearest", aspect="auto")
-
-
-def _write(figure: Figure, file: Path) -> None:
-    canvas = FigureCanvasAgg(figure)  # no display, no pyplot state
-    with write_aside(file) as path, path.open("wb") as stream:
-        canvas.print_png(stream)

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from training.evaluation.figures import save_calibration_plot, save_corruption_p
 from training.evaluation.metrics import PoseErrors
 from training.evaluation.tables import ALL, Row, Summary, errors_table, mean_and_std, results_tables, summaries
 from training.evaluation.tracks import EvaluatedTrack, Evaluation
+from training.output import write_csv, write_text
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 
@@ -41,12 +41,12 @@ def write_results(evaluation: Evaluation, folder: Path, baselines: Baselines | N
     found = summaries(evaluation)
     title = _title(evaluation)
     text = f"# {title}\n\n{evaluation.checkpoint}\n\n{results_tables(_rows(evaluation, [found], baselines or {}))}\n"
-    _write_text(folder / "results.md", text)
+    write_text(folder / "results.md", text)
     more = {"checkpoint": evaluation.checkpoint, "sequences": {k: found[k] for k in found if k != ALL}}
     _write_metrics(folder, found[ALL], evaluation, more, baselines)
     lines = [(evaluation.checkpoint, sequence, summary) for sequence, summary in found.items()]
-    _write_csv(folder / "results.csv", evaluation, lines)
-    _write_errors(folder / "errors.csv", evaluation.tracks)
+    write_csv(folder / "results.csv", _csv_rows(evaluation, lines))
+    write_csv(folder / "errors.csv", list(_frame_rows(evaluation.tracks)))
     several = len(evaluation.tracks) > 1
     for track in evaluation.tracks:
         _write_track(folder / track.name if several else folder, track, evaluation.name)
@@ -78,7 +78,7 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path, baselines:
         f"# {_title(first)}\n\nMean ± standard deviation over {len(found)} checkpoints.\n\n"
         f"{results_tables(_rows(first, found, baselines or {}))}\n\n## Each checkpoint\n\n{errors_table(each)}\n"
     )
-    _write_text(folder / "results.md", text)
+    write_text(folder / "results.md", text)
     rows = {sequence: mean_and_std([one[sequence] for one in found]) for sequence in found[0]}
     more = {
         "std": rows[ALL].std,
@@ -89,7 +89,7 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path, baselines:
     lines = [(name, sequence, summary) for name, one in checkpoints.items() for sequence, summary in one.items()]
     for sequence, row in rows.items():
         lines += [("mean", sequence, row.mean), ("std", sequence, row.std)]
-    _write_csv(folder / "results.csv", first, lines)
+    write_csv(folder / "results.csv", _csv_rows(first, lines))
     errors = {evaluation.checkpoint: evaluation.errors for evaluation in evaluations}
     pooled = PoseErrors(
         np.concatenate([error.position_m for error in errors.values()]),
@@ -132,30 +132,28 @@ def _write_metrics(
         metrics["corruption"] = asdict(evaluation.corruption)
     if baselines:
         metrics["baselines"] = dict(baselines)
-    _write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def _write_csv(file: Path, evaluation: Evaluation, lines: Sequence[tuple[str, str, Summary]]) -> None:
-    """A line for each checkpoint and sequence."""
-    metrics = list(dict.fromkeys(key for _, _, summary in lines for key in summary))
-    with write_aside(file) as path, path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["system", "corruption", "checkpoint", "sequence", *metrics])
-        writer.writeheader()
-        for checkpoint, sequence, summary in lines:
-            known = {"system": evaluation.system, "corruption": str(evaluation.corruption)}
-            writer.writerow({**known, "checkpoint": checkpoint, "sequence": sequence, **summary})
+def _csv_rows(evaluation: Evaluation, lines: Sequence[tuple[str, str, Summary]]) -> list[dict[str, Any]]:
+    """A row for each checkpoint and sequence."""
+    known = {"system": evaluation.system, "corruption": str(evaluation.corruption)}
+    return [{**known, "checkpoint": name, "sequence": sequence, **metrics} for name, sequence, metrics in lines]
 
 
-def _write_errors(file: Path, tracks: Sequence[EvaluatedTrack]) -> None:
-    """A line for each frame; the confidence is empty where there is none."""
-    with write_aside(file) as path, path.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["stamp_ns", "position_m", "rotation_deg", "nees", "confidence", "sequence"])
-        for track in tracks:
-            errors, nees = track.errors, pose_nees(track.truth, track.estimates)["pose"]
-            confidence = ["" if estimate.confidence is None else estimate.confidence for estimate in track.estimates]
-            values = zip(track.stamps_ns, errors.position_m, errors.rotation_deg, nees, confidence, strict=True)
-            writer.writerows([*line, track.name] for line in values)
+def _frame_rows(tracks: Sequence[EvaluatedTrack]) -> Iterator[dict[str, Any]]:
+    """A row for each frame; the confidence is empty where there is none."""
+    for track in tracks:
+        errors, nees = track.errors, pose_nees(track.truth, track.estimates)["pose"]
+        for number, estimate in enumerate(track.estimates):
+            yield {
+                "stamp_ns": estimate.stamp_ns,
+                "position_m": errors.position_m[number],
+                "rotation_deg": errors.rotation_deg[number],
+                "nees": nees[number],
+                "confidence": estimate.confidence,
+                "sequence": track.name,
+            }
 
 
 def _write_track(folder: Path, track: EvaluatedTrack, name: str) -> None:
@@ -168,8 +166,3 @@ def _write_track(folder: Path, track: EvaluatedTrack, name: str) -> None:
     runs = track.runs()
     times_s = [(np.array(run.stamps_ns) - track.stamps_ns[0]) / 1e9 for run in runs]
     save_track_plot(folder / "trajectory.png", [(run.truth, run.poses) for run in runs], times_s, title)
-
-
-def _write_text(file: Path, text: str) -> None:
-    with write_aside(file) as path:
-        path.write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from training.evaluation.consistency import COVERAGES, PARTS, calibration_summar
 from training.evaluation.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
 from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from training.evaluation.trajectory import RPE_FRAMES, RPE_METRES, trajectory_summary
+from training.output import markdown_table
 from vmloc_ros.core.geometry import Pose
 
 Summary = dict[str, float]
@@ -170,12 +171,9 @@ def _table_text(table: Table, rows: Mapping[str, Row]) -> str:
 
 
 def _markdown(table: Table, rows: Mapping[str, Row]) -> str:
-    lines = [f"| | {' | '.join(column.title for column in table.columns)} |"]
-    lines.append("|---" * (len(table.columns) + 1) + "|")
-    for name, row in rows.items():
-        if any(column.key in row.mean for column in table.columns):
-            lines.append(f"| {name} | {' | '.join(_cell(column, row) for column in table.columns)} |")
-    return "\n".join(lines)
+    known = {name: row for name, row in rows.items() if any(column.key in row.mean for column in table.columns)}
+    cells = [[name, *(_cell(column, row) for column in table.columns)] for name, row in known.items()]
+    return markdown_table(["", *(column.title for column in table.columns)], cells, labels=1)
 
 
 def _cell(column: Column, row: Row) -> str:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from training.config import TrainConfig
 from training.objectives.registry import build_objective, objective_config_type
 from training.objectives.variational import BoundConfig
+from training.output import markdown_table
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
@@ -161,19 +162,17 @@ def cost_rows(costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
 
 def cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown; ratios with quartiles in brackets."""
-    lines = [
-        "| system | step (ms) | / poe_vmloc | paper | / attention_vmloc | paper | peak memory (MB) | answer (ms) "
-        "| / poe_vmloc |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    ratios = [title for reference in REFERENCES for title in (f"/ {reference}", "paper")]
+    table = []
     for row in rows:
         cells = [row["system"], f"{row['step_ms']:.0f}"]
         for reference in REFERENCES:
             cells += [_ratio(row, "step", reference), str(row[f"paper_step_per_{reference}"] or "–")]
         cells.append("–" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}")
         cells += [f"{row['answer_ms']:.1f}", _ratio(row, "answer", "poe_vmloc")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        table.append(cells)
+    titles = ["system", "step (ms)", *ratios, "peak memory (MB)", "answer (ms)", "/ poe_vmloc"]
+    return markdown_table(titles, table, labels=1)
 
 
 def _ratio(row: Mapping[str, Any], what: str, reference: str) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig, flatten, load_config
 from training.evaluation.tables import Summary
+from training.output import write_csv, write_text
 from training.reproduction.cost import cost_rows, cost_table, measure_cost
 from training.reproduction.experiments import EXPERIMENTS, Experiment, Input, Variant, select_variants
 from training.reproduction.runs import (
@@ -27,21 +28,12 @@ from training.reproduction.runs import (
     corruption_of,
     data_config,
     examine,
-    flatten,
     kept_metrics,
     measure,
     system_file,
 )
 from training.reproduction.scenes import Found, SceneData, TableScene, describe, find_scenes, read_scene
-from training.reproduction.tables import (
-    Line,
-    averages,
-    comparisons_table,
-    scene_table,
-    write_csv,
-    write_table,
-    write_text,
-)
+from training.reproduction.tables import Line, averages, comparisons_table, scene_table, write_table
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import IMAGE

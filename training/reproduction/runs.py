@@ -11,9 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainConfig, applicable, load_config, parse_config, read_layer
+from training.config import TrainConfig, applicable, flatten, load_config, parse_config, read_layer
 from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
+from training.output import write_text
 from training.reproduction.experiments import Input, Variant
 from training.reproduction.scenes import SceneData, TableScene
 from training.sources.caching import default_cache
@@ -22,7 +23,6 @@ from training.trainer.train import train
 from vmloc_ros.core.checkpoint import read_header
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, ModelError
-from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.models import DEFAULT_SYSTEM, select_modalities
 from vmloc_ros.core.resources import share_path
@@ -168,14 +168,6 @@ def _other_data(record: Mapping[str, Any], data: SceneData) -> str:
     return f"other data ({len(names)} sequences, not {len(data.train)}; {odd[0] if odd else names[0]} differs)"
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
 def carry_out(run: Run, state: State, settings: Settings) -> None:
     """Train, from where an interrupted training stopped.
 
@@ -253,6 +245,5 @@ def measure(run: Run, corruption: Corruption, data: SceneData, settings: Setting
         all_sensors=True,
         progress=settings.progress,
     )
-    with write_aside(folder / _DATA_FILE) as path:  # last: without it the results do not count
-        path.write_text(data.fingerprint + "\n")
+    write_text(folder / _DATA_FILE, data.fingerprint + "\n")  # last: without it the results do not count
     return report.metrics

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,8 @@ import numpy as np
 
 from training.evaluation.corruption import MASKED, MISSING, ZEROED
 from training.evaluation.tables import Summary, mean_and_std
+from training.output import markdown_table, write_csv, write_text
 from training.reproduction.experiments import CLEAN, Comparison, Errors, Experiment, Input
-from vmloc_ros.core.files import write_aside
 
 _WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}
 _AVERAGE = "average"
@@ -73,8 +72,10 @@ def scene_table(lines: Sequence[Line], experiment: Experiment, range_name: str) 
         if has_paper:
             columns.append(("paper", lambda line, index=index: _paper_cell(_paper(experiment, line), index)))
     columns.append(("seeds", lambda line: str(len(line.seeds)) if line.seeds else line.why_not))
-    head = [f"| {' | '.join(title for title, _ in columns)} |", "|---" * len(columns) + "|"]
-    return "\n".join([*head, *(f"| {' | '.join(cell(line) for _, cell in columns)} |" for line in lines)])
+    labels = 1 + inputs + rows
+    return markdown_table(
+        [title for title, _ in columns], [[cell(line) for _, cell in columns] for line in lines], labels=labels
+    )
 
 
 def averages(lines: Sequence[Line]) -> list[Line]:
@@ -98,15 +99,13 @@ def comparisons_table(lines: Sequence[Line], comparisons: Sequence[Comparison], 
     known = {(line.variant, line.damage): line for line in lines if line.seeds}
     keys = (f"{statistic}_position_m", f"{statistic}_rotation_deg")
     rows = [
-        f"| {text} | {' | '.join(_gap(known[first], known[second], key) for key in keys)} |"
+        [text, *(_gap(known[first], known[second], key) for key in keys)]
         for text, first, second in comparisons
         if first in known and second in known
     ]
     if not rows:
         return ""
-    return "\n".join(
-        ["| the first's error less the second's | position (m) | rotation (deg) |", "|---|---|---|", *rows]
-    )
+    return markdown_table(["the first's error less the second's", "position (m)", "rotation (deg)"], rows, labels=1)
 
 
 def _gap(first: Line, second: Line, key: str) -> str:
@@ -160,20 +159,6 @@ def write_table(
     values = [_as_mapping(line, experiment) for line in lines]
     write_text(folder / f"{name}.json", json.dumps({**record, "results": values}, indent=2) + "\n")
     write_csv(folder / f"{name}.csv", list(_csv_rows(lines, experiment)))
-
-
-def write_text(file: Path, text: str) -> None:
-    """Whole or not at all. Raises OutputError: it cannot be written."""
-    with write_aside(file) as path:
-        path.write_text(text, encoding="utf-8")
-
-
-def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Columns are all keys, in the order of their first use. Raises OutputError: it cannot be written."""
-    with write_aside(file) as path, path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _as_mapping(line: Line, experiment: Experiment) -> dict[str, Any]:
