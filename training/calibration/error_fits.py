@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import gammaincinv, gammaln
+from scipy.special import gammaln
+from scipy.stats import chi2
 
 from training.data.splits import FEWEST
-from training.evaluation.consistency import PARTS, chi_square_cdf, dimensions_of, map_errors, nees
+from training.evaluation.consistency import PARTS, dimensions_of, map_errors, nees
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance
 
@@ -66,8 +67,7 @@ def _reached(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Arra
 
     def of(part: str) -> Array:
         rows = PARTS[part]
-        promised = 2 * gammaincinv(dimensions_of(part) / 2, 0.95)  # the chi-square distribution's quantile
-        return np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]) / promised)
+        return np.sqrt(nees(errors[:, rows], matrices[:, rows, rows]) / chi2.ppf(0.95, dimensions_of(part)))
 
     return of("position"), of("rotation")
 
@@ -85,7 +85,7 @@ def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: 
 
     def held(coupling: float) -> float:
         values = nees(errors, inflated_covariance(covariances, (1.0, 1.0), coupling))
-        return float(np.mean(chi_square_cdf(values, 6) <= 0.95))
+        return float(np.mean(chi2.cdf(values, 6) <= 0.95))
 
     factors = np.linspace(1.0, 0.0, 21).tolist()
     shares = [held(factor) for factor in factors]

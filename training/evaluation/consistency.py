@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammainc
+from scipy.stats import chi2
 
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose, quaternion_conjugate, quaternion_multiply, rotation_vector_from_quaternion
@@ -38,8 +38,7 @@ def confidence_levels(truth: Sequence[Pose], estimates: Sequence[Estimate]) -> d
     They are uniform in [0, 1] where covariances tell the truth.
     """
     return {
-        part: np.asarray(chi_square_cdf(values, dimensions_of(part)))
-        for part, values in pose_nees(truth, estimates).items()
+        part: np.asarray(chi2.cdf(values, dimensions_of(part))) for part, values in pose_nees(truth, estimates).items()
     }
 
 
@@ -93,11 +92,6 @@ def nees(errors: ArrayLike, covariances: ArrayLike) -> Array:
     """``e^T C^-1 e``, ``(N,)``: the squared Mahalanobis distance of errors ``(N, D)`` under ``(N, D, D)``."""
     error = np.asarray(errors, np.float64)[..., None]
     return np.sum(error * np.linalg.solve(np.asarray(covariances, np.float64), error), axis=(-2, -1))
-
-
-def chi_square_cdf(values: ArrayLike, degrees_of_freedom: int) -> Array:
-    """Probability that a chi-square variable is at most ``values``: that an ellipsoid of that radius is not left."""
-    return np.asarray(gammainc(degrees_of_freedom / 2, np.asarray(values, np.float64) / 2))
 
 
 def dimensions_of(part: str) -> int:

@@ -21,7 +21,6 @@ from training.calibration.held_out import gross_errors, predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation.consistency import (
     calibration_summary,
-    chi_square_cdf,
     confidence_levels,
     independent_errors,
     map_errors,
@@ -126,15 +125,6 @@ def test_covariances_four_times_too_small_or_large_are_told_apart() -> None:
                 assert summary[f"coverage{100 * share:.0f}_{part}"] == pytest.approx(expected, abs=0.05)
 
 
-# --- chi-square --------------------------------------------------------------------------------------------------
-
-
-def test_the_distribution_is_the_closed_form_and_an_independent_librarys() -> None:
-    x = np.linspace(0, 60, 121)
-    np.testing.assert_allclose(chi_square_cdf(x, 6), 1 - np.exp(-x / 2) * (1 + x / 2 + x**2 / 8), atol=1e-14)
-    np.testing.assert_allclose(chi_square_cdf(x, 3), chi2.cdf(x, 3), atol=1e-14)
-
-
 def test_the_confidence_level_is_the_probability_of_the_ellipsoid_through_the_truth() -> None:
     radius = np.sqrt(chi2.ppf([0.5, 0.95], 3))
     estimates = [Estimate(0, yaw_pose(0.0), np.diag([4.0, 4.0, 4.0, 0.01, 0.01, 0.01]), ("image",))] * 2
@@ -160,7 +150,7 @@ def test_inflated_covariances_hold_95_percent_of_other_errors_of_the_same_kind()
     errors = map_errors(truth, estimates)
     for rows in (slice(0, 3), slice(3, 6)):
         before, after = (
-            chi_square_cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
+            chi2.cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
             for matrices in (covariances, inflated_covariance(covariances, inflation))
         )
         assert np.mean(before <= 0.95) < 0.94
@@ -191,7 +181,7 @@ def test_with_the_margin_new_drives_are_held_as_often_as_said_though_errors_of_o
         for name, factors in {"without": (1.0, 1.0), "with": margin}.items():
             matrices = inflated_covariance(covariances, (inflation[0] * factors[0], inflation[1] * factors[1]))
             for rows in (slice(0, 3), slice(3, 6)):
-                levels = chi_square_cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
+                levels = chi2.cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
                 held[name].append(float(np.mean(levels <= 0.95)))
     assert np.mean(held["without"]) < 0.935
     assert np.mean(held["with"]) == pytest.approx(0.95, abs=0.015)
@@ -269,7 +259,7 @@ def test_correlations_that_errors_do_not_show_are_taken_back(real: float) -> Non
     coupling = fit_coupling(truth, estimates, covariances)
     assert coupling == pytest.approx(real if real < 1 else 1.0, abs=0.15)
     before, after = (
-        np.mean(chi_square_cdf(nees(map_errors(truth, estimates), matrices), 6) <= 0.95)
+        np.mean(chi2.cdf(nees(map_errors(truth, estimates), matrices), 6) <= 0.95)
         for matrices in (covariances, inflated_covariance(covariances, (1.0, 1.0), coupling))
     )
     assert after >= 0.945  # three standard errors below
