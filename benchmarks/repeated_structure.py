@@ -17,7 +17,7 @@ import numpy as np
 from dense_scale import CONFIG, SENSORS, run
 from tqdm import tqdm
 
-from training.evaluation.metrics import LIMIT, THRESHOLDS
+from training.evaluation.metrics import CONFIDENCE_LIMIT, THRESHOLDS
 from training.simulation import simulate, street_centre
 
 STREETS = {0: "one of two alike", 1: "unlike any other", 2: "the other"}
@@ -70,7 +70,7 @@ def table(sensors: str, errors: Path) -> None:
         rows = list(csv.DictReader(file))
     columns = ("position_m", "rotation_deg", "confidence")
     position_m, rotation_deg, confidence = np.array([[float(row[name]) for name in columns] for row in rows]).T
-    (far_m, far_deg), out = THRESHOLDS[-1], confidence >= LIMIT
+    (far_m, far_deg), out = THRESHOLDS[-1], confidence >= CONFIDENCE_LIMIT
     elsewhere = (position_m > far_m) | (rotation_deg > far_deg)
     for number, name in STREETS.items():
         here = np.array([row["sequence"].startswith(f"street_{number}_") for row in rows])

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from helpers import ListSource, random_frame, yaw_pose
-from training.calibration.confidence import fit_confidence, remember
+from training.calibration.confidence import fit_confidence, fit_reference_features
 from training.calibration.held_out import predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.testing import write_random_checkpoint
@@ -38,9 +38,9 @@ def write_judged_checkpoint(path: Path) -> Path:
     write_random_checkpoint(path, preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)
-    memories = remember(header, model, data, rows[::2].clone(), CPU)
+    references = fit_reference_features(header, model, data, rows[::2].clone(), CPU)
     confidence = fit_confidence(
-        memories, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, memories)
+        references, data, predict_held_out(header, model, data, rows[1::2].clone(), CPU, references)
     )
     save_checkpoint(path, header, model.state_dict(), confidence)
     return path

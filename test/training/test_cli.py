@@ -277,7 +277,7 @@ def test_evaluation_can_corrupt_the_input_and_says_so(
     for wrong, match in (
         (("--corrupt", "image"), "not of the form modality=level"),
         (("--corrupt", "lidar=1"), "corruption of 'lidar': the model takes image, depth"),
-        (("--corrupt", "image=2", "--corrupt", "depth=2"), "corruption removes all that the model takes"),
+        (("--corrupt", "image=2", "--corrupt", "depth=2"), "corruption removes all inputs of the model"),
         (("--corrupt", "image=1", "--corruption-seed", "-1"), "seed must not be negative"),
     ):
         assert_one_line(capsys, run(*base, *wrong), match)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained model says of held-out frames, and the covariance and confidence that follow from it."""
+"""Fit a trained model's covariance and confidence to its estimates for held-out frames."""

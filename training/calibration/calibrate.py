@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.calibration.confidence import fit_confidence, remember
-from training.calibration.covariance import calibrate
-from training.calibration.held_out import BySensors, predict_held_out
+from training.calibration.confidence import fit_confidence, fit_reference_features
+from training.calibration.covariance import calibrate_header
+from training.calibration.held_out import EstimatesBySensors, predict_held_out
 from training.config import checkpoint_source_options
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset
@@ -34,23 +34,23 @@ def save_calibrated(
     header: CheckpointHeader,
     model: PoseModel,
     data: PreparedDataset,
-    estimates: BySensors,
-    memories: Mapping[str, FeatureMemory],
+    held_out: EstimatesBySensors,
+    references: Mapping[str, ReferenceFeatures],
     *,
     on_held_out: bool = True,
 ) -> CheckpointHeader:
-    """Write the model with metrics, covariance and confidence fitted to its estimates; return the new header.
+    """Write the model with metrics, covariance and confidence fitted to held-out estimates; return the new header.
 
     Args:
         data: what the estimates are rows of, with the true poses.
-        memories: features of training frames by modality, which the confidence compares frames with.
-        on_held_out: whether training has not seen these rows; the metric ``held_out`` records it.
+        references: features of training frames by modality, which the confidence compares frames with.
+        on_held_out: False if training has seen these frames; stored as the metric ``held_out``, 1 or 0.
 
     Raises:
         OutputError: the checkpoint cannot be written.
     """
-    confidence = fit_confidence(memories, data, estimates)
-    fitted = calibrate(header, data, estimates, confidence)
+    confidence = fit_confidence(references, data, held_out)
+    fitted = calibrate_header(header, data, held_out, confidence)
     fitted = replace(fitted, metrics={**fitted.metrics, "held_out": float(on_held_out)})
     save_checkpoint(path, fitted, model.state_dict(), confidence)
     return fitted
@@ -91,11 +91,11 @@ def recalibrate(
         train_rows, rows = (torch.arange(len(frames or ())) for frames in (training_data, held_out))
     else:
         train_rows, rows = _training_split(header, held_out.poses)
-    memories = _stored_features(checkpoint)
+    references = _stored_features(checkpoint)
     if training_data is not None:
-        memories = remember(header, model, training_data, train_rows, torch_device)
-    estimates = predict_held_out(header, model, held_out, rows, torch_device, memories)
-    return save_calibrated(out, header, model, held_out, estimates, memories)
+        references = fit_reference_features(header, model, training_data, train_rows, torch_device)
+    estimates = predict_held_out(header, model, held_out, rows, torch_device, references)
+    return save_calibrated(out, header, model, held_out, estimates, references)
 
 
 def _check_request(data: Sequence[Path], train_data: Sequence[Path], out: Path, overwrite: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What estimates are judged by, fitted to held-out frames."""
+"""Fit the confidence: reference features of training frames, and null distributions of held-out frames' cues."""
 
 from __future__ import annotations
 
@@ -11,151 +11,155 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.calibration.held_out import BySensors, gross_error_mask
+from training.calibration.held_out import EstimatesBySensors, gross_error_mask
 from training.data.dataset import PreparedDataset
 from training.data.model_input import sensor_sets
 from training.data.splits import FEWEST
-from training.evaluation.metrics import LIMIT
+from training.evaluation.metrics import CONFIDENCE_LIMIT
 from training.prediction import modality_features
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.confidence import P_VALUES, Confidence, NullDistribution, ReferenceFeatures, neg_log_p_value
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
 
-_LOOKED_AT = 4000  # training frames whose features are described
-_REMEMBERED = 1000  # of these are stored: 64 numbers of 2 bytes each
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 logger = logging.getLogger(__name__)
-_WRONG = 0.02  # share of wrong answers, of those that are not withheld, that is borne
-_ANY_WRONG = 2  # so many are, in any case
-_BEYOND = 1e-4  # a value beyond what can be trusted counts as one that so small a share of good frames reaches
-_AS_GOOD = 0.02  # difference of Youden's J
-_NEVER = NullDistribution(np.full(len(P_VALUES), -1.0), 1e-3)  # no oddness is below zero: confidence zero
+
+_DESCRIBED_FRAMES = 4000  # training frames whose features the low-rank Gaussian is fitted to
+_STORED_FRAMES = 1000  # of these, those whose features are stored: 64 numbers of 2 bytes each
+_GROSS_SHARE = 0.02  # tolerated share of gross errors among estimates that are not withheld
+_GROSS_COUNT = 2  # gross errors that are tolerated in any case
+_CUT_OFF_P = 1e-4  # p-value of a cue at its threshold: beyond it, the confidence vanishes
+_J_TOLERANCE = 0.02  # thresholds whose Youden's J differs by less are equally good
+_ZERO_CONFIDENCE = NullDistribution(np.full(len(P_VALUES), -1.0), 1e-3)  # outlier scores are not negative: p-value 0
 
 
-def remember(
+def fit_reference_features(
     header: CheckpointHeader, model: PoseModel, data: PreparedDataset, rows: Tensor, device: torch.device
 ) -> dict[str, ReferenceFeatures]:
-    """What training rows look like to the model, by modality, for the cues of :mod:`training.calibration.held_out`.
+    """Fit the distribution of the model's features of training rows, by modality, and store some of the features.
 
-    Empty for systems that offer no features.
+    Empty for systems that offer no features. Modalities that fewer than :data:`FEWEST` rows have are absent.
     """
-    preprocessor, memories = Preprocessor(header.preprocess), {}
+    preprocessor, references = Preprocessor(header.preprocess), {}
     for name in header.preprocess.modalities:
-        having = sensor_sets(data, _evenly(rows, _LOOKED_AT), (name,)).get((name,), rows[:0])
+        having = sensor_sets(data, _evenly(rows, _DESCRIBED_FRAMES), (name,)).get((name,), rows[:0])
         if len(having) < FEWEST:
             continue
-        seen = modality_features(model, data, having, preprocessor, name, device)
-        if seen is None:
+        tensor = modality_features(model, data, having, preprocessor, name, device)
+        if tensor is None:
             return {}
-        features = seen.cpu().numpy()
-        kept = _evenly(torch.arange(len(having)), _REMEMBERED)
-        frames = [data.poses[i] for i in having[kept].tolist()]
-        memories[name] = ReferenceFeatures.fit(
+        features = tensor.cpu().numpy()
+        stored = _evenly(torch.arange(len(having)), _STORED_FRAMES)
+        poses = [data.poses[i] for i in having[stored].tolist()]
+        references[name] = ReferenceFeatures.fit(
             features,
-            features[kept.numpy()],
-            np.stack([pose.position_m for pose in frames]),
-            np.stack([pose.quaternion_wxyz for pose in frames]),
+            features[stored.numpy()],
+            np.stack([pose.position_m for pose in poses]),
+            np.stack([pose.quaternion_wxyz for pose in poses]),
             header.pose_codec.scale_m,
         )
-    return memories
+    return references
 
 
 def fit_confidence(
-    memories: Mapping[str, ReferenceFeatures], data: PreparedDataset, answers: BySensors
+    references: Mapping[str, ReferenceFeatures], data: PreparedDataset, held_out: EstimatesBySensors
 ) -> Confidence | None:
-    """What estimates are judged by, fitted to answers to good frames of the data that training has not seen.
+    """Fit null distributions to estimates for held-out frames, for every set of sensors that has enough of them.
 
-    None where nothing was remembered (see :func:`remember`) or the frames are too few.
+    None without reference features (see :func:`fit_reference_features`), or with too few frames for any set.
     """
     fitted = {}
-    for names, of_set in answers.items():
-        complete = of_set.some(~of_set.cues.isnan().any(dim=1) & ~of_set.lost)
+    for names, estimates in held_out.items():
+        complete = estimates.select(~estimates.cues.isnan().any(dim=1) & ~estimates.lost)
         if len(complete) < FEWEST or not complete.cues.shape[1]:
             continue
-        wrong = gross_error_mask(data, complete)
-        if np.sum(~wrong) >= FEWEST:
-            fitted[names] = fit_tails(complete.cues.numpy(), wrong, " and ".join(names))
-    return Confidence(memories, fitted) if fitted else None
+        gross = gross_error_mask(data, complete)
+        if np.sum(~gross) >= FEWEST:
+            fitted[names] = fit_null_distributions(complete.cues.numpy(), gross, " and ".join(names))
+    return Confidence(references, fitted) if fitted else None
 
 
 def _evenly(rows: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the rows, from the first to the last."""
+    """At most ``count`` of the rows, evenly spread from the first to the last."""
     if len(rows) <= count:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
-def fit_tails(cues: Array, wrong: Bools, sensors: str) -> tuple[NullDistribution, ...]:
-    """Null distributions of the cues of good answers and of what these give together, as :class:`Confidence` has them.
+def fit_null_distributions(cues: Array, gross: Bools, sensors: str) -> tuple[NullDistribution, ...]:
+    """Distributions of each cue and of their smallest p-value over frames without gross errors.
 
-    In a map with two places that look the same, every other answer there is right by luck, and nothing is odd about
-    the wrong ones: so many good ones look like them. If more than one in 50 of the answers that would not be withheld
-    are wrong, good are from then on only those on the safe side of the one value of one cue that best tells wrong from
-    good (the largest of Youden's J); and so on. Where that leaves nothing, all answers have a confidence of zero.
+    Where two places of the map look alike, estimates are right or wrong by chance, and the cues of both are the same:
+    gross errors then look like in-distribution frames. While gross errors are more than 2 % of the estimates that
+    would not be withheld, the frames on the wrong side of a threshold are therefore removed from the null
+    distribution, gross errors or not. The threshold is that of one cue which separates the remaining gross errors best
+    (the largest of Youden's J). Where too few frames remain, the confidence is zero for all.
 
     Args:
-        cues: ``(N, C)`` of answers to held-out frames.
-        wrong: ``(N,)``.
-        sensors: for the log.
+        cues: ``(N, C)`` of estimates for held-out frames.
+        gross: ``(N,)`` which of them are gross errors.
+        sensors: their names, for the log.
+
+    Returns:
+        ``C + 1`` distributions, as :attr:`Confidence.tails` has them.
     """
-    good, ends = ~wrong, np.full(cues.shape[1], np.inf)
-    while np.sum(good) >= FEWEST:
-        tails = _tails(cues[good], ends)
-        out = np.exp(tails[-1].log_p_value(neg_log_p_value(cues, tails[:-1]))) >= LIMIT
-        if np.sum(wrong & out) <= max(_ANY_WRONG, _WRONG * np.sum(out)):
-            if np.any(good != ~wrong):
-                _warn(
-                    sensors,
-                    wrong,
-                    f"many good ones look like them; {np.mean(~out):.0%} of all have a confidence below {LIMIT:g}",
-                )
-            return tails
-        cue, end = _divide(cues[out], wrong[out])
-        if not np.isfinite(end):
+    kept, thresholds = ~gross, np.full(cues.shape[1], np.inf)
+    while np.sum(kept) >= FEWEST:
+        distributions = _fit_distributions(cues[kept], thresholds)
+        confidence = np.exp(distributions[-1].log_p_value(neg_log_p_value(cues, distributions[:-1])))
+        published = confidence >= CONFIDENCE_LIMIT
+        if np.sum(gross & published) <= max(_GROSS_COUNT, _GROSS_SHARE * np.sum(published)):
+            if np.any(kept != ~gross):
+                share = f"{np.mean(~published):.0%} of all frames have a confidence below {CONFIDENCE_LIMIT:g}"
+                _warn(sensors, gross, f"many correct estimates have the same cues; {share}")
+            return distributions
+        cue, threshold = _best_threshold(cues[published], gross[published])
+        if not np.isfinite(threshold):
             break
-        ends[cue] = min(ends[cue], end)
-        good = good & (cues[:, cue] < end)
-    _warn(sensors, wrong, "nothing tells which, so that all have a confidence of zero")
-    return (*_tails(cues[~wrong], np.full_like(ends, np.inf))[:-1], _NEVER)
+        thresholds[cue] = min(thresholds[cue], threshold)
+        kept = kept & (cues[:, cue] < threshold)
+    _warn(sensors, gross, "no cue separates them from correct ones, so all frames have a confidence of zero")
+    return (*_fit_distributions(cues[~gross], np.full_like(thresholds, np.inf))[:-1], _ZERO_CONFIDENCE)
 
 
-def _warn(sensors: str, wrong: Bools, therefore: str) -> None:
+def _warn(sensors: str, gross: Bools, consequence: str) -> None:
     logger.warning(
-        "%s: %.0f %% of the answers to held-out frames are grossly wrong, and %s: train on more visits, or places of "
-        "the map may look the same to these sensors",
+        "%s: %.0f %% of the estimates for held-out frames are gross errors, and %s; train on more visits of each "
+        "place, or accept that places of this map look alike to these sensors",
         sensors,
-        100 * np.mean(wrong),
-        therefore,
+        100 * np.mean(gross),
+        consequence,
     )
 
 
-def _tails(cues: Array, ends: Array) -> tuple[NullDistribution, ...]:
-    """Fitted to good answers' ``(N, C)``, which are below the ends ``(C,)``: from there on, hardly any is."""
-    single = tuple(_ended(NullDistribution.fit(values), end) for values, end in zip(cues.T, ends, strict=True))
+def _fit_distributions(cues: Array, thresholds: Array) -> tuple[NullDistribution, ...]:
+    """Null distributions of cues ``(N, C)`` below thresholds ``(C,)``, and of their smallest p-value."""
+    single = tuple(_cut_off(NullDistribution.fit(values), end) for values, end in zip(cues.T, thresholds, strict=True))
     return (*single, NullDistribution.fit(neg_log_p_value(cues, single)))
 
 
-def _ended(tail: NullDistribution, end: float) -> NullDistribution:
-    """The tail, falling so fast that its share at the end is as good as none."""
-    steepest = (end - tail.quantiles[-1]) / np.log(P_VALUES[-1] / _BEYOND)
+def _cut_off(tail: NullDistribution, threshold: float) -> NullDistribution:
+    """The distribution with a tail so steep that the p-value at the threshold is at most :data:`_CUT_OFF_P`."""
+    steepest = (threshold - tail.quantiles[-1]) / np.log(P_VALUES[-1] / _CUT_OFF_P)
     return NullDistribution(tail.quantiles, min(tail.decay, float(steepest)))
 
 
-def _divide(cues: Array, wrong: Bools) -> tuple[int, float]:
-    """Which cue of answers ``(N, C)`` tells wrong ones best, and the least of its values that counts as odd.
+def _best_threshold(cues: Array, gross: Bools) -> tuple[int, float]:
+    """The cue of estimates ``(N, C)`` that separates gross errors best, and its threshold, which gross errors reach.
 
-    That is infinite where none tells.
+    The threshold is infinite where no cue separates them.
     """
-    best, which, end = 0.0, 0, np.inf
+    best, which, threshold = 0.0, 0, np.inf
     for number, values in enumerate(cues.T):
-        ends = np.unique(values[wrong])
+        candidates = np.unique(values[gross])
         kept, missed = (
-            np.searchsorted(np.sort(part), ends) / max(1, len(part)) for part in (values[~wrong], values[wrong])
+            np.searchsorted(np.sort(part), candidates) / max(1, len(part)) for part in (values[~gross], values[gross])
         )
-        gain = kept - missed
-        if gain.max() > best:
-            # The least of those that are as good: few of the good answers beyond it are more than lucky.
-            best, which, end = float(gain.max()), number, float(ends[np.argmax(gain >= gain.max() - _AS_GOOD)])
-    return which, end
+        youden_j = kept - missed
+        if youden_j.max() > best:
+            # The smallest of the equally good ones: most correct estimates beyond it are correct by chance.
+            best, which = float(youden_j.max()), number
+            threshold = float(candidates[np.argmax(youden_j >= best - _J_TOLERANCE)])
+    return which, threshold

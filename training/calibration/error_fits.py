@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether covariances tell the truth: NEES and how often the true pose is inside the ellipsoids they promise."""
+"""Fits of covariances to errors of held-out frames: inflation, margin, coupling, floor and growth."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from vmloc_ros.core.uncertainty import growth_factors, inflated_covariance
 
 Array = NDArray[np.float64]
 
-
-_PIECES = 8  # of a recording, each judged by the others
-_TAILS = (math.log(2.1), math.log(100.0))  # logarithms of Student's degrees of freedom where a floor is fitted
-_FASTEST = 0.5  # growth: a factor of 12 for the oddest frames
+_PIECES = 8  # of a recording, each compared with a covariance fitted to the others
+_LOG_DEGREES = (math.log(2.1), math.log(100.0))  # limits of Student's degrees of freedom where a floor is fitted
+_GREATEST_GROWTH = 0.5  # a factor of 12 for the largest outlier scores
 _TINY = 1e-9
 
 
 def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:
-    """Factors at least 1 on the standard deviations of position and rotation, from held-out errors.
+    """Factors on the standard deviations of position and rotation, with which 95 % ellipsoids hold 95 % of the errors.
 
-    With them the 95 % ellipsoids hold 95 % of these errors, if not more: covariances are never made smaller.
+    They are at least 1: covariances are never made smaller.
 
     Args:
-        covariances: ``(N, 6, 6)`` as they would be without.
+        covariances: ``(N, 6, 6)`` before the inflation.
     """
     position, rotation = (
-        max(1.0, float(np.quantile(reached, 0.95))) for reached in _reached(truth, estimates, covariances)
+        max(1.0, float(np.quantile(ratio, 0.95))) for ratio in _ellipsoid_ratios(truth, estimates, covariances)
     )
     return position, rotation
 
@@ -43,26 +42,26 @@ def fit_inflation(truth: Sequence[Pose], estimates: Sequence[Pose], covariances:
 def fit_margin(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[float, float]:
     """Factors at least 1 on the standard deviations of position and rotation, for recordings yet to come.
 
-    Errors of neighbouring frames are alike: those of another drive differ more from these than these do among each
-    other. Each eighth of the frames is therefore judged by a covariance that holds 95 % of the other seven; with the
-    factors, such covariances hold 95 % of what was left out.
+    Errors of neighbouring frames are correlated, so another drive's errors differ more from these than these differ
+    among each other. The margin comes from cross-validation: for each eighth of the frames, the covariance is inflated
+    until it holds 95 % of the other seven; times the margin, such covariances hold 95 % of the eighths.
 
     Args:
-        truth, estimates: in the order of recording; fewer than 50 leave the factors at 1.
+        truth, estimates: in the order of recording; with fewer than 50 the factors are 1.
         covariances: ``(N, 6, 6)`` up to a scale.
     """
     if len(truth) < FEWEST:
         return 1.0, 1.0
     factors = []
-    for reached in _reached(truth, estimates, covariances):
-        pieces = np.array_split(np.arange(len(reached)), _PIECES)
-        left_out = [reached[piece] / np.quantile(np.delete(reached, piece), 0.95) for piece in pieces]
-        factors.append(max(1.0, float(np.quantile(np.concatenate(left_out), 0.95))))
+    for ratio in _ellipsoid_ratios(truth, estimates, covariances):
+        pieces = np.array_split(np.arange(len(ratio)), _PIECES)
+        held_out = [ratio[piece] / np.quantile(np.delete(ratio, piece), 0.95) for piece in pieces]
+        factors.append(max(1.0, float(np.quantile(np.concatenate(held_out), 0.95))))
     return factors[0], factors[1]
 
 
-def _reached(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[Array, Array]:
-    """How much larger ``(N,)`` the 95 % ellipsoid had to be to reach the truth: of position, and of rotation."""
+def _ellipsoid_ratios(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> tuple[Array, Array]:
+    """Size ``(N,)`` of the ellipsoid through the truth, relative to the 95 % ellipsoid: of position and of rotation."""
     errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
 
     def of(part: str) -> Array:
@@ -73,22 +72,22 @@ def _reached(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: Arra
 
 
 def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> float:
-    """Factor in [0, 1] on the correlations between position and rotation, from held-out errors.
+    """Factor in [0, 1] on the correlations between position and rotation.
 
-    The greatest of which the ellipsoid of all six dimensions holds 95 % of these errors; where there is none, the one
-    of which it holds the most. What the ellipsoids of position and of rotation hold does not change.
+    The greatest with which the 95 % ellipsoid of all six dimensions holds 95 % of the errors; where there is none, the
+    one with which it holds the most. The ellipsoids of position alone and of rotation alone do not change.
 
     Args:
         covariances: ``(N, 6, 6)`` after :func:`fit_inflation`.
     """
     errors = map_errors(truth, estimates)
 
-    def held(coupling: float) -> float:
+    def coverage(coupling: float) -> float:
         values = nees(errors, inflated_covariance(covariances, (1.0, 1.0), coupling))
         return float(np.mean(chi2.cdf(values, 6) <= 0.95))
 
     factors = np.linspace(1.0, 0.0, 21).tolist()
-    shares = [held(factor) for factor in factors]
+    shares = [coverage(factor) for factor in factors]
     enough = [factor for factor, share in zip(factors, shares, strict=True) if share >= 0.95]
     return enough[0] if enough else factors[int(np.argmax(shares))]
 
@@ -96,41 +95,47 @@ def fit_coupling(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: 
 def fit_floor(
     truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike, neg_log_p: ArrayLike
 ) -> tuple[Array, tuple[float, float]]:
-    """What errors say that covariances do not know: a floor, and how errors grow with a frame's oddness.
+    """Errors that covariances do not contain: a floor, and the growth of errors with a frame's outlier score.
 
-    A maximum of likelihood: errors are taken to be drawn from Student's t distribution of scale
-    ``(a^2 C + b^2 I) exp(2 g o)`` with a at least 1 and g at least 0; the floor is ``b / a``, and a itself is left to
-    :func:`fit_inflation`. The degrees of freedom are fitted, too: to a Gaussian, a few gross errors would say that the
-    floor is high.
+    By maximum likelihood: errors are Student-t distributed with scale ``(a^2 C + b^2 I) exp(2 g s)``, a at least 1 and
+    g at least 0. The floor is ``b / a``; a itself is left to :func:`fit_inflation`. The degrees of freedom are fitted
+    as well: under a Gaussian, a few gross errors would raise the floor.
 
     Args:
-        covariances: C, ``(N, 6, 6)``, which know only a part of what is wrong.
-        neg_log_p: o, ``(N,)``.
+        covariances: C, ``(N, 6, 6)``, the explained part of the errors, up to a scale.
+        neg_log_p: outlier scores s, ``(N,)``.
 
     Returns:
         Standard deviations ``(6,)`` to add to covariances, equal for the three axes of position and of rotation; and g
         of position and of rotation, see :func:`vmloc_ros.core.uncertainty.growth_factors`.
     """
     errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
-    floors, growth = [], []
+    fitted = []
     for part in ("position", "rotation"):
         rows = PARTS[part]
         variances, axes = np.linalg.eigh(matrices[:, rows, rows])
         squares = np.einsum("nij,ni->nj", axes, errors[:, rows]) ** 2
-        typical = math.log(float(np.sqrt(np.mean(squares))) + _TINY)
+        fitted.append(_fit_floor_and_growth(squares, variances, np.asarray(neg_log_p)))
+    (position, position_growth), (rotation, rotation_growth) = fitted
+    return np.repeat([position, rotation], 3), (position_growth, rotation_growth)
 
-        def loss(logs: Array, squares: Array = squares, variances: Array = variances) -> float:
-            a, b, tails = np.exp(logs[:3])
-            total = (a**2 * variances + b**2) * growth_factors(neg_log_p, (logs[3], logs[3]))[:, :1] ** 2
-            falling = (tails + 3) / 2 * np.log1p(np.sum(squares / total, axis=1) / tails)
-            norm = gammaln(tails / 2) + 1.5 * math.log(tails) - gammaln((tails + 3) / 2)
-            return float(np.mean(np.log(total).sum(axis=1) / 2 + falling) + norm)
 
-        # Scale alone, floor alone and both may each be a valley; where errors do not tell the scale, it is the least.
-        bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _TAILS, (0.0, _FASTEST)]
-        starts = [(scale, typical - depth, 2.0, 0.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
-        found = [minimize(loss, start, bounds=bounds) for start in starts]
-        best = min(found, key=lambda one: (round(one.fun, 4), one.x[0]))
-        floors += [math.exp(best.x[1] - best.x[0])] * 3
-        growth.append(float(best.x[3]))
-    return np.array(floors), (growth[0], growth[1])
+def _fit_floor_and_growth(squares: Array, variances: Array, neg_log_p: Array) -> tuple[float, float]:
+    """Floor and growth of squared errors ``(N, 3)`` along the axes of covariances with variances ``(N, 3)``."""
+    typical = math.log(float(np.sqrt(np.mean(squares))) + _TINY)
+
+    def loss(parameters: Array) -> float:
+        """Mean negative log-likelihood, but for a constant; of log a, log b, log of the degrees of freedom, and g."""
+        a, b, degrees = np.exp(parameters[:3])
+        growth = (parameters[3], parameters[3])
+        scale = (a**2 * variances + b**2) * growth_factors(neg_log_p, growth)[:, :1] ** 2
+        falling = (degrees + 3) / 2 * np.log1p(np.sum(squares / scale, axis=1) / degrees)
+        norm = gammaln(degrees / 2) + 1.5 * math.log(degrees) - gammaln((degrees + 3) / 2)
+        return float(np.mean(np.log(scale).sum(axis=1) / 2 + falling) + norm)
+
+    # Scale alone, floor alone and both may each be a minimum; where errors do not determine the scale, take the least.
+    bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _LOG_DEGREES, (0.0, _GREATEST_GROWTH)]
+    starts = [(scale, typical - depth, 2.0, 0.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
+    found = [minimize(loss, start, bounds=bounds) for start in starts]
+    best = min(found, key=lambda one: (round(one.fun, 4), one.x[0]))
+    return math.exp(best.x[1] - best.x[0]), float(best.x[3])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's answers to frames whose true poses are known, for every set of sensors: what it is calibrated with."""
+"""Estimates for frames that training has not seen, for every set of sensors: what a model is calibrated on."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
 
-_GROSS = 5.0  # of a normal distribution, fewer than one in a billion errors are so many times the median
+_GROSS = 5.0  # times the median error; fewer than one in a billion normally distributed errors are that large
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
-    """To N frames, on the CPU.
+class HeldOutEstimates:
+    """Estimates for N held-out frames, on the CPU.
 
     Attributes:
-        rows: ``(N,)`` of the data.
-        positions_m: ``(N, 3)``.
-        quaternions_wxyz: ``(N, 4)``.
-        covariances: ``(N, 6, 6)`` the system's own, as :func:`vmloc_ros.core.localizer.prediction_covariance` has it.
-        lost: ``(N,)`` bool: the system says itself that these are no answers.
+        rows: ``(N,)`` of the prepared data.
+        positions_m: ``(N, 3)`` in the map.
+        quaternions_wxyz: ``(N, 4)`` map from body.
+        covariances: ``(N, 6, 6)`` the system's own, of :func:`vmloc_ros.core.localizer.prediction_covariance`.
+        lost: ``(N,)`` bool: the system itself reports that it found no pose.
         cues: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_outlier_scores`; NaN where a frame lacks a sensor of
-            the set, and C is 0 where nothing is remembered to compare frames with.
+            the set. C is 0 where there are no reference features to compare frames with.
         solved: whether the covariances are those of a solver, not of samples.
     """
 
@@ -50,11 +50,11 @@ class HeldOut:
     solved: bool
 
     @staticmethod
-    def of(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> HeldOut:
+    def from_prediction(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> HeldOutEstimates:
         own = np.stack([prediction_covariance(prediction, i) for i in range(len(rows))])
         lost = np.zeros(len(rows), bool) if prediction.lost is None else prediction.lost
         arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost, cues
-        return HeldOut(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
+        return HeldOutEstimates(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,12 +62,12 @@ class HeldOut:
     def poses(self) -> list[Pose]:
         return [Pose(p, q) for p, q in zip(self.positions_m.numpy(), self.quaternions_wxyz.numpy(), strict=True)]
 
-    def some(self, kept: Tensor) -> HeldOut:
-        """Those of the frames ``(N,)`` bool."""
-        return HeldOut(*(getattr(self, field.name)[kept] for field in fields(self)[:-1]), self.solved)
+    def select(self, index: Tensor) -> HeldOutEstimates:
+        """The estimates at an index: a mask ``(N,)`` bool, or an order of rows."""
+        return HeldOutEstimates(*(getattr(self, field.name)[index] for field in fields(self)[:-1]), self.solved)
 
 
-BySensors = dict[tuple[str, ...], HeldOut]
+EstimatesBySensors = dict[tuple[str, ...], HeldOutEstimates]
 
 
 def predict_held_out(
@@ -76,103 +76,109 @@ def predict_held_out(
     data: PreparedDataset,
     rows: Tensor,
     device: torch.device,
-    memories: Mapping[str, ReferenceFeatures] | None = None,
-) -> BySensors:
-    """Answers to the rows, and for every smaller set of sensors to those that have it, the others being withheld.
+    references: Mapping[str, ReferenceFeatures] | None = None,
+) -> EstimatesBySensors:
+    """Estimates for the rows, and for every smaller set of sensors, with the others withheld, for those that have it.
 
     Args:
-        memories: what cues of the confidence compare the frames with, by modality.
+        references: by modality, what the confidence's cues compare features with.
 
     Raises:
-        ModelError: an answer is not finite.
+        ModelError: an estimate is not finite.
     """
     preprocessor, samples = Preprocessor(header.preprocess), Uncertainty().samples
-    modalities, known = header.preprocess.modalities, memories or {}
+    modalities, references = header.preprocess.modalities, references or {}
     complete = sensor_sets(data, rows, modalities)
 
-    def answers(asked: Tensor, names: tuple[str, ...]) -> HeldOut:
-        prediction = predict(model, data, asked, preprocessor, header.pose_codec, device, samples, names)
-        having = torch.isin(asked, complete.get(names, asked[:0])).numpy()
-        return HeldOut.of(asked, prediction, _cues(known, names, prediction, having))
+    def estimate(rows: Tensor, names: tuple[str, ...]) -> HeldOutEstimates:
+        prediction = predict(model, data, rows, preprocessor, header.pose_codec, device, samples, names)
+        has_all = torch.isin(rows, complete.get(names, rows[:0])).numpy()
+        return HeldOutEstimates.from_prediction(rows, prediction, _cues(references, names, prediction, has_all))
 
     fewer = {names: having for names, having in complete.items() if names != modalities}
-    return {modalities: answers(rows, modalities), **{names: answers(having, names) for names, having in fewer.items()}}
+    return {
+        modalities: estimate(rows, modalities),
+        **{names: estimate(having, names) for names, having in fewer.items()},
+    }
 
 
 def _cues(
-    memories: Mapping[str, ReferenceFeatures],
+    references: Mapping[str, ReferenceFeatures],
     names: tuple[str, ...],
     prediction: Prediction,
-    having: NDArray[np.bool_],
+    has_all: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
-    """``(N, C)``; of rows that have all of the sensors, NaN for the others."""
-    if not (having.any() and set(names) <= set(memories)):
-        return np.empty((len(having), 0))
+    """Cues ``(N, C)`` of the rows that have all of the sensors, NaN for the others."""
+    if not (has_all.any() and set(names) <= set(references)):
+        return np.empty((len(has_all), 0))
     found = stack_outlier_scores(
-        memories,
+        references,
         names,
-        {name: prediction.features[name].cpu().numpy()[having] for name in names},
-        prediction.positions_m[having],
-        prediction.quaternions_wxyz[having],
-        None if prediction.outlier_scores is None else prediction.outlier_scores[having],
+        {name: prediction.features[name].cpu().numpy()[has_all] for name in names},
+        prediction.positions_m[has_all],
+        prediction.quaternions_wxyz[has_all],
+        None if prediction.outlier_scores is None else prediction.outlier_scores[has_all],
     )
-    cues = np.full((len(having), found.shape[1]), np.nan)
-    cues[having] = found
+    cues = np.full((len(has_all), found.shape[1]), np.nan)
+    cues[has_all] = found
     return cues
 
 
-def join(parts: Sequence[BySensors]) -> BySensors:
-    """All answers together; a set of sensors may be lacking in some parts, and its cues, which are then lost, too."""
+def join(parts: Sequence[EstimatesBySensors]) -> EstimatesBySensors:
+    """Concatenate the estimates of each set of sensors, such as those of several folds.
+
+    A set may be absent from some parts. Where parts have different numbers of cues, the cues are dropped.
+    """
     joined = {}
     for names in dict.fromkeys(names for part in parts for names in part):
         having = [part[names] for part in parts if names in part]
         width = min(one.cues.shape[1] for one in having)
         if any(one.cues.shape[1] != width for one in having):
             having = [replace(one, cues=one.cues[:, :0]) for one in having]
-        columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(HeldOut)[:-1])
-        joined[names] = HeldOut(*columns, having[0].solved)
+        columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(HeldOutEstimates)[:-1])
+        joined[names] = HeldOutEstimates(*columns, having[0].solved)
     return joined
 
 
-def to_state(answers: BySensors) -> list[dict[str, Any]]:
+def to_state(estimates: EstimatesBySensors) -> list[dict[str, Any]]:
     """Tensors and plain values, for a file."""
     return [
-        {"modalities": list(names), **{field.name: getattr(one, field.name) for field in fields(HeldOut)}}
-        for names, one in answers.items()
+        {"modalities": list(names), **{field.name: getattr(one, field.name) for field in fields(HeldOutEstimates)}}
+        for names, one in estimates.items()
     ]
 
 
-def from_state(state: Sequence[Mapping[str, Any]]) -> BySensors:
-    """What :func:`to_state` was given."""
+def from_state(state: Sequence[Mapping[str, Any]]) -> EstimatesBySensors:
+    """Inverse of :func:`to_state`."""
     return {
-        tuple(one["modalities"]): HeldOut(**{name: x for name, x in one.items() if name != "modalities"})
+        tuple(one["modalities"]): HeldOutEstimates(**{name: x for name, x in one.items() if name != "modalities"})
         for one in state
     }
 
 
-def without_gross_errors(data: PreparedDataset, answers: HeldOut) -> HeldOut:
-    """Those that are neither lost nor grossly wrong, in the order of recording; all where nothing else is left."""
-    answers = answers.some(answers.rows.argsort())  # folds come one after the other
-    found = answers.some(~answers.lost) if not bool(answers.lost.all()) else answers
-    return found.some(~torch.from_numpy(gross_error_mask(data, found)))
+def without_gross_errors(data: PreparedDataset, held_out: HeldOutEstimates) -> HeldOutEstimates:
+    """Drop lost frames and gross errors, in the order of recording; where all frames are lost, drop none of them."""
+    held_out = held_out.select(held_out.rows.argsort())  # folds come one after the other
+    found = held_out.select(~held_out.lost) if not bool(held_out.lost.all()) else held_out
+    return found.select(~torch.from_numpy(gross_error_mask(data, found)))
 
 
-def gross_error_mask(data: PreparedDataset, answers: HeldOut) -> NDArray[np.bool_]:
-    """``(N,)``: those that are grossly wrong, which is said of a solver alone."""
-    if not answers.solved:
-        return np.zeros(len(answers), bool)
-    truth = [data.poses[i] for i in answers.rows.tolist()]
-    return gross_errors(truth, answers.poses(), answers.covariances.numpy())
+def gross_error_mask(data: PreparedDataset, held_out: HeldOutEstimates) -> NDArray[np.bool_]:
+    """Which estimates ``(N,)`` are gross errors; none, unless a solver made them."""
+    if not held_out.solved:
+        return np.zeros(len(held_out), bool)
+    truth = [data.poses[i] for i in held_out.rows.tolist()]
+    return gross_errors(truth, held_out.poses(), held_out.covariances.numpy())
 
 
 def gross_errors(truth: Sequence[Pose], estimates: Sequence[Pose], covariances: ArrayLike) -> NDArray[np.bool_]:
-    """Which errors ``(N,)`` of a solver are of another kind than the rest: five times the median, or more.
+    """Which estimates ``(N,)`` of a solver have more than five times the median error, in position or in rotation.
 
-    A solver that finds the wrong one of several places is off by metres, whatever its covariance: no covariance could
-    hold these and still say anything of the others. To tell them is the confidence's task.
+    A solver that takes one place for another is off by metres, whatever its covariance: a covariance that held these
+    errors would be useless for all others. Detecting them is the confidence's task.
 
     Args:
-        covariances: ``(N, 6, 6)``, by which errors are measured, position and rotation each for itself.
+        covariances: ``(N, 6, 6)``; an error's length is its Mahalanobis distance.
     """
     errors, matrices = map_errors(truth, estimates), np.asarray(covariances)
     gross = np.zeros(len(errors), bool)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a checkpoint is: errors, consistency of covariances, confidence, tables and figures."""
+"""Evaluation of checkpoints: pose errors, consistency of covariances, confidence, tables and figures."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Degraded and missing sensors, for figures on robustness (VMLoc Table 4 and Figure 4)."""
+"""Degraded and missing sensors, to evaluate robustness (VMLoc, Table 4 and Figure 4)."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ T = TypeVar("T", NDArray[np.uint8], NDArray[np.float32])
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """What is done to every frame.
+    """Corruption of every frame.
 
     Attributes:
-        levels: per modality 0 (nothing), 1 (masked in part), 2 (missing) or 3 (zeroed: there, but black, empty or
+        levels: per modality 0 (none), 1 (masked in part), 2 (missing) or 3 (zeroed: present, but black, empty or
             without a measurement, as published code removes an input); 0 for those not named.
-        seed: of the masks' places.
+        seed: of the positions of the masks.
     """
 
     levels: Mapping[str, int]
     seed: int = 0
 
     def __str__(self) -> str:
-        """Such as ``image masked, lidar missing, seed 0``; empty where nothing is done."""
-        words = [f"{name} {_WORDS[level]}" for name, level in self._harm()]
+        """Such as ``image masked, lidar missing, seed 0``; empty without corruption."""
+        words = [f"{name} {_WORDS[level]}" for name, level in self._corrupted()]
         return ", ".join([*words, f"seed {self.seed}"]) if words else ""
 
     @property
     def tag(self) -> str:
-        """Such as ``image1_lidar2``, for names of files; empty where nothing is done."""
-        return "_".join(f"{name}{level}" for name, level in self._harm())
+        """Such as ``image1_lidar2``, for file names; empty without corruption."""
+        return "_".join(f"{name}{level}" for name, level in self._corrupted())
 
     def check(self, taken: Sequence[str]) -> None:
-        """Whether a model that takes these modalities can be tested so.
+        """Check that a model with these input modalities can be evaluated with the corruption.
 
         Raises:
             ConfigError: a modality is not one of them, or a level or the seed is out of range.
-            DataError: nothing would be left to localize by.
+            DataError: no input would remain.
         """
         for name, level in self.levels.items():
             if name not in taken:
@@ -68,9 +68,9 @@ class Corruption:
         if self.seed < 0:
             raise ConfigError(f"the corruption's seed must not be negative, got {self.seed}")
         if all(self.levels.get(name) == MISSING for name in taken):
-            raise DataError(f"corruption removes all that the model takes ({', '.join(taken)}); leave it something")
+            raise DataError(f"corruption removes all inputs of the model ({', '.join(taken)}); keep at least one")
 
-    def _harm(self) -> list[tuple[str, int]]:
+    def _corrupted(self) -> list[tuple[str, int]]:
         return [(name, level) for name, level in self.levels.items() if level != WHOLE]
 
 
@@ -89,17 +89,17 @@ def parse_corruption(assignments: Sequence[str], seed: int = 0) -> Corruption:
 
 
 def corrupt(frame: Frame, levels: Mapping[str, int], seed: int, preprocess: PreprocessConfig) -> Frame:
-    """The frame as a robot with damaged sensors would have it; what it was made from stays as it was.
+    """A corrupted copy of the frame; the original is not changed.
 
     Level 1 masks a square of half the picture's shortest side (VMLoc: 128 of 256 pixels), anywhere in the sensor's
     whole picture: the image becomes black there, depth loses its measurements. A cloud loses the points that fall
-    into such a square of the camera's picture; where the model sees it cylindrically, those in a window of the range
-    image of half its rows and, as the square has in a 4:3 image, 3/16 of its area. The place depends on the seed, the
-    stamp and the modality alone.
+    into such a square of the camera's picture. Where the model projects it to a cylinder, it loses those in a window
+    of the range image with half its rows and 3/16 of its area, which is the square's share of a 4:3 image. The
+    window's position depends on the seed, the stamp and the modality alone.
 
     Args:
         levels: see :class:`Corruption`.
-        preprocess: how the model sees clouds.
+        preprocess: the model's projection of clouds.
 
     Raises:
         DataError: the cloud is to be masked in the camera, but the frame lacks the camera or the extrinsics.
@@ -120,7 +120,7 @@ def corrupt(frame: Frame, levels: Mapping[str, int], seed: int, preprocess: Prep
 
 
 def _mask_picture(picture: T, rng: np.random.Generator) -> T:
-    """0 is black, and "no measurement" in depth."""
+    """Set a random square to 0, which is black in images and "no measurement" in depth."""
     masked = picture.copy()
     masked[_square(*picture.shape[:2], rng)] = 0
     return masked
@@ -157,7 +157,7 @@ def _square(height: int, width: int, rng: np.random.Generator) -> Window:
 
 
 def _window(height: int, width: int, rows: int, columns: int, rng: np.random.Generator) -> Window:
-    """``rows x columns`` cells of a picture, every place with the same probability."""
+    """A window of ``rows x columns`` cells in a picture, uniformly distributed over all positions."""
     top, left = (int(rng.integers(0, room + 1)) for room in (height - rows, width - columns))
     return slice(top, top + rows), slice(left, left + columns)
 
@@ -167,7 +167,7 @@ def _within(cell: NDArray[np.float64], span: slice) -> NDArray[np.bool_]:
 
 
 def _cylinder_cells(xyz_m: NDArray[np.float32], config: CylindricalConfig) -> CellIndices:
-    """Cells of the range image; -1 outside of it."""
+    """Cells of the range image that points ``(N, 3)`` fall into; -1 outside of it."""
     x, y, z = xyz_m.astype(np.float64).T
     return (
         _angular_cell(np.arctan2(z, np.hypot(x, y)), config.rows, config.elevation_min_deg, config.elevation_max_deg),
@@ -182,7 +182,7 @@ def _angular_cell(angle_rad: NDArray[np.float64], cells: int, low_deg: float, hi
 
 
 def _camera_cells(xyz_m: NDArray[np.float32], camera: PinholeCamera, camera_from_lidar: Pose) -> CellIndices:
-    """Pixels, whose centres are integers; -1 behind the camera."""
+    """Pixels that points ``(N, 3)`` fall into, centres at integers; -1 behind the camera."""
     with np.errstate(divide="ignore", invalid="ignore"):  # "no return" is NaN, infinite or zero
         x, y, z = camera_from_lidar.transform(xyz_m).T
         row = np.floor(camera.fy * y / z + camera.cy + 0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG files made of the plots."""
+"""Figures of results as PNG files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def save_trajectory_plot(
     title: str,
     map_points_m: NDArray[np.float64] | None = None,
 ) -> None:
-    """The errors on the map and, below it, over the frames."""
+    """Save the position errors on a map and, below it, all errors over the frames."""
     figure = Figure(figsize=(9, 9), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[3, 1])
     plot_error_map(above, [(truth, estimates)], map_points_m)
@@ -40,7 +40,7 @@ def save_trajectory_plot(
 
 
 def save_track_plot(file: Path, runs: Sequence[Trajectory], times_s: Sequence[NDArray[np.float64]], title: str) -> None:
-    """The trajectory as in VMLoc's Figure 3, beside it the errors on the map, below both the errors over time.
+    """Save the trajectory as in VMLoc's Figure 3, the position errors on a map, and below both the errors over time.
 
     Args:
         times_s: ``(N,)`` of the frames of each run.
@@ -63,7 +63,7 @@ def save_track_plot(file: Path, runs: Sequence[Trajectory], times_s: Sequence[ND
 
 
 def save_error_cdf(file: Path, errors: Mapping[str, PoseErrors], title: str) -> None:
-    """Distribution of position and rotation errors, a curve for each name; the last one is drawn boldly."""
+    """Save cumulative distributions of position and rotation errors, a curve for each name; the last one is bold."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_error_cdf(left, {name: error.position_m for name, error in errors.items()}, "position error (m)")
@@ -73,7 +73,7 @@ def save_error_cdf(file: Path, errors: Mapping[str, PoseErrors], title: str) -> 
 
 
 def save_calibration_plot(file: Path, levels: Mapping[str, NDArray[np.float64]], title: str) -> None:
-    """See :func:`training.evaluation.plots.plot_calibration`."""
+    """Save the calibration plot, see :func:`training.evaluation.plots.plot_calibration`."""
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     plot_calibration(axes, levels)
@@ -84,7 +84,7 @@ def save_calibration_plot(file: Path, levels: Mapping[str, NDArray[np.float64]],
 def save_corruption_plot(
     file: Path, examples: Sequence[tuple[Frame, Frame]], preprocess: PreprocessConfig, title: str
 ) -> None:
-    """Frames before and after corruption as the network sees them, as in VMLoc's Figure 4; a column for each.
+    """Save the network's input before and after the corruption as in VMLoc's Figure 4, a column for each frame.
 
     Args:
         examples: frames that keep at least one of the model's modalities.
@@ -109,12 +109,12 @@ def save_corruption_plot(
 
 
 def _with_gaps(parts: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """The parts one after the other, NaN between them."""
+    """Concatenate the parts with NaN between them, which interrupts a line."""
     return np.concatenate([np.append(part, np.nan) for part in parts])[:-1]
 
 
 def _input_pictures(frame: Frame, preprocessor: Preprocessor) -> dict[str, Picture]:
-    """What the network sees of each modality: ``(H, W, 3)`` uint8, or metres ``(H, W)``, masked where unmeasured."""
+    """The network's input of each modality: ``(H, W, 3)`` uint8, or metres ``(H, W)``, masked where unmeasured."""
     pictures: dict[str, Picture] = {}
     for name, tensor in preprocessor.crop(preprocessor.prepare(frame)).items():
         channels = tensor.numpy()
@@ -124,7 +124,7 @@ def _input_pictures(frame: Frame, preprocessor: Preprocessor) -> dict[str, Pictu
 
 
 def _top_m(pictures: Sequence[Picture]) -> float:
-    """Where the colours end: nearly all measurements are nearer."""
+    """Upper end of the colour scale: the 98th percentile of all measurements."""
     measured = np.concatenate([np.ma.compressed(picture) for picture in pictures]) if pictures else np.array([])
     return float(np.percentile(measured, 98)) if len(measured) else 1.0
 
@@ -135,7 +135,7 @@ def _box_aspect(picture: Picture) -> float:
 
 
 def _draw_input(axes: Axes, picture: Picture | None, clean: Picture | None, top_m: float) -> None:
-    """A picture in the shape of its clean one, or the note that it is missing."""
+    """Draw a picture with the aspect ratio of the clean one, or the note that it is missing."""
     axes.set(xticks=[], yticks=[], facecolor="0.85")
     if clean is not None:
         axes.set_box_aspect(_box_aspect(clean))

@@ -15,8 +15,8 @@ from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 # (metres, degrees) of the long-term visual localization benchmarks
 THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 PERCENTILES = (75, 90, 95)
-FAR_OFF = THRESHOLDS[1]  # an answer that is worse in either should have been withheld
-LIMIT = 0.05  # confidence that a robot would refuse below, if 5 % of refused good frames were bearable
+FAR_OFF = THRESHOLDS[1]  # an estimate with a larger error in either should have been withheld
+CONFIDENCE_LIMIT = 0.05  # estimates below it count as withheld: 5 % of in-distribution frames are
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,7 +51,7 @@ def pose_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> PoseErrors:
     """Errors of estimates against the truth, one by one.
 
     Raises:
-        ValueError: there are none, or the lengths differ.
+        ValueError: there are no poses, or the lengths differ.
     """
     if not truth or len(truth) != len(estimates):
         raise ValueError(f"{len(estimates)} estimates for {len(truth)} true poses")
@@ -63,29 +63,39 @@ def pose_errors(truth: Sequence[Pose], estimates: Sequence[Pose]) -> PoseErrors:
 
 
 def confidence_summary(errors: PoseErrors, estimates: Sequence[Estimate]) -> dict[str, float]:
-    """What the confidence makes of these errors; of estimates that have one, empty if none has.
+    """Metrics of the confidence, over the estimates that have one; empty if none has.
 
-    Shares of frames of which a strange sensor was ``left_out``, that are ``withheld`` (less than :data:`LIMIT`),
-    ``far_off`` (worse than :data:`FAR_OFF`) and ``far_off_and_out``, and the area under the ROC curve of telling
-    far-off frames, where there are some and others.
+    Shares of frames: ``dropped_sensor`` (an outlier sensor was dropped), ``withheld`` (confidence below
+    :data:`CONFIDENCE_LIMIT`), ``far_off`` (error above :data:`FAR_OFF`), ``far_off_and_out`` (far off, not withheld).
+    ``far_off_auc``, the area under the ROC curve of detecting far-off frames, where there are both kinds.
     """
     known = np.array([estimate.confidence is not None for estimate in estimates])
     if not known.any():
         return {}
     confidence = np.array([estimate.confidence for estimate in estimates if estimate.confidence is not None])
-    dropped_sensors = np.array([bool(estimate.dropped_sensors) for estimate in estimates])[known]
+    dropped = np.array([bool(estimate.dropped_sensors) for estimate in estimates])[known]
     metres, degrees = FAR_OFF
     far = (errors.position_m[known] > metres) | (errors.rotation_deg[known] > degrees)
-    withheld = confidence < LIMIT
-    shares = {"left_out": dropped_sensors, "withheld": withheld, "far_off": far, "far_off_and_out": far & ~withheld}
+    withheld = confidence < CONFIDENCE_LIMIT
+    shares = {
+        "dropped_sensor": dropped,
+        "left_out": dropped,  # deprecated name of dropped_sensor, for one release
+        "withheld": withheld,
+        "far_off": far,
+        "far_off_and_out": far & ~withheld,
+    }
     summary = {name: float(np.mean(share)) for name, share in shares.items()}
     if far.any() and not far.all():
         summary["far_off_auc"] = area_under_roc(confidence[~far], confidence[far])
     return summary
 
 
-def area_under_roc(good: ArrayLike, bad: ArrayLike) -> float:
-    """Probability that a good frame has more confidence than a bad one, ties counting half (Mann-Whitney)."""
-    ordered, values = np.sort(np.asarray(good, np.float64)), np.asarray(bad, np.float64)
+def area_under_roc(nominal: ArrayLike, outliers: ArrayLike) -> float:
+    """Probability that a nominal frame has more confidence than an outlier, ties counting half (Mann-Whitney U).
+
+    Args:
+        nominal, outliers: confidence of frames, ``(N,)`` and ``(M,)``.
+    """
+    ordered, values = np.sort(np.asarray(nominal, np.float64)), np.asarray(outliers, np.float64)
     below = np.searchsorted(ordered, values, side="left") + np.searchsorted(ordered, values, side="right")
     return float(1 - np.mean(below) / (2 * len(ordered)))

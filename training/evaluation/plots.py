@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of results; every function draws into an ``Axes`` given to it."""
+"""Plots of results; every function draws into an ``Axes``."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from training.evaluation.trajectory import Trajectory
 
 Array = NDArray[np.float64]
 
-_FLOOR = 1e-3  # smaller errors, also of exact answers, are drawn there on a logarithmic scale
-_MOST_NAMES = 10  # of curves in one legend
+_FLOOR = 1e-3  # smaller errors, zero among them, are drawn at this value on a logarithmic scale
+_MOST_NAMES = 10  # curves that are named in a legend
 
 
 def plot_trajectory(axes: Axes, runs: Sequence[Trajectory]) -> None:
-    """Seen from above, as in VMLoc's Figure 3: truth black, estimates red, a yellow star at the start.
+    """Plot trajectories from above, as in VMLoc's Figure 3: truth black, estimates red, a yellow star at the start.
 
     Args:
         runs: parts of a trajectory; no line joins one to the next.
@@ -43,7 +43,7 @@ def plot_trajectory(axes: Axes, runs: Sequence[Trajectory]) -> None:
 
 
 def plot_error_map(axes: Axes, runs: Sequence[Trajectory], map_points_m: Array | None = None) -> None:
-    """Seen from above: truth as a line, estimates coloured by position error and joined to their truth.
+    """Plot from above the truth as a line, and estimates coloured by position error and joined to their truth.
 
     Args:
         runs: as for :func:`plot_trajectory`.
@@ -60,7 +60,7 @@ def plot_error_map(axes: Axes, runs: Sequence[Trajectory], map_points_m: Array |
         path = np.stack([pose.position_m for pose in true_poses])[:, plane]
         axes.plot(path[:, 0], path[:, 1], "k-", linewidth=1.2, label=None if part else "ground truth")
     error = np.linalg.norm(positions - truth, axis=1)
-    # A few wild errors shall not make all others look alike.
+    # A few gross errors would otherwise take up the whole colour scale.
     top = max(float(np.percentile(error, 95)), _FLOOR)
     x, y = positions[:, plane].T
     dots = axes.scatter(x, y, c=error, s=14, cmap="turbo", vmin=0, vmax=top, zorder=3, label="estimate")
@@ -71,7 +71,7 @@ def plot_error_map(axes: Axes, runs: Sequence[Trajectory], map_points_m: Array |
 
 
 def plot_errors(axes: Axes, errors: PoseErrors, times_s: ArrayLike | None = None) -> None:
-    """Position and rotation error on a logarithmic scale; NaN interrupts the lines.
+    """Plot position and rotation error on a logarithmic scale; NaN interrupts the lines.
 
     Args:
         times_s: ``(N,)`` of the estimates; without, the axis counts frames.
@@ -114,13 +114,13 @@ def plot_error_cdf(axes: Axes, errors: Mapping[str, Array], label: str) -> None:
 
 
 def plot_calibration(axes: Axes, levels: Mapping[str, Array]) -> None:
-    """How many true poses the covariance's ellipsoids hold against how many they should; marks at 50, 90 and 95 %.
+    """Plot the share of true poses inside the covariances' ellipsoids against the nominal one, marked at 50, 90, 95 %.
 
     Args:
         levels: by name, see :func:`training.evaluation.consistency.confidence_levels`.
     """
     nominal = np.linspace(0, 1, 201)
-    axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="covariances that tell the truth")
+    axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="consistent covariances")
     for number, (name, values) in enumerate(levels.items()):
         observed, marked = (np.mean(values[:, None] <= wanted, axis=0) for wanted in (nominal, np.array(COVERAGES)))
         axes.plot(nominal, observed, color=f"C{number}", label=name)
@@ -142,7 +142,7 @@ def plot_calibration(axes: Axes, levels: Mapping[str, Array]) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    """Outside, where it hides no estimate."""
+    """Legend above the axes, where it hides no estimate."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize="small", frameon=False)
 
 
@@ -160,12 +160,12 @@ def _positions(runs: Sequence[Trajectory]) -> tuple[Array, Array]:
 
 
 def _plane(truth: Array) -> list[int]:
-    """The two axes of greatest extent: a camera's world may have y down."""
+    """The two axes of greatest extent, in order: in a camera's world frame, y may point down."""
     return sorted(np.argsort(np.ptp(truth, axis=0))[-2:].tolist())
 
 
 def _show_from_above(axes: Axes, truth: Array, positions: Array, plane: list[int]) -> int:
-    """Frame the truth and the bulk of the estimates, without the wildest tenth; how many are left outside."""
+    """Set limits around the truth and the estimates without their outer tenth; return how many are outside."""
     bulk = np.percentile(positions, [5, 95], axis=0)
     low = np.minimum(truth.min(axis=0), bulk[0])[plane]
     high = np.maximum(truth.max(axis=0), bulk[1])[plane]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder that ``vmloc evaluate`` leaves: tables, trajectories and pictures."""
+"""Result files of ``vmloc evaluate``: tables, trajectories and figures."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ import numpy as np
 from training.evaluation.consistency import confidence_levels, pose_nees
 from training.evaluation.figures import save_calibration_plot, save_corruption_plot, save_error_cdf, save_track_plot
 from training.evaluation.metrics import PoseErrors
-from training.evaluation.tables import ALL, Row, Summary, errors_table, mean_and_std, results_tables, summaries
+from training.evaluation.tables import (
+    ALL,
+    Metrics,
+    Row,
+    errors_table,
+    mean_and_std,
+    metrics_by_sequence,
+    results_tables,
+)
 from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from training.output import write_csv, write_text
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
 
-Baselines = Mapping[str, Summary]
+Baselines = Mapping[str, Metrics]
 
 
 def write_results(evaluation: Evaluation, folder: Path, baselines: Baselines | None = None) -> str:
-    """Write one checkpoint's results; a single sequence's files lie in the folder itself, several have one each.
+    """Write one checkpoint's results; the files of a sequence are in a folder of its own, if there are several.
 
-    Over all: ``results.md``, ``results.csv``, ``metrics.json``, ``errors.csv``, ``error_cdf.png``, ``calibration.png``
-    and, of corrupted input, ``corruption.png``. Of each sequence: ``estimate.tum``, ``truth.tum``, ``trajectory.png``.
+    Over all sequences: ``results.md``, ``results.csv``, ``metrics.json``, ``errors.csv``, ``error_cdf.png``,
+    ``calibration.png`` and, with corrupted input, ``corruption.png``. For each sequence: ``estimate.tum``,
+    ``truth.tum``, ``trajectory.png``.
 
     Args:
-        baselines: metrics of others on the same data, by name.
+        baselines: metrics of other methods on the same data, by name.
 
     Returns:
         The text of ``results.md``.
@@ -38,7 +47,7 @@ def write_results(evaluation: Evaluation, folder: Path, baselines: Baselines | N
     Raises:
         OutputError: a file cannot be written.
     """
-    found = summaries(evaluation)
+    found = metrics_by_sequence(evaluation)
     title = _title(evaluation)
     text = f"# {title}\n\n{evaluation.checkpoint}\n\n{results_tables(_rows(evaluation, [found], baselines or {}))}\n"
     write_text(folder / "results.md", text)
@@ -71,7 +80,7 @@ def write_comparison(evaluations: Sequence[Evaluation], folder: Path, baselines:
     Raises:
         OutputError: a file cannot be written.
     """
-    first, found = evaluations[0], [summaries(evaluation) for evaluation in evaluations]
+    first, found = evaluations[0], [metrics_by_sequence(evaluation) for evaluation in evaluations]
     checkpoints = {evaluation.checkpoint: one for evaluation, one in zip(evaluations, found, strict=True)}
     each = {name: Row(one[ALL], {}) for name, one in checkpoints.items()}
     text = (
@@ -110,8 +119,8 @@ def write_tum(file: Path, stamps_ns: Sequence[int], poses: Sequence[Pose]) -> No
             text.write(f"{seconds}.{nanoseconds:09d} {px:.6f} {py:.6f} {pz:.6f} {x:.9f} {y:.9f} {z:.9f} {w:.9f}\n")
 
 
-def _rows(evaluation: Evaluation, found: Sequence[Mapping[str, Summary]], baselines: Baselines) -> dict[str, Row]:
-    """Rows of the tables: each sequence if there are several, all, baselines."""
+def _rows(evaluation: Evaluation, found: Sequence[Mapping[str, Metrics]], baselines: Baselines) -> dict[str, Row]:
+    """Rows of the tables: each sequence if there are several, all of them together, baselines."""
     over = {sequence: mean_and_std([one[sequence] for one in found]) for sequence in found[0]}
     over_all = over.pop(ALL)
     rows = {f"{evaluation.name}, {sequence}": row for sequence, row in over.items()} if len(over) > 1 else {}
@@ -125,7 +134,7 @@ def _title(evaluation: Evaluation) -> str:
 
 
 def _write_metrics(
-    folder: Path, over_all: Summary, evaluation: Evaluation, more: dict[str, Any], baselines: Baselines | None
+    folder: Path, over_all: Metrics, evaluation: Evaluation, more: dict[str, Any], baselines: Baselines | None
 ) -> None:
     metrics: dict[str, Any] = {**over_all, "system": evaluation.system, **more}
     if evaluation.corruption.tag:
@@ -135,7 +144,7 @@ def _write_metrics(
     write_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
 
 
-def _csv_rows(evaluation: Evaluation, lines: Sequence[tuple[str, str, Summary]]) -> list[dict[str, Any]]:
+def _csv_rows(evaluation: Evaluation, lines: Sequence[tuple[str, str, Metrics]]) -> list[dict[str, Any]]:
     """A row for each checkpoint and sequence."""
     known = {"system": evaluation.system, "corruption": str(evaluation.corruption)}
     return [{**known, "checkpoint": name, "sequence": sequence, **metrics} for name, sequence, metrics in lines]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The honesty baseline beside any checkpoint: ``nearest``, fed from the sources themselves."""
+"""Image retrieval as a baseline for any checkpoint: the pose of the nearest training image."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def nearest_image_errors(
     pretrained: bool | str,
     progress: bool = True,
 ) -> PoseErrors:
-    """Errors of answering each test image with its nearest training image's pose (cosine similarity, exact search).
+    """Errors when each test image gets the pose of its nearest training image (cosine similarity, exact search).
 
     Raises:
         DataError: a side has no images.
-        ModelError: the backbone or its weights are not to be had.
+        ModelError: the backbone is unknown, or its weights are missing.
     """
     preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
     model = NearestImage(model_config("nearest", backbone), preprocessor.channels, pretrained)
-    known, poses = _describe(model, preprocessor, train, progress)
+    features, poses = _describe(model, preprocessor, train, progress)
     model.memorise(
-        known,
+        features,
         np.stack([pose.position_m for pose in poses]),
         np.stack([pose.quaternion_wxyz for pose in poses]),
     )
-    asked, truth = _describe(model, preprocessor, test, progress)
-    answers = model.recall(asked)
-    return pose_errors(truth, [Pose(p, q) for p, q in zip(answers.positions_m, answers.quaternions_wxyz, strict=True)])
+    features, truth = _describe(model, preprocessor, test, progress)
+    found = model.recall(features)
+    return pose_errors(truth, [Pose(p, q) for p, q in zip(found.positions_m, found.quaternions_wxyz, strict=True)])
 
 
 @torch.inference_mode()

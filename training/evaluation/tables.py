@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of evaluations as rows, and rows as Markdown."""
+"""Metrics of evaluations, and their tables as Markdown."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from training.evaluation.consistency import COVERAGES, PARTS, calibration_summary, independent_errors
-from training.evaluation.metrics import FAR_OFF, LIMIT, THRESHOLDS, confidence_summary, pose_errors
+from training.evaluation.consistency import COVERAGES, PARTS, calibration_summary, effective_sample_size
+from training.evaluation.metrics import CONFIDENCE_LIMIT, FAR_OFF, THRESHOLDS, confidence_summary, pose_errors
 from training.evaluation.tracks import EvaluatedTrack, Evaluation
 from training.evaluation.trajectory import RPE_FRAMES, RPE_METRES, trajectory_summary
 from training.output import markdown_table
-from vmloc_ros.core.geometry import Pose
 
-Summary = dict[str, float]
+Metrics = dict[str, float]
 
 ALL = "all"  # the row over all sequences
 
@@ -24,12 +22,12 @@ ALL = "all"  # the row over all sequences
 class Row(NamedTuple):
     """Metrics, or their mean and sample standard deviation over several checkpoints (empty over one)."""
 
-    mean: Summary
-    std: Summary
+    mean: Metrics
+    std: Metrics
 
 
 class Column(NamedTuple):
-    """Of a Markdown table: title, key of the metric, decimals, and whether it is a share, shown in per cent."""
+    """Column of a table: title, key of the metric, decimals, and whether it is a share, shown in per cent."""
 
     title: str
     key: str
@@ -38,7 +36,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Of results.md."""
+    """Table of ``results.md``: title, columns, and an explanation below."""
 
     title: str
     columns: Sequence[Column]
@@ -88,76 +86,78 @@ _COVARIANCE = Table(
             )
         ),
     ),
-    "Mean NEES: 6 (pose) and 3 (position, rotation) of a covariance that tells the truth, more where it is too small. "
-    "After it the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %. Neighbouring frames err "
-    "alike: *independent* is to how many independent errors those of all frames amount; of a few, a share says little.",
+    "Mean NEES: 6 (pose) and 3 (position, rotation) with a consistent covariance, more where it is too small. After it "
+    "the shares of true poses inside the covariance's ellipsoids of 50, 90 and 95 %. Errors of neighbouring frames are "
+    "correlated: *independent* is their effective sample size; where it is small, the shares are uncertain.",
 )
 _CONFIDENCE = Table(
     "Confidence",
     (
-        Column("a sensor left out", "left_out", 1, True),
+        Column("a sensor dropped", "dropped_sensor", 1, True),
         Column("withheld", "withheld", 1, True),
         Column("far off", "far_off", 1, True),
-        Column("far off and out", "far_off_and_out", 1, True),
+        Column("far off and published", "far_off_and_out", 1, True),
         Column("area under ROC", "far_off_auc"),
-        Column("out: median (m)", "out_median_position_m"),
+        Column("published: median (m)", "out_median_position_m"),
         Column("95 % (m)", "out_p95_position_m"),
         Column("median (deg)", "out_median_rotation_deg", 2),
         Column("95 % (deg)", "out_p95_rotation_deg", 2),
         *(Column(f"inside 95 %, {part}", f"out_coverage95_{part}", 1, True) for part in PARTS),
     ),
-    f"Shares of frames that were answered without a strange sensor, whose confidence is less than {LIMIT:g}, that are "
-    f"off by more than {FAR_OFF[0]:g} m or {FAR_OFF[1]:g} deg, and that are so without being withheld. The area says "
-    "how well the confidence tells which frames are far off. The last columns are of those that go out, not "
-    "withheld: what a robot gets.",
+    f"Shares of frames: estimated without an outlier sensor, with a confidence below {CONFIDENCE_LIMIT:g} (withheld), "
+    f"with an error above {FAR_OFF[0]:g} m or {FAR_OFF[1]:g} deg (far off), and far off without being withheld. The "
+    "area under the ROC curve is that of detecting far-off frames by their confidence. The last columns are of the "
+    "frames that are not withheld: what a robot gets.",
 )
 
 
-def summarise(tracks: Sequence[EvaluatedTrack]) -> Summary:
+def compute_metrics(tracks: Sequence[EvaluatedTrack]) -> Metrics:
     """All metrics over the frames of the tracks."""
     truth = [pose for track in tracks for pose in track.truth]
     estimates = [estimate for track in tracks for estimate in track.estimates]
     errors = pose_errors(truth, [estimate.map_from_body for estimate in estimates])
-    judged = confidence_summary(errors, estimates)
-    out = [row for row, one in enumerate(estimates) if one.confidence is None or one.confidence >= LIMIT]
-    if judged and out:
-        true, given = [truth[row] for row in out], [estimates[row] for row in out]
-        figures = pose_errors(true, [one.map_from_body for one in given]).summary() | calibration_summary(true, given)
-        judged |= {f"out_{name}": value for name, value in figures.items()}
+    confidence = confidence_summary(errors, estimates)
+    published = [i for i, one in enumerate(estimates) if one.confidence is None or one.confidence >= CONFIDENCE_LIMIT]
+    if confidence and published:
+        known, given = [truth[i] for i in published], [estimates[i] for i in published]
+        figures = pose_errors(known, [one.map_from_body for one in given]).summary()
+        figures |= calibration_summary(known, given)
+        confidence |= {f"out_{name}": value for name, value in figures.items()}
     return {
         **errors.summary(),
         **trajectory_summary([(track.truth, track.poses) for track in tracks]),
-        "independent_errors": sum(independent_errors(*_answers(run)) for track in tracks for run in track.runs()),
+        "independent_errors": sum(_effective_sample_size(run) for track in tracks for run in track.runs()),
         **calibration_summary(truth, estimates),
-        **judged,
+        **confidence,
     }
 
 
-def _answers(run: EvaluatedTrack) -> tuple[Sequence[Pose], Sequence[Pose], NDArray[np.float64]]:
-    """True poses, estimated ones and their covariances ``(N, 6, 6)``."""
-    return run.truth, run.poses, np.stack([estimate.covariance for estimate in run.estimates])
+def _effective_sample_size(run: EvaluatedTrack) -> float:
+    covariances = np.stack([estimate.covariance for estimate in run.estimates])
+    return effective_sample_size(run.truth, run.poses, covariances)
 
 
-def summaries(evaluation: Evaluation) -> dict[str, Summary]:
+def metrics_by_sequence(evaluation: Evaluation) -> dict[str, Metrics]:
     """Metrics of each sequence, and :data:`ALL` over the frames of all."""
-    return {track.name: summarise([track]) for track in evaluation.tracks} | {ALL: summarise(evaluation.tracks)}
+    each = {track.name: compute_metrics([track]) for track in evaluation.tracks}
+    return each | {ALL: compute_metrics(evaluation.tracks)}
 
 
-def mean_and_std(over: Sequence[Summary]) -> Row:
-    """Over checkpoints, of the metrics that all of them have."""
-    keys = [key for key in over[0] if all(key in summary for summary in over)]
-    values = np.array([[summary[key] for key in keys] for summary in over])
-    std = values.std(axis=0, ddof=1).tolist() if len(over) > 1 else []
+def mean_and_std(runs: Sequence[Metrics]) -> Row:
+    """Mean and sample standard deviation over runs, of the metrics that all of them have."""
+    keys = [key for key in runs[0] if all(key in metrics for metrics in runs)]
+    values = np.array([[metrics[key] for key in keys] for metrics in runs])
+    std = values.std(axis=0, ddof=1).tolist() if len(runs) > 1 else []
     return Row(dict(zip(keys, values.mean(axis=0).tolist(), strict=True)), dict(zip(keys, std, strict=bool(std))))
 
 
 def results_tables(rows: Mapping[str, Row]) -> str:
-    """All tables as Markdown, a row for each name; a table leaves out rows that have none of its metrics.
+    """All tables as Markdown, a row for each name; rows without any metric of a table are absent from it.
 
-    The table of the confidence is left out where no row has any.
+    The confidence's table is absent where no row has any.
     """
-    judged = any("withheld" in row.mean for row in rows.values())
-    tables = (_ERRORS, _TRAJECTORY, _COVARIANCE, *([_CONFIDENCE] if judged else []))
+    has_confidence = any("withheld" in row.mean for row in rows.values())
+    tables = (_ERRORS, _TRAJECTORY, _COVARIANCE, *([_CONFIDENCE] if has_confidence else []))
     return "\n\n".join(_table_text(table, rows) for table in tables)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the robot's own localizer over sources."""
+"""Estimates of whole recordings, from the localizer that the node uses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from training.sources.base import Source
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.localizer import Localizer, Stream
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.core.progress import with_progress
 
 logger = logging.getLogger(__name__)
 
-_EXAMPLES = 4
-_PAUSE_S = 1.0  # as the localizer's Stream has it
+_EXAMPLES = 4  # frames that are kept to show the corruption
+_PAUSE_S = 1.0  # the same limit as in the localizer's Stream
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class EvaluatedTrack:
     """Estimates of one source with their truth, in time order.
 
     Attributes:
-        name: fit for a folder, and no other track's of the evaluation.
+        name: a valid folder name, unique within the evaluation.
     """
 
     name: str
@@ -53,7 +53,7 @@ class EvaluatedTrack:
         return pose_errors(self.truth, self.poses)
 
     def runs(self) -> list[EvaluatedTrack]:
-        """The parts between pauses, where the recording went on elsewhere: more than 1 s and thrice the usual step."""
+        """The parts between pauses, which are steps of more than 1 s and more than three times the median step."""
         steps_s = np.diff(self.stamps_ns) / 1e9
         if not len(steps_s):
             return [self]
@@ -67,13 +67,13 @@ class EvaluatedTrack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """What one checkpoint answered, and to what.
+    """A checkpoint's estimates for all sources.
 
     Attributes:
         system: name of the model.
-        preprocess: how the model sees frames.
-        examples: some of the frames, before and after the corruption; none without.
-        checkpoint: its file.
+        preprocess: the model's preprocessing.
+        examples: some frames before and after the corruption; empty without corruption.
+        checkpoint: path of its file.
     """
 
     tracks: list[EvaluatedTrack]
@@ -85,7 +85,7 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The system and what was done to its input."""
+        """The system, and the corruption of its input."""
         return f"{self.system} ({self.corruption})" if self.corruption.tag else self.system
 
     @property
@@ -112,13 +112,12 @@ def evaluate(
 
     Args:
         lookahead: see :class:`vmloc_ros.core.stream.Stream`.
-        corruption: done to every frame first; frames that it leaves nothing to localize by are left out, and counted
-            in the log.
+        corruption: applied to every frame first; frames without any input left are skipped, and counted in the log.
 
     Raises:
         ConfigError: ``lookahead`` or ``corruption`` does not fit the system.
-        DataError: a source's poses are of another body than the checkpoint's, there are no frames, or corruption
-            leaves the system nothing.
+        DataError: a source's poses are of another body than the checkpoint's, there are no frames, or the corruption
+            removes all input of the system.
     """
     corruption.check(localizer.modalities)
     every = max(1, math.ceil(sum(len(source) for source in sources) / _EXAMPLES)) if corruption.tag else None
@@ -126,31 +125,52 @@ def evaluate(
     examples: list[tuple[Frame, Frame]] = []
     for source in sources:
         _check_frames(localizer, source)
-        stream = localizer.stream(lookahead)
-        truth: list[Pose] = []
-        stamps_ns: list[int] = []
-        estimates: list[Estimate] = []
-        samples = with_progress(source, len(source), source.name, "frames", disable=not progress)
-        for sample, frame in _corrupted(samples, corruption, localizer.header.preprocess, source.name):
-            if every and (sum(len(track.truth) for track in tracks) + len(truth)) % every == 0:
-                examples.append((sample.frame, frame))
-            truth.append(sample.map_from_body)
-            stamps_ns.append(frame.stamp_ns)
-            estimates += stream.feed(frame)
-        estimates += stream.flush()
-        assert [estimate.stamp_ns for estimate in estimates] == stamps_ns, "a stream answers every frame, in order"
-        if estimates:
-            tracks.append(EvaluatedTrack(_track_name(source.name, [track.name for track in tracks]), truth, estimates))
+        bar = with_progress(source, len(source), source.name, "frames", disable=not progress)
+        frames = _corrupted(bar, corruption, localizer.header.preprocess, source.name)
+        if every:
+            frames = _with_examples(frames, every, sum(len(track.truth) for track in tracks), examples)
+        track = _localize(localizer.stream(lookahead), frames, source.name, [track.name for track in tracks])
+        if track.estimates:
+            tracks.append(track)
     if not tracks:
         raise DataError("there is no frame to evaluate")
     return Evaluation(tracks, localizer.header.model.name, localizer.header.preprocess, corruption, examples)
+
+
+def _localize(
+    stream: Stream, frames: Iterable[tuple[Sample, Frame]], source: str, taken: Collection[str]
+) -> EvaluatedTrack:
+    truth: list[Pose] = []
+    stamps_ns: list[int] = []
+    estimates: list[Estimate] = []
+    for sample, frame in frames:
+        truth.append(sample.map_from_body)
+        stamps_ns.append(frame.stamp_ns)
+        estimates += stream.feed(frame)
+    estimates += stream.flush()
+    assert [estimate.stamp_ns for estimate in estimates] == stamps_ns, "a stream has an estimate for every frame"
+    return EvaluatedTrack(_track_name(source, taken), truth, estimates)
+
+
+def _with_examples(
+    frames: Iterable[tuple[Sample, Frame]], every: int, first: int, examples: list[tuple[Frame, Frame]]
+) -> Iterator[tuple[Sample, Frame]]:
+    """The frames, while every so many of them are appended to the examples, before and after the corruption.
+
+    Args:
+        first: number of the first frame.
+    """
+    for number, (sample, frame) in enumerate(frames, start=first):
+        if number % every == 0:
+            examples.append((sample.frame, frame))
+        yield sample, frame
 
 
 def _check_frames(localizer: Localizer, source: Source) -> None:
     if source.body_frame != localizer.body_frame:
         raise DataError(
             f"{source.name} has poses of {source.body_frame!r}, the checkpoint predicts {localizer.body_frame!r}; "
-            "their difference would be no localization error"
+            "their difference would not be a localization error"
         )
     if source.map_frame != localizer.map_frame:
         logger.warning("%s has poses in %s, the checkpoint in %s", source.name, source.map_frame, localizer.map_frame)
@@ -168,13 +188,13 @@ def _track_name(name: str, taken: Collection[str]) -> str:
 def _corrupted(
     samples: Iterable[Sample], corruption: Corruption, preprocess: PreprocessConfig, name: str
 ) -> Iterator[tuple[Sample, Frame]]:
-    """Samples with their corrupted frame."""
-    left_out = 0
+    """Samples with their corrupted frames, without those that have no input of the model left."""
+    skipped = 0
     for sample in samples:
         frame = corrupt(sample.frame, corruption.levels, corruption.seed, preprocess)
         if corruption.tag and not set(frame.modalities) & set(preprocess.modalities):
-            left_out += 1
+            skipped += 1
         else:
             yield sample, frame
-    if left_out:
-        logger.warning("%s: %d frames left out: nothing to localize by with %s", name, left_out, corruption)
+    if skipped:
+        logger.warning("%s: %d frames skipped: no input of the model is left with %s", name, skipped, corruption)

@@ -22,16 +22,16 @@ from vmloc_ros.core.geometry import (
 Array = NDArray[np.float64]
 Trajectory = tuple[Sequence[Pose], Sequence[Pose]]  # true and estimated poses of the same frames, in time order
 
-_ROUNDING_M = 1e-6  # by which a sum of steps may fall short of the distance
+_ROUNDING_M = 1e-6  # a sum of steps may be that much shorter than the distance
 RPE_FRAMES = 1
-RPE_METRES = (1, 10)  # the paths of rooms and of streets
+RPE_METRES = (1, 10)  # for rooms and for streets
 
 
 def trajectory_summary(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """ATE and RPE as root mean squares over all frames, or pairs of frames, of all trajectories.
 
-    Each trajectory is aligned by itself, and no pair spans two. RPE over a distance is left out where every
-    trajectory is shorter.
+    Each trajectory is aligned by itself, and no pair spans two. RPE over a distance is absent where every trajectory
+    is shorter.
     """
     raw = np.concatenate([absolute_errors_m(*trajectory) for trajectory in trajectories])
     aligned = np.concatenate([absolute_errors_m(*trajectory, aligned=True) for trajectory in trajectories])
@@ -50,11 +50,11 @@ def absolute_errors_m(truth: Sequence[Pose], estimates: Sequence[Pose], aligned:
     """Distances ``(N,)`` of the estimated positions from the true ones, the root mean square of which is the ATE.
 
     Args:
-        aligned: after :func:`align`: what remains is the shape's error. A localizer owes its answers in the map, so
-            the figure that counts is the one without.
+        aligned: after :func:`align`, so that only errors of the trajectory's shape remain. A localizer estimates poses
+            in the map: its ATE is the one without alignment.
 
     Raises:
-        ValueError: there are none, or the lengths differ.
+        ValueError: there are no poses, or the lengths differ.
     """
     if aligned:
         motion = align(truth, estimates)
@@ -63,9 +63,9 @@ def absolute_errors_m(truth: Sequence[Pose], estimates: Sequence[Pose], aligned:
 
 
 def align(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Pose:
-    """The rigid motion of the estimates that brings their positions closest to the true ones (Umeyama 1991, Eq. 40-42).
+    """Least-squares rigid motion from estimated positions to the true ones, without scale (Umeyama 1991, Eq. 40-42).
 
-    Least squares, without a change of scale. Of several equally good motions (all positions on a line) it is one.
+    Where it is not unique (all positions on a line), one of the solutions.
     """
     target = np.stack([pose.position_m for pose in truth])
     moved = np.stack([pose.position_m for pose in estimates])
@@ -77,13 +77,13 @@ def align(truth: Sequence[Pose], estimates: Sequence[Pose]) -> Pose:
 
 
 def pairs_by_frames(count: int, frames: int) -> NDArray[np.int64]:
-    """All pairs ``(P, 2)`` of rows of a trajectory of ``count`` that are ``frames`` apart."""
+    """All pairs ``(P, 2)`` of rows that are ``frames`` apart, in a trajectory of ``count`` rows."""
     start = np.arange(max(0, count - frames))
     return np.stack([start, start + frames], axis=1)
 
 
 def pairs_by_metres(truth: Sequence[Pose], metres: float) -> NDArray[np.int64]:
-    """From every row the first row ``(P, 2)`` that is at least ``metres`` farther along the true path, where one is."""
+    """Pairs ``(P, 2)`` of every row and the first row that is at least ``metres`` farther along the true path."""
     positions = np.stack([pose.position_m for pose in truth])
     path = np.concatenate([[0.0], np.linalg.norm(np.diff(positions, axis=0), axis=1).cumsum()])
     end = np.searchsorted(path, path + metres - _ROUNDING_M)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.calibration.confidence import remember
-from training.calibration.held_out import BySensors, from_state, predict_held_out, to_state
+from training.calibration.confidence import fit_reference_features
+from training.calibration.held_out import EstimatesBySensors, from_state, predict_held_out, to_state
 from training.data.sampler import Sampler
 from training.data.training_data import TrainingData
 from training.trainer.distributed import Processes
@@ -51,7 +51,7 @@ class Folds:
         processes: Processes,
     ) -> None:
         self.number = 0
-        self.answers: list[BySensors] = []
+        self.answers: list[EstimatesBySensors] = []
         self._header, self._frames, self._training_data = header, frames, training_data
         self._parts, self._processes = parts, processes
         config = frames.config
@@ -80,11 +80,10 @@ class Folds:
         torch.manual_seed(self._frames.config.seed)
         header, (rows, asked) = replace(self._header, pose_codec=fit.codec), self._parts[self.number - 1]
         model = fit.optimizer.best_model
-        memories = remember(header, model, self._frames.data, rows, self._frames.device)
+        data, device = self._frames.data, self._frames.device
+        references = fit_reference_features(header, model, data, rows, device)
         try:
-            self.answers.append(
-                predict_held_out(header, model, self._frames.data, asked, self._frames.device, memories)
-            )
+            self.answers.append(predict_held_out(header, model, data, asked, device, references))
         except ModelError as error:
             raise DataError(f"fold {self.number}: {error}; reduce optimizer.learning_rate") from error
 

@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from training.calibration.calibrate import save_calibrated
-from training.calibration.confidence import remember
+from training.calibration.confidence import fit_reference_features
 from training.calibration.held_out import join, predict_held_out
 from training.config import TrainConfig
 from training.data.coverage import pose_record
@@ -291,20 +291,20 @@ class Trainer:
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
         on_held_out = bool(len(self._split.held_out) or self._split.folds)
         rows = self._split.held_out if len(self._split.held_out) else self._split.train
-        data, memories = self._validation_data, {}
+        data, references = self._validation_data, {}
         # A few blocks of the training drives do not show how features of other places differ.
         if self._split.folds or data is not self._data:
-            memories = remember(self._header, model, self._data, self._split.train, self._device)
+            references = fit_reference_features(self._header, model, self._data, self._split.train, self._device)
         try:
             estimates = (
                 join(self._folds.answers)
                 if self._split.folds
-                else predict_held_out(self._header, model, data, rows, self._device, memories)
+                else predict_held_out(self._header, model, data, rows, self._device, references)
             )
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error
         path, header = self._files.best, self._header
-        header = save_calibrated(path, header, model, data, estimates, memories, on_held_out=on_held_out)
+        header = save_calibrated(path, header, model, data, estimates, references, on_held_out=on_held_out)
         return dict(header.metrics)
 
 

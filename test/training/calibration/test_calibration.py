@@ -15,14 +15,14 @@ from scipy.stats import chi2
 from helpers import ListSource, random_frame, yaw_pose
 from training.calibration import calibrate as recalibrate_module
 from training.calibration.calibrate import recalibrate
-from training.calibration.covariance import calibrate
+from training.calibration.covariance import calibrate_header
 from training.calibration.error_fits import fit_coupling, fit_floor, fit_inflation, fit_margin
 from training.calibration.held_out import gross_errors, predict_held_out
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.evaluation.consistency import (
     calibration_summary,
     confidence_levels,
-    independent_errors,
+    effective_sample_size,
     map_errors,
     nees,
     pose_nees,
@@ -83,7 +83,7 @@ def test_nees_is_the_squared_error_over_the_variance_of_a_diagonal() -> None:
     np.testing.assert_allclose(values, [0.25, 9.0])
 
 
-def test_a_long_error_along_a_long_axis_is_no_surprise() -> None:
+def test_nees_measures_an_error_along_the_axes_of_the_covariance() -> None:
     """An error of 2 m to the east, 2 m uncertain to the east and 0.1 m to the north; heading north."""
     covariance = np.diag([4.0, 0.01, 1.0, 0.01, 0.01, 0.01])
     estimate = Estimate(0, yaw_pose(0.0, 0.0, 90.0), covariance, ("image",))
@@ -103,7 +103,7 @@ def test_draws_from_the_covariance_have_the_nominal_nees_and_coverage() -> None:
 
 
 def test_residuals_of_the_body_are_calibrated_after_their_turn_into_the_map() -> None:
-    """What the localizer's covariance rests on: deviations along the body's axes, drawn there by scipy."""
+    """Deviations along the body's axes, as in the localizer's covariance, but turned by scipy."""
     errors = np.random.default_rng(3).normal(size=(COUNT, 6)) * RESIDUAL_STD
     poses = random_poses(COUNT, 4)
     turns = Rotation.from_rotvec(errors[:, 3:]).as_quat()[:, [3, 0, 1, 2]]
@@ -113,7 +113,7 @@ def test_residuals_of_the_body_are_calibrated_after_their_turn_into_the_map() ->
         assert abs(values.mean() - (6 if part == "pose" else 3)) < 5 * STANDARD_ERROR_OF_NEES[part]
 
 
-def test_covariances_four_times_too_small_or_large_are_told_apart() -> None:
+def test_covariances_four_times_too_small_or_large_show_in_nees_and_coverage() -> None:
     small, large = (calibration_summary(*drawn(scale, 2000)) for scale in (0.25, 4.0))
     assert small["nees_pose"] == pytest.approx(24, rel=0.1)
     assert large["nees_pose"] == pytest.approx(1.5, rel=0.1)
@@ -170,11 +170,11 @@ def drives(count: int, spread: float, rng: np.random.Generator) -> tuple[list[Po
     return truth, [Pose.identity()] * len(truth), np.tile(np.diag(np.repeat([1.0, 0.05**2], 3)), (len(truth), 1, 1))
 
 
-def test_with_the_margin_new_drives_are_held_as_often_as_said_though_errors_of_one_are_alike() -> None:
+def test_with_the_margin_ellipsoids_hold_the_nominal_share_of_new_drives_though_errors_of_one_are_correlated() -> None:
     rng = np.random.default_rng(0)
     truth, estimates, covariances = drives(200, 0.5, rng)
     errors = map_errors(truth, estimates)
-    held: dict[str, list[float]] = {"without": [], "with": []}
+    coverage: dict[str, list[float]] = {"without": [], "with": []}
     for _ in range(60):
         seen = drives(8, 0.5, rng)
         inflation, margin = fit_inflation(*seen), fit_margin(*seen)
@@ -182,14 +182,14 @@ def test_with_the_margin_new_drives_are_held_as_often_as_said_though_errors_of_o
             matrices = inflated_covariance(covariances, (inflation[0] * factors[0], inflation[1] * factors[1]))
             for rows in (slice(0, 3), slice(3, 6)):
                 levels = chi2.cdf(nees(errors[:, rows], matrices[:, rows, rows]), 3)
-                held[name].append(float(np.mean(levels <= 0.95)))
-    assert np.mean(held["without"]) < 0.935
-    assert np.mean(held["with"]) == pytest.approx(0.95, abs=0.015)
+                coverage[name].append(float(np.mean(levels <= 0.95)))
+    assert np.mean(coverage["without"]) < 0.935
+    assert np.mean(coverage["with"]) == pytest.approx(0.95, abs=0.015)
 
 
-def test_frames_whose_errors_are_not_alike_need_next_to_no_margin() -> None:
+def test_frames_with_independent_errors_need_next_to_no_margin() -> None:
     assert max(fit_margin(*drives(200, 0.0, np.random.default_rng(1)))) < 1.02
-    assert fit_margin(*drives(1, 0.0, np.random.default_rng(2))) == (1.0, 1.0)  # 40 frames tell nothing of others
+    assert fit_margin(*drives(1, 0.0, np.random.default_rng(2))) == (1.0, 1.0)  # 40 frames are too few
 
 
 def wandering(correlation: float, count: int, seed: int) -> tuple[list[Pose], list[Pose], np.ndarray]:
@@ -207,36 +207,36 @@ def wandering(correlation: float, count: int, seed: int) -> tuple[list[Pose], li
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9])
-def test_errors_that_follow_each_other_amount_to_fewer_independent_ones(correlation: float) -> None:
-    """The effective sample size of such a process in closed form."""
+def test_correlated_errors_have_a_smaller_effective_sample_size(correlation: float) -> None:
+    """Against the closed form for an autoregressive process."""
     truth, poses, covariances = wandering(correlation, 8000, 1)
     expected = 8000 * (1 - correlation) / (1 + correlation)
     for scale in (1.0, 1e-3):
-        assert independent_errors(truth, poses, scale * covariances) == pytest.approx(expected, rel=0.15)
+        assert effective_sample_size(truth, poses, scale * covariances) == pytest.approx(expected, rel=0.15)
 
 
-def test_one_error_that_all_frames_have_is_one_error() -> None:
+def test_an_error_that_all_frames_share_counts_once() -> None:
     covariances, poses = np.tile(np.eye(6), (300, 1, 1)), [yaw_pose(0.1 * i, 0.0, 0.0) for i in range(300)]
     truth = [yaw_pose(0.1 * i, 0.3, 0.0) for i in range(300)]
-    assert independent_errors(truth, poses, covariances) == pytest.approx(1.0)
-    assert independent_errors(poses, poses, covariances) == 300  # nothing is alike in no error
+    assert effective_sample_size(truth, poses, covariances) == pytest.approx(1.0)
+    assert effective_sample_size(poses, poses, covariances) == 300  # without errors there is no correlation
 
 
-def test_a_covariance_that_has_lost_its_last_digits_is_borne() -> None:
+def test_a_covariance_that_rounding_made_indefinite_hardly_matters() -> None:
     truth, poses, covariances = wandering(0.5, 2000, 3)
-    before = independent_errors(truth, poses, covariances)
+    before = effective_sample_size(truth, poses, covariances)
     covariances[7] -= 1.001 * np.linalg.eigvalsh(covariances[7])[0] * np.eye(6)  # no longer positive definite
-    assert independent_errors(truth, poses, covariances) == pytest.approx(before, rel=0.02)
+    assert effective_sample_size(truth, poses, covariances) == pytest.approx(before, rel=0.02)
 
 
-def test_one_gross_error_does_not_make_the_others_independent() -> None:
+def test_one_gross_error_does_not_hide_the_correlation_of_the_others() -> None:
     truth, poses, covariances = wandering(0.9, 4000, 2)
-    before = independent_errors(truth, poses, covariances)
+    before = effective_sample_size(truth, poses, covariances)
     truth[2000] = yaw_pose(1e4, 0.0, 0.0)
-    assert independent_errors(truth, poses, covariances) == pytest.approx(before, rel=0.05)
+    assert effective_sample_size(truth, poses, covariances) == pytest.approx(before, rel=0.05)
 
 
-def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:
+def test_gross_errors_are_found_and_heavy_tails_are_not_taken_for_them() -> None:
     truth, estimates, covariances = heavy_tailed(2000, 5)
     assert np.mean(gross_errors(truth, estimates, 1e-4 * covariances)) < 0.03  # however small the covariances are
     for row, step, turn in ((3, 100.0, 0.0), (7, 0.0, 1.5)):
@@ -245,16 +245,16 @@ def test_errors_of_another_kind_are_told_from_heavy_tails() -> None:
 
 
 @pytest.mark.parametrize("real", [1.0, 0.4])
-def test_correlations_that_errors_do_not_show_are_taken_back(real: float) -> None:
-    """Position and rotation are said to go together; their errors do so less."""
+def test_correlations_that_errors_do_not_have_are_reduced(real: float) -> None:
+    """Covariances have a correlation of position and rotation of 0.98, their errors a smaller one."""
     rng = np.random.default_rng(3)
-    said, truly = (np.kron([[1.0, 0.98 * c], [0.98 * c, 1.0]], np.eye(3)) for c in (1.0, real))
+    assumed, actual = (np.kron([[1.0, 0.98 * c], [0.98 * c, 1.0]], np.eye(3)) for c in (1.0, real))
     scale = np.repeat([0.1, 0.01], 3)
-    errors = rng.multivariate_normal(np.zeros(6), truly, 20_000, method="cholesky") * scale
+    errors = rng.multivariate_normal(np.zeros(6), actual, 20_000, method="cholesky") * scale
     truth = [Pose(error[:3], quaternion_exp(error[3:] / 2)) for error in errors]
     estimates, covariances = (
         [Pose.identity()] * len(errors),
-        np.tile(said * np.outer(scale, scale), (len(errors), 1, 1)),
+        np.tile(assumed * np.outer(scale, scale), (len(errors), 1, 1)),
     )
     coupling = fit_coupling(truth, estimates, covariances)
     assert coupling == pytest.approx(real if real < 1 else 1.0, abs=0.15)
@@ -293,18 +293,18 @@ def test_floor_and_scale_of_errors_are_found_also_below_heavy_tails(
     scale: tuple[float, float], floor: tuple[float, float], tails: float
 ) -> None:
     fitted, growth = fit_floor(*floored(scale, floor, 4000, 0, tails), np.random.default_rng(1).exponential(size=4000))
-    assert max(growth) < 0.05  # errors know nothing of this oddness
+    assert max(growth) < 0.05  # errors do not depend on this outlier score
     np.testing.assert_allclose(fitted, np.repeat(np.array(floor) / np.array(scale), 3), rtol=0.15)
 
 
-def test_errors_that_are_all_of_the_scale_or_of_the_floor_leave_nothing_to_the_other() -> None:
+def test_scale_and_floor_are_found_where_there_is_only_one_of_them() -> None:
     assert fit_floor(*floored((3.0, 3.0), (1e-6, 1e-6), 1000, 1), np.zeros(1000))[0].max() < 1e-3
     truth, estimates, covariances = floored((1e-6, 1e-6), (0.05, 0.02), 1000, 2)
     fitted, _ = fit_floor(truth, estimates, covariances * 1e-6, np.zeros(1000))
     np.testing.assert_allclose(fitted, np.repeat([0.05, 0.02], 3), rtol=0.05)
 
 
-def test_errors_that_grow_with_oddness_are_found_to() -> None:
+def test_growth_of_errors_with_the_outlier_score_is_found() -> None:
     truth, estimates, covariances = floored((3.0, 2.0), (0.05, 0.01), 4000, 3)
     neg_log_p = np.random.default_rng(4).exponential(size=4000)
     errors = map_errors(truth, estimates) * growth_factors(neg_log_p, (0.3, 0.1)).repeat(3, axis=1)
@@ -318,7 +318,7 @@ def test_errors_that_grow_with_oddness_are_found_to() -> None:
 
 
 class Reader(RegressionModel):
-    """Answers with a number that the image, or without it the depth camera, shows: the error of its position."""
+    """Reads its position error from the image or, without an image, from the depth image."""
 
     SCALE_M: ClassVar[dict[str, float]] = {"image": 0.2, "depth": 5.0}
 
@@ -348,29 +348,29 @@ def reader_header() -> CheckpointHeader:
 
 def calibrated(data: PreparedDataset, rows: torch.Tensor) -> CheckpointHeader:
     header = reader_header()
-    return calibrate(header, data, predict_held_out(header, Reader(("image", "depth")), data, rows, CPU))
+    return calibrate_header(header, data, predict_held_out(header, Reader(("image", "depth")), data, rows, CPU))
 
 
 def shown_std(data: PreparedDataset, name: str, rows: torch.Tensor) -> np.ndarray:
-    """Root mean square of what the toy reads, metres; through the preprocessing, but not through the prediction."""
+    """Root mean square ``(3,)`` of the position errors that the model reads, from the prepared data alone."""
     tensors = Preprocessor(PREPROCESS).normalise(data.batch(rows, CPU)[0])
     values = tensors[name][:, 0, 0, :3].numpy() * Reader.SCALE_M[name]
     return np.sqrt(np.mean(values**2, axis=0))
 
 
-def test_a_covariance_of_few_independent_errors_is_called_a_guess(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_covariance_from_a_small_effective_sample_size_is_called_a_guess(caplog: pytest.LogCaptureFixture) -> None:
     header = calibrated(still_data(60), torch.arange(60))
     assert 20 < header.metrics["independent_errors"] <= 60
     assert not caplog.text
     header = calibrated(still_data(10), torch.arange(10))
     assert header.metrics["independent_errors"] <= 10
-    assert "the covariance is fitted to 10 frames, whose errors amount to about " in caplog.text
+    assert "the covariance is a guess: it is fitted to 10 frames, whose errors are so correlated" in caplog.text
     assert "fit it to more and other drives (vmloc calibrate CHECKPOINT --data DRIVES --out NEW)" in caplog.text
 
 
 def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
     data, rows = still_data(100), torch.arange(100)
-    uncertainty = calibrate(
+    uncertainty = calibrate_header(
         reader_header(), data, predict_held_out(reader_header(), Reader(("image", "depth")), data, rows, CPU)
     ).uncertainty
     assert {fitted.modalities for fitted in uncertainty.missing} == {("image",), ("depth",)}
@@ -380,9 +380,9 @@ def test_residuals_are_fitted_for_every_set_of_sensors() -> None:
         assert fitted == pytest.approx(np.linalg.norm(shown_std(data, shown, rows)), rel=1e-3)
 
 
-def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
+def test_covariances_are_consistent_also_with_a_sensor_missing() -> None:
     """Errors are uniform in a box: a variance that is right gives a NEES of 3, with a standard error of 0.2."""
-    header = calibrate(
+    header = calibrate_header(
         reader_header(),
         still_data(150),
         predict_held_out(reader_header(), Reader(("image", "depth")), still_data(150), torch.arange(150), CPU),
@@ -395,9 +395,9 @@ def test_covariances_tell_the_truth_also_with_a_sensor_missing() -> None:
         assert summary["coverage95_position"] > 0.9
 
 
-def test_rows_that_lack_a_sensor_take_part_where_they_can() -> None:
+def test_rows_without_a_sensor_are_used_for_the_sets_that_they_have() -> None:
     data, rows = still_data(90, without="depth"), torch.arange(90)
-    uncertainty = calibrate(
+    uncertainty = calibrate_header(
         reader_header(), data, predict_held_out(reader_header(), Reader(("image", "depth")), data, rows, CPU)
     ).uncertainty
     std = shown_std(data, "depth", rows[::3].clone())
@@ -409,7 +409,7 @@ def test_sets_of_sensors_that_do_not_occur_are_not_fitted() -> None:
     frames = [Sample(random_frame(i, (32, 40), ("image",)), Pose.identity()) for i in range(30)]
     frames.append(Sample(random_frame(30, (32, 40), ("image", "depth")), Pose.identity()))
     data = prepare_dataset([ListSource(frames)], Preprocessor(PREPROCESS), progress=False)
-    header = calibrate(
+    header = calibrate_header(
         reader_header(),
         data,
         predict_held_out(reader_header(), Reader(("image", "depth")), data, torch.arange(30), CPU),
@@ -418,7 +418,7 @@ def test_sets_of_sensors_that_do_not_occur_are_not_fitted() -> None:
     assert header.uncertainty.residuals(("depth",)).residual_std == header.uncertainty.residual_std
 
 
-# --- anew, on data of the user's own -----------------------------------------------------------------------------
+# --- vmloc calibrate ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -451,7 +451,7 @@ def test_a_checkpoint_is_calibrated_anew_and_keeps_its_weights(trained: Path) ->
     assert 0.2 < np.median(confidences) < 0.8
 
 
-def test_the_confidence_is_fitted_anew_from_what_the_checkpoint_remembers(trained: Path) -> None:
+def test_without_training_data_the_stored_reference_features_are_kept(trained: Path) -> None:
     first, second = trained / "first.safetensors", trained / "second.safetensors"
     recalibrate(
         trained / "old.safetensors", [], first, train_data=[Path("train")], device="cpu", progress=False
@@ -465,8 +465,8 @@ def test_the_confidence_is_fitted_anew_from_what_the_checkpoint_remembers(traine
     assert a.null_distributions[("image",)][-1].decay != b.null_distributions[("image",)][-1].decay
 
 
-def test_frames_that_were_all_trained_on_are_not_taken_for_held_out_ones(trained: Path) -> None:
-    """As with folds: which frames these held out says nothing of the model's own training."""
+def test_training_frames_are_not_taken_for_held_out_ones(trained: Path) -> None:
+    """With folds the model itself was trained on all frames, whichever the folds held out."""
     old = trained / "old.safetensors"
     header, model = load_checkpoint(old)
     record = {"config": {"validation": {"every": 2, "block": 10, "folds": 3}}}
@@ -475,7 +475,7 @@ def test_frames_that_were_all_trained_on_are_not_taken_for_held_out_ones(trained
         recalibrate(old, [], trained / "new.safetensors", train_data=[Path("train")], device="cpu", progress=False)
 
 
-def test_a_calibration_that_cannot_be_made_says_why_and_writes_nothing(trained: Path) -> None:
+def test_a_calibration_that_is_not_possible_raises_and_writes_nothing(trained: Path) -> None:
     old, new = trained / "old.safetensors", trained / "new.safetensors"
     with pytest.raises(ConfigError, match="there is nothing to calibrate with: give --data, --train-data or both"):
         recalibrate(old, [], new)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Covariance and confidence of systems that bring their own: scaled and judged on held-out frames."""
+"""Covariance and confidence of systems with covariances and outlier scores of their own."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from helpers import p_values
 from rooms import CPU, TINY, prepared
-from training.calibration.confidence import fit_confidence, remember
-from training.calibration.covariance import calibrate
+from training.calibration.confidence import fit_confidence, fit_reference_features
+from training.calibration.covariance import calibrate_header
 from training.calibration.held_out import predict_held_out
 from training.data.dataset import PreparedDataset
 from training.prediction import predict
@@ -31,17 +31,20 @@ NUMBERED_CODEC = PoseCodec((1e5, 2e5, 0.0), 30.0, (1.0, 0.0, 0.0, 0.0))
 
 
 class Solves(PoseModel):
-    """Errs by three times what its covariances say in position, twice in rotation; tells what it thinks of an answer.
+    """Position errors are three times, rotation errors twice as large as its covariances; has outlier scores.
 
-    A frame's picture holds its number, from which all else is drawn.
+    A frame's image encodes its number, which seeds all random draws.
+
+    Args:
+        lost_every: every so many frames the estimate is far off, with large outlier scores.
+        reports_lost: whether these are reported as lost.
     """
 
     needs_geometry = True
 
-    def __init__(self, lost_every: int = 0, tells: bool = True) -> None:
+    def __init__(self, lost_every: int = 0, reports_lost: bool = True) -> None:
         super().__init__(("image",))
-        self.lost_every = lost_every  # every so-manieth frame is lost: answered far off, and with odd cues
-        self.tells = tells
+        self.lost_every, self.reports_lost = lost_every, reports_lost
 
     def modality_features(self, batch: ModelInput) -> dict[str, torch.Tensor]:
         drawn = [np.random.default_rng([8, number]).normal(size=5) for number in self.numbers(batch)]
@@ -54,10 +57,10 @@ class Solves(PoseModel):
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
         numbers = self.numbers(batch)
-        answers = [numbered(number) for number in numbers]
-        own = np.stack([covariance for _, _, covariance in answers])
+        drawn = [numbered(number) for number in numbers]
+        own = np.stack([covariance for _, _, covariance in drawn])
         outlier_scores = np.stack([np.random.default_rng([9, number]).exponential([0.1, 1.0]) for number in numbers])
-        poses = [answer for _, answer, _ in answers]
+        poses = [estimate for _, estimate, _ in drawn]
         lost = np.array([self.lost_every > 0 and number % self.lost_every == 0 for number in numbers])
         positions_m = np.stack([pose.position_m for pose in poses]) + 100.0 * lost[:, None]
         return Prediction(
@@ -66,12 +69,12 @@ class Solves(PoseModel):
             covariances=own,
             features=self.modality_features(batch),
             outlier_scores=outlier_scores + 50.0 * lost[:, None],
-            lost=lost & self.tells,
+            lost=lost & self.reports_lost,
         )
 
 
 def numbered(number: int) -> tuple[Pose, Pose, np.ndarray]:
-    """Truth, answer and covariance."""
+    """Truth, estimate and covariance."""
     rng = np.random.default_rng([7, number])
     truth = Pose.from_xyz_rpy(rng.uniform(0, 50, 3) + NUMBERED_CODEC.origin_m, rng.normal(0, [0.1, 0.1, 2.0]))
     mixing = rng.normal(size=(6, 6)) * np.repeat([0.05, 0.01], 3)[:, None]
@@ -97,10 +100,12 @@ def numbered_data(first: int, count: int) -> PreparedDataset:
 def calibrated() -> tuple[CheckpointHeader, PreparedDataset]:
     held_out = numbered_data(0, 500)
     header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
-    return calibrate(header, held_out, predict_held_out(header, Solves(), held_out, torch.arange(500), CPU)), held_out
+    return calibrate_header(
+        header, held_out, predict_held_out(header, Solves(), held_out, torch.arange(500), CPU)
+    ), held_out
 
 
-def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
+def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_the_nominal_share(
     calibrated: tuple[CheckpointHeader, PreparedDataset],
 ) -> None:
     """On other frames of the kind: 95 % in position and in rotation, from covariances three and two times too small."""
@@ -109,10 +114,10 @@ def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
     prediction = predict(Solves(), other, torch.arange(500), Preprocessor(NUMBERED), NUMBERED_CODEC, CPU)
     inside = np.zeros(2)
     for row in range(500):
-        truth, answer, _ = numbered(500 + row)
+        truth, estimate, _ = numbered(500 + row)
         covariance = total_covariance(prediction, row, header.uncertainty, ("image",))
-        position = truth.position_m - answer.position_m
-        rotation = Rotation.from_matrix(truth.rotation @ answer.rotation.T).as_rotvec()
+        position = truth.position_m - estimate.position_m
+        rotation = Rotation.from_matrix(truth.rotation @ estimate.rotation.T).as_rotvec()
         for part, error in enumerate((position, rotation)):
             block = covariance[3 * part : 3 * part + 3, 3 * part : 3 * part + 3]
             inside[part] += error @ np.linalg.solve(block, error) < 7.815
@@ -120,18 +125,18 @@ def test_a_solvers_covariance_is_scaled_until_its_ellipsoids_hold_what_they_say(
     np.testing.assert_allclose(header.uncertainty.inflation, [3.0, 2.0], rtol=0.15)
 
 
-@pytest.mark.parametrize("tells", [True, False])
-def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence(tells: bool) -> None:
-    """A fifth of the frames, 170 m off, whether the system knows it or not: what is fitted is what the others give."""
+@pytest.mark.parametrize("reports_lost", [True, False])
+def test_lost_frames_and_gross_errors_do_not_change_covariance_and_confidence(reports_lost: bool) -> None:
+    """A fifth of the frames is 170 m off; the fit is that of the other frames, reported as lost or not."""
     header = CheckpointHeader(TINY, NUMBERED, NUMBERED_CODEC, "map", "base_link")
     data, kept = numbered_data(0, 100), torch.tensor([row for row in range(100) if row % 5])
-    memories = remember(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
+    references = fit_reference_features(header, Solves(), numbered_data(1000, 60), torch.arange(60), CPU)
     with_lost, without = (
         (
-            calibrate(header, data, predict_held_out(header, model, data, rows, CPU)).uncertainty,
-            fit_confidence(memories, data, predict_held_out(header, model, data, rows, CPU, memories)),
+            calibrate_header(header, data, predict_held_out(header, model, data, rows, CPU)).uncertainty,
+            fit_confidence(references, data, predict_held_out(header, model, data, rows, CPU, references)),
         )
-        for model, rows in ((Solves(lost_every=5, tells=tells), torch.arange(100)), (Solves(), kept))
+        for model, rows in ((Solves(lost_every=5, reports_lost=reports_lost), torch.arange(100)), (Solves(), kept))
     )
     assert with_lost[0] == without[0]
     assert with_lost[1] is not None
@@ -144,20 +149,20 @@ def test_lost_and_grossly_wrong_frames_have_no_part_in_covariance_and_confidence
     # Fewer than 50 that are found are too few.
     assert (
         fit_confidence(
-            memories, data, predict_held_out(header, Solves(lost_every=2), data, torch.arange(98), CPU, memories)
+            references, data, predict_held_out(header, Solves(lost_every=2), data, torch.arange(98), CPU, references)
         )
         is None
     )
 
 
-def test_a_solvers_own_doubts_are_part_of_the_confidence_and_of_the_checkpoint(
+def test_a_solvers_outlier_scores_are_part_of_the_confidence_and_of_the_checkpoint(
     calibrated: tuple[CheckpointHeader, PreparedDataset], tmp_path: Path
 ) -> None:
     header, held_out = calibrated
     model = Solves()
-    memories = remember(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
+    references = fit_reference_features(header, model, numbered_data(1000, 200), torch.arange(200), CPU)
     confidence = fit_confidence(
-        memories, held_out, predict_held_out(header, model, held_out, torch.arange(500), CPU, memories)
+        references, held_out, predict_held_out(header, model, held_out, torch.arange(500), CPU, references)
     )
     assert confidence is not None
     assert len(confidence.null_distributions["image",]) == 2 + 2 + 1  # of the sensor, of the solver, of all

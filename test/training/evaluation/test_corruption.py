@@ -243,7 +243,7 @@ def test_a_cloud_that_cannot_be_seen_in_the_camera_is_an_error() -> None:
         assert corrupt(frame, {"lidar": 1}, 0, ROUND).cloud is not None
 
 
-# --- what may be asked for ---------------------------------------------------------------------------------------
+# --- valid corruptions ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,10 +258,10 @@ def test_a_cloud_that_cannot_be_seen_in_the_camera_is_an_error() -> None:
         ),
         (Corruption({"image": -1}), ConfigError, "got -1"),
         (Corruption({"image": 1}, -4), ConfigError, "seed must not be negative, got -4"),
-        (Corruption({"image": 2, "lidar": 2}), DataError, r"removes all that the model takes \(image, lidar\)"),
+        (Corruption({"image": 2, "lidar": 2}), DataError, r"removes all inputs of the model \(image, lidar\)"),
     ],
 )
-def test_what_makes_no_sense_for_the_model_is_refused(corruption: Corruption, error: Any, match: str) -> None:
+def test_a_corruption_that_the_model_cannot_have_is_rejected(corruption: Corruption, error: Any, match: str) -> None:
     with pytest.raises(error, match=match):
         corruption.check(("image", "lidar"))
 
@@ -269,7 +269,7 @@ def test_what_makes_no_sense_for_the_model_is_refused(corruption: Corruption, er
 @pytest.mark.parametrize(
     "levels", [{}, {"image": 2}, {"image": 2, "lidar": 1}, {"lidar": 2, "image": 0}, {"image": 3, "lidar": 3}]
 )
-def test_whatever_leaves_something_is_accepted(levels: dict[str, int]) -> None:
+def test_a_corruption_that_leaves_some_input_is_accepted(levels: dict[str, int]) -> None:
     Corruption(levels).check(("image", "lidar"))
 
 
@@ -303,7 +303,7 @@ def samples(count: int) -> list[Sample]:
     return [Sample(random_frame(i), yaw_pose(float(i))) for i in range(count)]
 
 
-def test_evaluation_answers_the_corrupted_frames_as_the_robot_would(localizer: Localizer) -> None:
+def test_evaluation_localizes_the_corrupted_frames_as_the_robot_would(localizer: Localizer) -> None:
     corruption = Corruption({"image": 1, "lidar": 2}, 8)
     result = evaluate(localizer, [ListSource(samples(3))], progress=False, corruption=corruption)
     for sample, estimate in zip(samples(3), result.estimates, strict=True):
@@ -314,7 +314,7 @@ def test_evaluation_answers_the_corrupted_frames_as_the_robot_would(localizer: L
         assert estimate.modalities == ("image",)
 
 
-def test_frames_left_with_nothing_are_left_out_and_counted(
+def test_frames_without_any_input_left_are_skipped_and_counted(
     localizer: Localizer, caplog: pytest.LogCaptureFixture
 ) -> None:
     mixed = [*samples(2), Sample(random_frame(7, names=("image",)), yaw_pose(0.0)), *samples(4)[3:]]
@@ -322,13 +322,13 @@ def test_frames_left_with_nothing_are_left_out_and_counted(
         result = evaluate(localizer, [ListSource(mixed, "yard")], progress=False, corruption=Corruption({"image": 2}))
     assert [e.stamp_ns for e in result.estimates] == [mixed[i].frame.stamp_ns for i in (0, 1, 3)]
     assert len(result.errors) == 3
-    assert "yard: 1 frames left out: nothing to localize by with image missing, seed 0" in caplog.text
+    assert "yard: 1 frames skipped: no input of the model is left with image missing, seed 0" in caplog.text
     only_images = [Sample(random_frame(i, names=("image",)), yaw_pose(0.0)) for i in range(2)]
     with pytest.raises(DataError, match="there is no frame to evaluate"):
         evaluate(localizer, [ListSource(only_images)], progress=False, corruption=Corruption({"image": 2}))
 
 
-def test_a_corruption_that_does_not_fit_is_refused_before_anything_is_read(localizer: Localizer) -> None:
+def test_a_corruption_that_does_not_fit_is_rejected_before_anything_is_read(localizer: Localizer) -> None:
     class Unread(ListSource):
         def __iter__(self) -> Iterator[Sample]:
             raise AssertionError("the source was read")
@@ -338,7 +338,7 @@ def test_a_corruption_that_does_not_fit_is_refused_before_anything_is_read(local
             evaluate(localizer, [Unread(samples(1))], progress=False, corruption=Corruption(levels))
 
 
-def test_the_results_say_what_was_done_to_the_input(localizer: Localizer, tmp_path: Path) -> None:
+def test_the_results_record_the_corruption(localizer: Localizer, tmp_path: Path) -> None:
     for corruption in (Corruption({"lidar": 1}, 2), NO_CORRUPTION):
         result = evaluate(localizer, [ListSource(samples(2))], progress=False, corruption=corruption)
         write_results(result, tmp_path)

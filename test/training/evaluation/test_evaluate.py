@@ -30,7 +30,7 @@ def samples(count: int, start: int = 0) -> list[Sample]:
 # --- evaluate ----------------------------------------------------------------------------------------------------
 
 
-def test_every_frame_of_every_source_is_answered_by_the_localizer_in_order(localizer: Localizer) -> None:
+def test_every_frame_of_every_source_is_localized_in_order(localizer: Localizer) -> None:
     first, second = samples(3), samples(2, start=10)
     result = evaluate(localizer, [ListSource(first), ListSource(second)], progress=False)
     for sample, truth, estimate in zip([*first, *second], result.truth, result.estimates, strict=True):
@@ -45,7 +45,7 @@ def test_every_frame_of_every_source_is_answered_by_the_localizer_in_order(local
     np.testing.assert_allclose(result.errors.position_m, distance)
 
 
-def test_poses_of_another_body_are_refused_instead_of_compared(localizer: Localizer) -> None:
+def test_poses_of_another_body_are_rejected_instead_of_compared(localizer: Localizer) -> None:
     source = ListSource(samples(1), "garden", body_frame="camera")
     with pytest.raises(DataError, match="garden has poses of 'camera', the checkpoint predicts 'base_link'"):
         evaluate(localizer, [source], progress=False)
@@ -80,7 +80,7 @@ def track_at(seconds: list[float]) -> EvaluatedTrack:
     [
         ([0.0], [1]),
         ([0.0, 0.1, 0.2, 1.5, 1.6, 9.0], [3, 2, 1]),
-        ([0.0, 0.1, 0.2, 1.1, 1.2], [5]),  # a second without an answer is no pause
+        ([0.0, 0.1, 0.2, 1.1, 1.2], [5]),  # a second without an estimate is no pause
         ([0.0, 2.0, 4.0, 8.0, 10.0], [5]),  # every 2 s: it is the step that is long
         ([0.0, 2.0, 4.0, 6.0, 60.0, 62.0], [4, 2]),
     ],
@@ -123,13 +123,13 @@ def test_a_training_image_itself_is_found_again(weights: str) -> None:
     np.testing.assert_allclose(errors.rotation_deg, 0, atol=1e-6)
 
 
-def test_the_answer_is_the_pose_of_the_most_similar_image(weights: str) -> None:
+def test_the_estimate_is_the_pose_of_the_most_similar_image(weights: str) -> None:
     known = samples(5)
     image = known[3].frame.image.copy()
     image[:4] = 0  # a strip is covered
-    asked = Sample(random_frame(99), yaw_pose(3.0, 1.5, 9.0))
-    object.__setattr__(asked.frame, "image", image)
-    errors = nearest_image_errors([ListSource(known)], [ListSource([asked])], "squeezenet1_1", weights, progress=False)
+    query = Sample(random_frame(99), yaw_pose(3.0, 1.5, 9.0))
+    object.__setattr__(query.frame, "image", image)
+    errors = nearest_image_errors([ListSource(known)], [ListSource([query])], "squeezenet1_1", weights, progress=False)
     np.testing.assert_allclose(errors.position_m, 0)
 
 

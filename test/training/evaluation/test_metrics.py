@@ -69,7 +69,7 @@ def test_pose_statistics_are_plain_numbers() -> None:
     }
 
 
-def test_the_confidence_is_judged_by_which_frames_are_far_off() -> None:
+def test_the_confidence_is_evaluated_by_which_frames_are_far_off() -> None:
     errors = PoseErrors(np.array([0.1, 0.2, 0.6, 0.1, 9.0, 7.0]), np.array([1.0, 2.0, 1.0, 6.0, 0.0, 0.0]))
     confidences = [0.9, 0.04, 0.3, 0.01, 0.02, None]
 
@@ -78,12 +78,13 @@ def test_the_confidence_is_judged_by_which_frames_are_far_off() -> None:
 
     summary = confidence_summary(errors, estimates(confidences))
     assert summary == {
+        "dropped_sensor": 0.0,
         "left_out": 0.0,
         "withheld": pytest.approx(3 / 5),
         "far_off": pytest.approx(3 / 5),
         "far_off_and_out": pytest.approx(1 / 5),
-        "far_off_auc": pytest.approx(5 / 6),  # 0.9 beats three, 0.04 two of them
+        "far_off_auc": pytest.approx(5 / 6),  # 0.9 is above all three, 0.04 above two of them
     }
-    good = PoseErrors(errors.position_m[:2], errors.rotation_deg[:2])
-    assert "far_off_auc" not in confidence_summary(good, estimates([0.9, 0.04]))
+    without_far_off = PoseErrors(errors.position_m[:2], errors.rotation_deg[:2])
+    assert "far_off_auc" not in confidence_summary(without_far_off, estimates([0.9, 0.04]))
     assert confidence_summary(errors, estimates([None] * 6)) == {}

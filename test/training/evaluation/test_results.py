@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import random_frame, without_padding, yaw_pose
-from training.evaluation.consistency import calibration_summary, independent_errors
+from training.evaluation.consistency import calibration_summary, effective_sample_size
 from training.evaluation.corruption import Corruption
 from training.evaluation.results import write_comparison, write_results, write_tum
 from training.evaluation.tables import Row, mean_and_std, results_tables
@@ -65,7 +65,9 @@ def test_a_single_sequence_leaves_tables_trajectories_and_pictures_in_one_folder
         **drive.errors.summary(),
         **trajectory_summary([(drive.truth, drive.poses)]),
         **calibration_summary(drive.truth, drive.estimates),
-        "independent_errors": independent_errors(drive.truth, drive.poses, [one.covariance for one in drive.estimates]),
+        "independent_errors": effective_sample_size(
+            drive.truth, drive.poses, [one.covariance for one in drive.estimates]
+        ),
     }
     assert metrics["median_position_m"] == pytest.approx(0.15)
     assert metrics.items() >= expected.items()
@@ -118,7 +120,7 @@ def test_several_sequences_have_a_row_and_a_folder_each(tmp_path: Path) -> None:
     metrics = read_json(tmp_path / "metrics.json")
     assert [metrics["sequences"][name]["mean_position_m"] for name in ("east", "west")] == pytest.approx([0.1, 0.5])
     assert metrics["mean_position_m"] == pytest.approx(0.2)
-    assert metrics["independent_errors"] == pytest.approx(2.0)  # each drive's errors are the same all along
+    assert metrics["independent_errors"] == pytest.approx(2.0)  # within each drive all errors are equal
     assert metrics["baselines"] == {"nearest training image": baseline}
     errors, trajectory, _ = (part.splitlines() for part in without_padding(text).split("## ")[1:])
     assert [line.split(" | ")[0] for line in errors if line.startswith("| ")] == [
@@ -133,7 +135,7 @@ def test_several_sequences_have_a_row_and_a_folder_each(tmp_path: Path) -> None:
     assert not any("nearest" in line for line in trajectory)
 
 
-def test_results_say_what_was_done_to_the_input_and_show_it(tmp_path: Path) -> None:
+def test_results_record_the_corruption_and_show_it(tmp_path: Path) -> None:
     frame = random_frame()
     corruption = Corruption({"lidar": 2}, 3)
     examples = [(frame, replace(frame, cloud=None))]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input that no pose should be trusted from: what ``vmloc confidence`` shows a model."""
+"""Out-of-distribution input: frames whose pose a robot must not trust, made by ``vmloc confidence``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PointCloud, Sample
 
-_NOISE = 6.0  # of 255: what a sensor's gain makes of darkness
+_NOISE = 6.0  # of 255: a dark image after the sensor's gain
 _APART = 0.5  # of the map's scale: pairs of frames that are closer show the same place
 
 T = TypeVar("T", NDArray[np.uint8], NDArray[np.float32])
 
 
-def bad_frames(
+def out_of_distribution_frames(
     samples: Sequence[Sample], number: int, foreign: Sequence[Frame], modalities: Sequence[str], scale_m: float
 ) -> Iterator[tuple[str, Frame]]:
-    """Kinds of bad input, a frame of each, made from one good sample of a drive.
+    """Yield ``(kind, frame)`` for every kind of out-of-distribution input, made from one sample of a drive.
 
     ======================  =========================================================================
-    foreign image           the image of another place; the other sensor stays
+    foreign image           the image of another place; the other sensor is unchanged
     covered lens            a black image
     covered lens, noise     a nearly black one
     mirrored image          left and right exchanged
@@ -34,23 +34,23 @@ def bad_frames(
     shuffled pair           the image of one place and the cloud or depth of another in the map
     ======================  =========================================================================
 
-    Kinds that the model's modalities, or a lack of foreign frames, do not allow are left out.
+    Kinds that need a modality or a foreign frame that is not there are skipped.
 
     Args:
         samples: all of the drive.
-        number: which of them.
-        foreign: frames of places outside of the map, taken one after the other, again from the first if need be.
+        number: index of the sample to use.
+        foreign: frames of places outside of the map; sample n uses the n-th of them, modulo their number.
         scale_m: standard deviation of the map's positions.
     """
     sample = samples[number]
     frame = sample.frame
     others = {DEPTH, LIDAR} & set(modalities) & set(frame.modalities)
-    strangers = [stranger for stranger in foreign if set(stranger.modalities) & set(modalities)]
-    stranger = strangers[number % len(strangers)] if strangers else None
+    usable = [candidate for candidate in foreign if set(candidate.modalities) & set(modalities)]
+    other_place = usable[number % len(usable)] if usable else None
     if frame.image is not None and IMAGE in modalities:
-        yield from _bad_images(frame, frame.image, stranger)
-    if stranger is not None:
-        yield "wrong scene", _shown_by(frame, stranger)
+        yield from _with_other_image(frame, frame.image, other_place)
+    if other_place is not None:
+        yield "wrong scene", _resized_like(frame, other_place)
     if frame.depth_m is not None and DEPTH in modalities:
         yield "empty depth", replace(frame, depth_m=np.zeros_like(frame.depth_m))
     if frame.cloud is not None and LIDAR in modalities:
@@ -61,9 +61,10 @@ def bad_frames(
         yield "shuffled pair", replace(frame, image=partner.frame.image)
 
 
-def _bad_images(frame: Frame, image: NDArray[np.uint8], stranger: Frame | None) -> Iterator[tuple[str, Frame]]:
-    if stranger is not None and stranger.image is not None:
-        yield "foreign image", replace(frame, image=_fit(stranger.image, image.shape[:2], cv2.INTER_AREA))
+def _with_other_image(frame: Frame, image: NDArray[np.uint8], other_place: Frame | None) -> Iterator[tuple[str, Frame]]:
+    """The kinds that change the image alone."""
+    if other_place is not None and other_place.image is not None:
+        yield "foreign image", replace(frame, image=_fit(other_place.image, image.shape[:2], cv2.INTER_AREA))
     yield "covered lens", replace(frame, image=np.zeros_like(image))
     rng = np.random.default_rng(frame.stamp_ns)
     noise = np.abs(rng.normal(0, _NOISE, image.shape)).clip(0, 255).astype(np.uint8)
@@ -71,19 +72,19 @@ def _bad_images(frame: Frame, image: NDArray[np.uint8], stranger: Frame | None) 
     yield "mirrored image", replace(frame, image=np.ascontiguousarray(image[:, ::-1]))
 
 
-def _shown_by(frame: Frame, stranger: Frame) -> Frame:
-    """The stranger's sensors, its pictures in the size of the frame's: a robot's camera does not change."""
+def _resized_like(frame: Frame, other_place: Frame) -> Frame:
+    """The frame with the other's measurements; pictures keep the frame's size, as a robot's camera does."""
     size = frame.image.shape[:2] if frame.image is not None else None
-    image, depth_m = stranger.image, stranger.depth_m
+    image, depth_m = other_place.image, other_place.depth_m
     if size is not None and image is not None:
         image = _fit(image, size, cv2.INTER_AREA)
     if depth_m is not None and frame.depth_m is not None:
         depth_m = _fit(depth_m, frame.depth_m.shape, cv2.INTER_NEAREST_EXACT)
-    return replace(frame, image=image, depth_m=depth_m, cloud=stranger.cloud)
+    return replace(frame, image=image, depth_m=depth_m, cloud=other_place.cloud)
 
 
 def _fit(picture: T, size: tuple[int, ...], interpolation: int) -> T:
-    """The middle of a picture, scaled to ``(height, width)``."""
+    """The middle of a picture, cropped to the aspect ratio of ``(height, width)`` and scaled to it."""
     height, width = picture.shape[:2]
     scale = min(height / size[0], width / size[1])
     rows, columns = round(size[0] * scale), round(size[1] * scale)
