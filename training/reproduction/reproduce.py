@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from training.config import TrainConfig, flatten, load_config
-from training.evaluation.tables import Summary
+from training.evaluation.tables import Metrics
 from training.output import write_csv, write_text
 from training.reproduction.cost import cost_rows, cost_table, measure_cost
 from training.reproduction.experiments import EXPERIMENTS, Experiment, Input, Variant, select_variants
@@ -143,7 +143,7 @@ def _line(scene: TableScene, row: str, variant: Variant, damage: Input, results:
     return Line(scene.name, row, variant.name, damage, tuple(answered), metrics, why_not)
 
 
-def _summary(metrics: Mapping[str, Any], sequence: str | None) -> Summary:
+def _summary(metrics: Mapping[str, Any], sequence: str | None) -> Metrics:
     values = metrics if sequence is None else metrics["sequences"][sequence]
     return {key: value for key, value in values.items() if isinstance(value, int | float)}
 

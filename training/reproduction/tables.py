@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from training.evaluation.corruption import MASKED, MISSING, ZEROED
-from training.evaluation.tables import Summary, mean_and_std
+from training.evaluation.tables import Metrics, mean_and_std
 from training.output import markdown_table, write_csv, write_text
 from training.reproduction.experiments import CLEAN, Comparison, Errors, Experiment, Input
 
@@ -37,7 +37,7 @@ class Line:
     variant: str
     damage: Input
     seeds: tuple[int, ...]
-    metrics: tuple[Summary, ...]
+    metrics: tuple[Metrics, ...]
     why_not: str = ""
 
     def mean(self, key: str) -> float:

@@ -12,7 +12,7 @@ import torch
 
 from helpers import ListSource, yaw_pose
 from rooms import CPU, MOUNTS, in_room, room_frame
-from training.calibration.held_out import BySensors, HeldOut, join
+from training.calibration.held_out import EstimatesBySensors, HeldOutEstimates, join
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig, split_folds
@@ -66,7 +66,7 @@ def make_trainer(configuration: TrainConfig, data: PreparedDataset, out: Path, *
     return Trainer(configuration, data, out, map_frame="map", body_frame="base_link", device=CPU, **options)
 
 
-Seen = list[tuple[dict[str, torch.Tensor], BySensors]]
+Seen = list[tuple[dict[str, torch.Tensor], EstimatesBySensors]]
 
 
 @pytest.fixture
@@ -153,10 +153,10 @@ def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
 
 
 def test_answers_of_folds_are_joined_though_one_had_nothing_to_compare_frames_with() -> None:
-    def answers(count: int, cues: int) -> BySensors:
+    def answers(count: int, cues: int) -> EstimatesBySensors:
         poses = torch.zeros(count, 3), torch.zeros(count, 4)
         rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, cues)
-        return {("image",): HeldOut(torch.arange(count), *poses, *rest, True)}
+        return {("image",): HeldOutEstimates(torch.arange(count), *poses, *rest, True)}
 
     assert join([answers(3, 4), answers(2, 4)])["image",].cues.shape == (5, 4)
     assert join([answers(3, 4), answers(2, 0)])["image",].cues.shape == (5, 0)
