@@ -30,7 +30,7 @@ from training.reproduction.runs import (
     examine,
     kept_metrics,
     measure,
-    system_file,
+    system_files,
 )
 from training.reproduction.scenes import Found, SceneData, TableScene, describe, find_scenes, read_scene
 from training.reproduction.tables import Line, averages, comparisons_table, scene_table, write_table
@@ -188,7 +188,11 @@ def _differences(scene: TableScene, variants: Sequence[Variant], settings: Setti
     for variant in variants:
         if variant.system == NEAREST or scene.kind in variant.recipes:
             continue
-        paper = flatten(to_mapping(load_config([*of_scene, system_file(variant)], list(variant.settings))))
+        paper = flatten(
+            to_mapping(
+                load_config([*of_scene, *system_files(variant)], [*variant.settings, f"model.name={variant.system}"])
+            )
+        )
         ours = flatten(to_mapping(Run(scene, variant, 0).config(settings)))
         for key, value in ours.items():
             if value != paper[key] and (key == _SIZE or not key.startswith(_OF_THE_DATA)):

@@ -83,8 +83,7 @@ class Run:
 
     def layers(self, settings: Settings) -> tuple[list[Path], list[str]]:
         """Configuration files and overrides, later ones over earlier ones."""
-        data, system = share_path("config", "train", self.scene.config), system_file(self.variant)
-        files = [data, system, *settings.config_files]
+        files = [share_path("config", "train", self.scene.config), *system_files(self.variant), *settings.config_files]
         shared = applicable([*self.scene.settings, *settings.overrides], self.variant.system)
         overrides = [*self._recipe(), *shared, *self.variant.settings]
         overrides += [f"model.name={self.variant.system}", f"seed={self.seed}"]
@@ -108,9 +107,10 @@ class Run:
         return replace(config, preprocess=replace(config.preprocess, modalities=modalities))
 
 
-def system_file(variant: Variant) -> Path:
-    """The shipped configuration of the variant's system."""
-    return share_path("config", "train", "systems", f"{variant.system}.yaml")
+def system_files(variant: Variant) -> list[Path]:
+    """The shipped configuration of the variant's system; empty where its settings are the defaults."""
+    name = f"{variant.system}.yaml"
+    return [file for file in share_path("config", "train", "systems").iterdir() if file.name == name]
 
 
 def data_config(scene: TableScene, settings: Settings) -> TrainConfig:
