@@ -175,17 +175,17 @@ def test_the_published_covariance_grows_while_a_sensor_is_missing(checkpoint, tm
 
 SLOW_NODE = """
 import sys, time
-from vmloc_ros.runtime.served_model import Model
+from vmloc_ros.runtime.served_model import ServedModel
 from vmloc_ros.node import main
 
-feed = Model.feed
+feed = ServedModel.feed
 
 def feed_slowly(self, frame, batch):
     print("inference begins", flush=True)
     time.sleep(1.0)
     return feed(self, frame, batch)
 
-Model.feed = feed_slowly
+ServedModel.feed = feed_slowly
 sys.exit(main())
 """
 

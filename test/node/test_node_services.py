@@ -423,10 +423,10 @@ def test_configure_fails_for_a_checkpoint_that_never_gives_a_finite_pose(idle_no
 
 SLOW_NODE = """
 import sys
-from vmloc_ros.runtime.served_model import Model
+from vmloc_ros.runtime.served_model import ServedModel
 from vmloc_ros.node import main
 
-feed = Model.feed
+feed = ServedModel.feed
 
 def feed_slowly(self, frame, batch):
     print("inference begins", flush=True)
@@ -435,7 +435,7 @@ def feed_slowly(self, frame, batch):
     print("inference ends", flush=True)
     return feed(self, frame, batch)
 
-Model.feed = feed_slowly
+ServedModel.feed = feed_slowly
 sys.exit(main())
 """
 

@@ -16,7 +16,7 @@ from vmloc_ros.runtime.gate import Gate
 
 if TYPE_CHECKING:
     from vmloc_ros.core.models import ModelInput
-    from vmloc_ros.runtime.served_model import Model
+    from vmloc_ros.runtime.served_model import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class PreparedFrame:
 
     bundle: Bundle[Any]
     frame: Frame
-    model: Model
+    model: ServedModel
     batch: ModelInput | None
 
 
@@ -43,7 +43,7 @@ class FramePreparation:
 
     def take_camera_info(self, message: Any) -> None:
         """Store the latest CameraInfo if the model needs it: an uncalibrated camera must not reject other frames."""
-        if self._resources.needs_camera:
+        if self._resources.needs_camera_info:
             self._frames.camera_info = message
 
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:

@@ -21,7 +21,7 @@ from vmloc_ros.runtime.map_frame import MapFrame, choose_map_frame
 
 if TYPE_CHECKING:
     from vmloc_ros.core.localizer import Localizer
-    from vmloc_ros.runtime.served_model import Model
+    from vmloc_ros.runtime.served_model import ServedModel
 
 
 class Resources:
@@ -68,9 +68,9 @@ class Resources:
         return self.model.localizer
 
     @property
-    def needs_camera(self) -> bool:
+    def needs_camera_info(self) -> bool:
         """Whether the model needs camera intrinsics: to project scans into the image, or to solve for the pose."""
-        return _needs_camera(self.localizer, self.modalities)
+        return _needs_camera_info(self.localizer, self.modalities)
 
     @property
     def frames(self) -> list[str]:
@@ -92,7 +92,7 @@ class Resources:
             facts["map origin [m]"] = " ".join(f"{x:.10g}" for x in self.map_frame.origin_m)
         return facts
 
-    def adopt(self, model: Model) -> None:
+    def adopt(self, model: ServedModel) -> None:
         """Use another model from the next frame on; topics and frames stay as they are.
 
         Raises:
@@ -106,7 +106,7 @@ class Resources:
                     f"{model.checkpoint} has other {name}: {others[name]}, while the node runs with {value}; "
                     "deactivate, clean up, configure and activate to change that"
                 )
-        self.extrinsics.expect(trained_extrinsics(new.header.training))
+        self.extrinsics.compare_with(trained_extrinsics(new.header.training))
         self._area.publish(new.header.training)
         self.model = model
         self.config = replace(self.config, checkpoint=model.checkpoint)
@@ -118,7 +118,7 @@ class Resources:
         del self.model  # frees its memory, even where something still refers to these resources
 
 
-def load_configured_model(node: Node, config: NodeConfig) -> Model:
+def load_configured_model(node: Node, config: NodeConfig) -> ServedModel:
     """Load and warm up the checkpoint of the parameters; takes seconds.
 
     Raises:
@@ -143,7 +143,7 @@ def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
     return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin)
 
 
-def _needs_camera(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
+def _needs_camera_info(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
     projects = LIDAR in modalities and localizer.header.preprocess.lidar_projection == "pinhole"
     return projects or (localizer.model.needs_geometry and modalities != (LIDAR,))
 
@@ -154,7 +154,7 @@ def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
     frame = _choose_frame(config, localizer)
     origin = " ".join(f"{x:.10g}" for x in frame.origin_m)
     return {
-        "inputs": ", ".join(modalities) + (", camera_info" if _needs_camera(localizer, modalities) else ""),
+        "inputs": ", ".join(modalities) + (", camera_info" if _needs_camera_info(localizer, modalities) else ""),
         "map frames": frame.name if frame.parent is None else f"{frame.name} at {origin} in {frame.parent}",
         "base frames": config.base_frame or localizer.body_frame,
     }

@@ -36,8 +36,8 @@ class Session:
         )
         self._inputs: list[Input] = []
         try:
-            needs_camera = resources.needs_camera
-            self._inputs += create_inputs(self._node, self._config, self._modalities, needs_camera, self._receive)
+            needs_info = resources.needs_camera_info
+            self._inputs += create_inputs(self._node, self._config, self._modalities, needs_info, self._receive)
             if resources.odometry is not None:
                 self._inputs += resources.odometry.subscribe(self._node)
         except VmlocError:

@@ -21,7 +21,7 @@ from vmloc_ros.runtime.outcomes import Outcome, OutcomeWaiters
 
 if TYPE_CHECKING:
     from vmloc_ros.core.models import ModelInput
-    from vmloc_ros.runtime.served_model import Model
+    from vmloc_ros.runtime.served_model import ServedModel
 
 _LOG_PERIOD_S = 5.0
 
@@ -100,7 +100,7 @@ class Worker:
             with self._errors.handled():
                 self._publish_or_withhold(estimate, model.localizer.body_frame)
 
-    def _adopt(self, model: Model) -> None:
+    def _adopt(self, model: ServedModel) -> None:
         """Change over to the model of another checkpoint."""
         from vmloc_ros.runtime.served_model import release_gpu_memory
 

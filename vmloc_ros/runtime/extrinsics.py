@@ -37,9 +37,9 @@ class Extrinsics:
         self._lookup = lookup
         self._given = {_BASE_FROM_BODY: base_from_body, _CAMERA_FROM_LIDAR: camera_from_lidar}
         self._warn = warn
-        self.expect(trained)
+        self.compare_with(trained)
 
-    def expect(self, trained: Mapping[str, Pose]) -> None:
+    def compare_with(self, trained: Mapping[str, Pose]) -> None:
         """Compare with these transforms of training from now on."""
         self._trained = trained
         self._mismatches: dict[str, str] = {}

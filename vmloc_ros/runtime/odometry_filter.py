@@ -140,20 +140,11 @@ class _Anchor:
 
 
 class OdometryFilter:
-    """Turns fixes and odometry into a smooth trajectory, see the module's docstring; not thread-safe.
-
-    Attributes:
-        reset_reason: the reason of the latest :meth:`reset`; empty before the first.
-    """
+    """Turns fixes and odometry into a smooth trajectory, see the module's docstring; not thread-safe."""
 
     def __init__(self, config: FilterConfig) -> None:
         self._config = config
         self.reset("")
-
-    @property
-    def map_from_odom(self) -> Pose | None:
-        """The state; None before the first fix."""
-        return None if self._state is None else self._state.map_from_base @ self._state.odom_from_base.inverse()
 
     def reset(self, reason: str) -> None:
         """Discard the state; the next fix starts anew."""
@@ -161,7 +152,7 @@ class OdometryFilter:
         self._alternative: _Anchor | None = None  # from the fixes rejected since the latest accepted one
         self._alternative_fixes = 0
         self._newest_ns = 0
-        self.reset_reason = reason
+        self._reset_reason = reason
 
     def correct(self, stamp_ns: int, odom_from_base: Pose, map_from_base: Pose, covariance: ArrayLike) -> UpdateResult:
         """Update the state with a fix, which may come late.
@@ -177,7 +168,7 @@ class OdometryFilter:
         self._reset_at_jump(stamp_ns, odom_from_base)
         if self._state is None:
             self._state, self._newest_ns = fix, stamp_ns
-            return UpdateResult(Verdict.STARTED, None, self.reset_reason or "first fix", fix.filtered)
+            return UpdateResult(Verdict.STARTED, None, self._reset_reason or "first fix", fix.filtered)
         prior = _carried(self._state, stamp_ns, odom_from_base, self._config)
         if stamp_ns <= self._newest_ns:
             return UpdateResult(Verdict.REJECTED, None, "not newer than the fix before", prior.filtered)

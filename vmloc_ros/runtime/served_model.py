@@ -16,7 +16,7 @@ from vmloc_ros.core.models import ModelInput
 from vmloc_ros.core.tracing import trace_networks
 
 
-class Model:
+class ServedModel:
     """A localizer in service, fed frame by frame.
 
     Args:
@@ -58,7 +58,7 @@ class Model:
         with self._on_cuda_stream():
             self.localizer.warm_up()
 
-    def speed_up(self) -> bool:
+    def trace(self) -> bool:
         """Trace the networks on the CPU, so that other Python threads do not delay them; False if that failed."""
         if self._cuda_stream is not None:
             return True
@@ -69,7 +69,7 @@ class Model:
         return nullcontext() if self._cuda_stream is None else torch.cuda.stream(self._cuda_stream)
 
 
-def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str], object]) -> Model:
+def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str], object]) -> ServedModel:
     """Load a checkpoint and localize a first, synthetic frame.
 
     Args:
@@ -85,7 +85,7 @@ def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str
     if device == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = Model(checkpoint, Localizer.load(Path(checkpoint).expanduser(), chosen), lookahead)
+        model = ServedModel(checkpoint, Localizer.load(Path(checkpoint).expanduser(), chosen), lookahead)
         model.warm_up()
     except (RuntimeError, ModelError) as error:
         # RuntimeError is what torch raises for CUDA: out of memory, no kernel for this GPU, a broken driver.
@@ -96,7 +96,7 @@ def load_model(checkpoint: str, device: str, lookahead: int, warn: Callable[[str
             raise ModelError(f"the model does not run on {device} ({reason}); free the GPU, or use cpu") from error
         warn(f"the model does not run on {chosen} ({reason}); falling back to the CPU")
     else:
-        if not model.speed_up():
+        if not model.trace():
             warn(
                 "this system's networks cannot be traced: at high frame rates, receiving messages slows inference down"
             )
