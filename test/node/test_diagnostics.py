@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame, yaw_pose
-from ros_graph import node_arguments, peer, running, wait_until
+from ros_graph import cdr, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -21,7 +21,7 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message, typestore
+from vmloc_ros.bags.files import image_message, odometry_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
@@ -42,10 +42,6 @@ def rows_of_the_readme() -> dict[str, re.Pattern[str]]:
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     keys = [key for cell in cells for key in re.findall(r"`(.*?)`", cell)]
     return {key: re.compile(re.sub(r"<\w+>", ".+", re.escape(key))) for key in keys}
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def keys_of_a_node_that_does_everything(tmp_path: Path) -> set[str]:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import time
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, process_bundle, running, wait_until
+from ros_graph import Peer, cdr, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -21,21 +19,14 @@ pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path as PathMessage
-from rclpy.lifecycle import TransitionCallbackReturn
-from rclpy.parameter import Parameter
-from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
 from vmloc_ros.bags.files import image_message, point_cloud_message, typestore
-from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Estimate, Frame
-from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.ros.parameters import NodeConfig
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -80,10 +71,6 @@ def graph(ros_domain, checkpoint, tmp_path_factory):
         node.wait_for_output("now active")
         us.wait_for_peers([IMAGES, CLOUDS], ["/vmloc_node/pose", "/vmloc_node/path", "/tf"])
         yield us, node
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def frames_from(start_ns: int, count: int) -> list[Frame]:
@@ -318,224 +305,3 @@ def test_a_lookahead_out_of_the_models_range_is_logged_in_one_line(checkpoint, t
         assert node.wait() == 1
         node.wait_for_output(r"cannot configure: lookahead must be .* less than the 1 frame\(s\) that vmloc .*, got 1")
         assert len(node.output.splitlines()) == 1
-
-
-@pytest.fixture
-def idle_node(ros_domain):
-    """A node in this process that nothing spins."""
-    import rclpy
-
-    from vmloc_ros.node import VmlocNode
-
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context)
-    node = VmlocNode(context=context)
-    yield node
-    node.close()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
-
-
-def set_parameter(node, name, value):
-    return node.set_parameters([Parameter(name, value=value)])[0]
-
-
-def test_a_failed_configure_can_be_corrected_and_the_lifecycle_run_twice(idle_node, checkpoint):
-    success = TransitionCallbackReturn.SUCCESS
-    set_parameter(idle_node, "checkpoint", "/nope")
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    for _ in range(2):
-        assert idle_node.trigger_configure() == success
-        assert [name for name, _ in idle_node.get_topic_names_and_types() if name == "/vmloc_node/pose"]
-        assert idle_node.count_subscribers(IMAGES) == 0
-        assert idle_node.trigger_activate() == success
-        assert idle_node.count_subscribers(IMAGES) == 1
-        assert idle_node.trigger_deactivate() == success
-        assert idle_node.count_subscribers(IMAGES) == 0
-        assert idle_node.trigger_cleanup() == success
-
-
-def test_an_invalid_qos_override_fails_and_a_valid_one_is_used(checkpoint, ros_domain):
-    import rclpy
-
-    from vmloc_ros.node import VmlocNode
-
-    def activate(reliability):
-        context = rclpy.Context()
-        override = f"qos_overrides.{IMAGES}.subscription.reliability:={reliability}"
-        rclpy.init(args=["--ros-args", "-p", override, "-p", f"checkpoint:={checkpoint}"], context=context)
-        node = VmlocNode(context=context)
-        try:
-            started = node.start()
-            infos = node.get_subscriptions_info_by_topic(IMAGES)
-            return started, [info.qos_profile.reliability for info in infos]
-        finally:
-            node.close()
-            node.destroy_node()
-            rclpy.shutdown(context=context)
-
-    assert activate("utmost") == (False, [])
-    assert activate("reliable") == (True, [ReliabilityPolicy.RELIABLE])
-
-
-def test_compressed_images_are_subscribed_on_their_own_topic(idle_node, checkpoint):
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    set_parameter(idle_node, "image_transport", "compressed")
-    assert idle_node.start()
-    (info,) = idle_node.get_subscriptions_info_by_topic(f"{IMAGES}/compressed")
-    assert info.topic_type == "sensor_msgs/msg/CompressedImage"
-    assert idle_node.count_subscribers(IMAGES) == 0
-
-
-def test_equal_frame_names_fail_at_configure(idle_node, checkpoint):
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    set_parameter(idle_node, "base_frame", "map")
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    set_parameter(idle_node, "base_frame", "odom")  # no conflict unless odom is published
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-    assert idle_node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
-    set_parameter(idle_node, "tf_mode", "map_to_odom")
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
-
-
-def test_diagnostics_report_extrinsics_that_differ_from_training(idle_node, tmp_path):
-    path = tmp_path / "extrinsics.safetensors"
-    header = write_random_checkpoint(path, ("image",))
-    extrinsics = {"camera_from_lidar": {"position_m": [0.0, 0.1, 0.2], "quaternion_wxyz": [1.0, 0.0, 0.0, 0.0]}}
-    header = replace(header, training={"extrinsics": extrinsics})
-    save_checkpoint(path, header, load_checkpoint(path)[1].state_dict())
-    set_parameter(idle_node, "checkpoint", str(path))
-    set_parameter(idle_node, "camera_from_lidar", [0.0, 0.1, 0.9, 0.0, 0.0, 0.0])
-    assert idle_node.start()
-    assert "camera_from_lidar differs by 0.70 m and 0.0 deg" in idle_node._session.diagnose()[1]
-
-
-def test_only_map_to_odom_can_be_repeated(idle_node, checkpoint):
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    set_parameter(idle_node, "tf_rate_hz", 20.0)
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.FAILURE
-    set_parameter(idle_node, "tf_mode", "map_to_odom")
-    assert idle_node.trigger_configure() == TransitionCallbackReturn.SUCCESS
-
-
-def test_invalid_parameter_changes_fail_with_a_reason(idle_node):
-    assert "6 finite numbers" in set_parameter(idle_node, "base_from_body", [1.0, 2.0]).reason
-    for name in ("", "two words"):
-        assert "is no topic" in set_parameter(idle_node, "image_topic", name).reason
-    assert "expected map_to_base or map_to_odom or none" in set_parameter(idle_node, "tf_mode", "odom").reason
-    assert "odom_frame is empty" in set_parameter(idle_node, "odom_frame", "").reason
-    assert "3 finite numbers (x y z)" in set_parameter(idle_node, "map_origin", [1.0, 2.0]).reason
-    assert "odometry_topic is 'a b'" in set_parameter(idle_node, "odometry_topic", "a b").reason
-    assert not set_parameter(idle_node, "queue_depth", 0).successful
-    assert not set_parameter(idle_node, "autostart", False).successful  # read-only
-    assert set_parameter(idle_node, "base_from_body", [0.0, 0.0, 1.5, 0.0, 0.0, 0.0]).successful
-
-
-def process(node, frame: Frame, age_s: float) -> None:
-    """Run an image that came ``age_s`` ago through the node's worker."""
-    message = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
-    arrival_ns = time.monotonic_ns() - round(age_s * 1e9)
-    process_bundle(node, Bundle(frame.stamp_ns, arrival_ns, {"image": (frame.stamp_ns, message)}))
-
-
-def start_with_clips(node, checkpoint) -> None:
-    set_parameter(node, "checkpoint", str(checkpoint))
-    set_parameter(node, "lookahead_frames", 2)
-    assert node.start()
-
-
-def test_counts_and_latencies_are_right_where_a_frame_yields_no_one_or_several_poses(idle_node, clip_checkpoint):
-    start_with_clips(idle_node, clip_checkpoint)
-    for age_s, frame in zip((500, 400, 300, 200, 100), frames_from(next(STARTS_NS), 5), strict=True):
-        process(idle_node, frame, age_s)
-    values = idle_node._session.diagnose()[2]
-    assert values["poses published"] == 3
-    assert float(values["latency p50 [ms]"]) == pytest.approx(400e3, abs=20e3)
-    assert float(values["latency p95 [ms]"]) == pytest.approx(500e3, abs=20e3)
-    process(idle_node, frames_from(next(STARTS_NS), 1)[0], 0)  # a gap: the two that wait are localized
-    values = idle_node._session.diagnose()[2]
-    assert values["poses published"] == values["pose rate [Hz]"] + 3 == 5
-    assert float(values["latency p50 [ms]"]) == pytest.approx(300e3, abs=20e3)
-
-
-def test_rejected_frames_in_between_change_no_other_frames_latency(idle_node, clip_checkpoint):
-    start_with_clips(idle_node, clip_checkpoint)
-    frames = frames_from(next(STARTS_NS), 8)
-    for age_s, frame in zip((800, 700), frames[:2], strict=True):
-        process(idle_node, frame, age_s)
-    for frame in frames[2:7]:
-        process(idle_node, replace(frame, image=np.zeros((2, 0, 3), np.uint8)), 1)
-    process(idle_node, frames[7], 0)
-    values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["rejected: undecodable"]) == (1, 5)
-    assert float(values["latency p95 [ms]"]) == pytest.approx(800e3, abs=20e3)
-
-
-def test_every_pose_that_cannot_be_published_is_counted(idle_node, clip_checkpoint):
-    set_parameter(idle_node, "base_frame", "no_such_frame")
-    start_with_clips(idle_node, clip_checkpoint)
-    for frame in (*frames_from(next(STARTS_NS), 2), *frames_from(next(STARTS_NS), 1)):
-        process(idle_node, frame, 0)
-    values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["rejected: not localized"]) == (0, 2)
-
-
-@pytest.mark.parametrize(("row", "value"), [(0, np.nan), (5, np.nan), (2, 0.0)])
-def test_no_covariance_that_is_not_finite_or_not_positive_is_published(row, value, idle_node, checkpoint, monkeypatch):
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    assert idle_node.start()
-    (frame,) = frames_from(next(STARTS_NS), 1)
-    covariance = np.diag(np.ones(6))
-    covariance[row, row] = value
-    estimate = Estimate(frame.stamp_ns, Pose.identity(), covariance, ("image",))
-    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [estimate])
-    process(idle_node, frame, 0)
-    values = idle_node._session.diagnose()[2]
-    assert (values["poses published"], values["rejected: not localized"], values["transforms published"]) == (0, 1, 0)
-
-
-@pytest.mark.parametrize("allowed", [True, False])
-def test_a_dropped_sensor_is_reported_and_its_pose_withheld_where_all_are_required(
-    allowed, idle_node, checkpoint, monkeypatch
-):
-    set_parameter(idle_node, "checkpoint", str(checkpoint))
-    set_parameter(idle_node, "allow_degraded", allowed)
-    set_parameter(idle_node, "modalities", ["image"])  # or frames without a scan would be rejected
-    assert idle_node.start()
-    (frame,) = frames_from(next(STARTS_NS), 1)
-    estimate = Estimate(
-        frame.stamp_ns, Pose.identity(), np.eye(6), ("image",), confidence=0.5, dropped_sensors=("lidar",)
-    )
-    monkeypatch.setattr(idle_node._resources.model, "feed", lambda frame, batch: [estimate])
-    process(idle_node, frame, 0)
-    _, text, values = idle_node._session.diagnose()
-    if allowed:
-        assert (values["poses published"], values["dropped sensors"]) == (1, "lidar")
-        assert "dropped lidar, unlike the training data" in text
-    else:
-        assert (values["poses published"], values["poses withheld"]) == (0, 1)
-        assert "lidar unlike the training data, and allow_degraded is false" in text
-
-
-def test_deactivation_drops_the_clip(idle_node, clip_checkpoint):
-    start_with_clips(idle_node, clip_checkpoint)
-    before, after = frames_from(next(STARTS_NS), 4)[:2], frames_from(next(STARTS_NS), 3)
-    for frame in before:
-        process(idle_node, frame, 0)
-    assert idle_node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
-    assert idle_node.trigger_activate() == TransitionCallbackReturn.SUCCESS
-    for frame in after:
-        process(idle_node, frame, 0)
-    assert idle_node._session.diagnose()[2]["poses published"] == 1
-
-
-def test_the_readme_lists_every_parameter_with_its_default():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    table = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? \|", readme.partition("### Parameters")[2], re.MULTILINE))
-    quoted = {str: '"{}"', bool: "{}", int: "{}", float: "{}", type(None): ""}
-    defaults = {
-        row.name: quoted[type(row.default)].format(str(row.default).lower() if row.default is not None else "")
-        for row in fields(NodeConfig)
-    }
-    assert table == defaults

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, running, wait_until
+from ros_graph import Peer, cdr, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -21,19 +21,15 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
-from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, point_cloud_message, typestore
+from vmloc_ros.bags.files import image_message, point_cloud_message
 from vmloc_ros.core.checkpoint import Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_depth, decode_pose, stamp_ns
-from vmloc_ros.core.preprocessing import PreprocessConfig
-from vmloc_ros.core.synchronizer import Bundle
-from vmloc_ros.node.resources import load_configured_model
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -43,10 +39,6 @@ START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 50_000_000
 
 def frames_from(start_ns: int, count: int, names: Sequence[str] = ("image", "lidar")) -> list[Frame]:
     return [replace(random_frame(i, names=names), stamp_ns=start_ns + i * PERIOD_NS) for i in range(count)]
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def send_image(us: Peer, frame: Frame) -> None:
@@ -245,38 +237,3 @@ def test_deactivation_under_load_discards_waiting_frames(slow_node):
     send_image(us, frames[5])
     wait_until(lambda: frames[5].stamp_ns in stamps(us), "the frame after it")
     assert stamps(us) == [frames[0].stamp_ns, frames[5].stamp_ns]
-
-
-def test_a_frame_goes_to_the_model_that_it_was_prepared_for(ros_domain, tmp_path, monkeypatch):
-    """A model of another image size takes over while a frame is between the two threads."""
-    import rclpy
-
-    from vmloc_ros.node import VmlocNode
-
-    paths = {side: tmp_path / f"{side}.safetensors" for side in (64, 96)}
-    for side, path in paths.items():
-        write_random_checkpoint(path, preprocess=PreprocessConfig(modalities=("image",), shortest_side=side), seed=side)
-    context = rclpy.Context()
-    rclpy.init(args=[], context=context)
-    node = VmlocNode(context=context)
-    try:
-        node.set_parameters([Parameter("checkpoint", value=str(paths[64])), Parameter("device", value="cpu")])
-        assert node.start()
-        worker, resources, published = node._session._worker, node._resources, []
-        monkeypatch.setattr(resources.outputs, "publish", lambda stamp, pose, covariance: published.append(pose))
-        frames = frames_from(START_NS, 2, ("image",))
-        messages = [image_message(frame.stamp_ns, "camera", frame.image, "rgb8") for frame in frames]
-        first, second = (
-            Bundle(f.stamp_ns, 0, {"image": (f.stamp_ns, m)}) for f, m in zip(frames, messages, strict=True)
-        )
-        prepared = worker.prepare(first)
-        resources.adopt(load_configured_model(node, replace(resources.config, checkpoint=str(paths[96]))))
-        worker.localize(prepared)
-        worker.localize(worker.prepare(second))
-        for pose, frame, path in zip(published, frames, paths.values(), strict=True):
-            expected = localizer_of_the_node(path).localize(frame).map_from_body
-            np.testing.assert_allclose(pose.matrix, expected.matrix, atol=1e-9)
-    finally:
-        node.close()
-        node.destroy_node()
-        rclpy.shutdown(context=context)

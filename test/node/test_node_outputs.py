@@ -15,7 +15,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from helpers import random_frame, yaw_pose
-from ros_graph import Peer, Process, localizer_of_the_node, node_arguments, peer, running, wait_until
+from ros_graph import Peer, Process, cdr, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message, tf_message, typestore
+from vmloc_ros.bags.files import image_message, odometry_message, tf_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
@@ -58,10 +58,6 @@ def local_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def utm_checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model") / "utm.safetensors", UTM_M, map_frame="utm")
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def stamps_from(start_ns: int, count: int = 6) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame, yaw_pose
-from ros_graph import Peer, localizer_of_the_node, node_arguments, peer, running, wait_until
+from ros_graph import Peer, cdr, localizer_of_the_node, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -26,7 +26,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message, typestore
+from vmloc_ros.bags.files import image_message, odometry_message
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
@@ -98,10 +98,6 @@ def send_odometry(us: Peer, stamp: int, odom_from_base: Pose) -> None:
 def send_image(us: Peer, stamp: int, number: int) -> None:
     us.publisher(Image, IMAGES).publish(cdr(image_message(stamp, "camera", random_frame(number).image, "rgb8")))
     time.sleep(0.03)
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def published(us: Peer, stamps: list[int]) -> list:

@@ -76,3 +76,14 @@ def test_the_readme_has_each_parameters_description() -> None:
     table = readme.partition("### Parameters")[2].partition("\n### ")[0]
     descriptions = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", table, re.MULTILINE))
     assert descriptions == {name: row.metadata["description"] for name, row in ROWS.items()}
+
+
+def test_the_readme_lists_every_parameter_with_its_default():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? \|", readme.partition("### Parameters")[2], re.MULTILINE))
+    quoted = {str: '"{}"', bool: "{}", int: "{}", float: "{}", type(None): ""}
+    defaults = {
+        row.name: quoted[type(row.default)].format(str(row.default).lower() if row.default is not None else "")
+        for row in fields(NodeConfig)
+    }
+    assert table == defaults

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from helpers import random_frame
-from ros_graph import node_arguments, peer, running, wait_until
+from ros_graph import cdr, node_arguments, peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
@@ -23,7 +23,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message, typestore
+from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose
@@ -196,10 +196,6 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "random.safetensors"
     write_random_checkpoint(path, ("image", "lidar"))
     return path
-
-
-def cdr(message) -> bytes:
-    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def diagnosed(us, condition, what):

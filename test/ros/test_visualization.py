@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import random_frame
-from ros_graph import peer, wait_until
+from ros_graph import node_in_process, peer, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
@@ -128,39 +128,26 @@ def test_a_range_image_that_cannot_be_drawn_does_not_stop_the_overlay(viewer):
 
 
 def test_the_pose_is_published_before_anything_is_drawn(ros_domain, tmp_path, monkeypatch):
-    import rclpy
-
-    from vmloc_ros.node import VmlocNode
-
     checkpoint = tmp_path / "random.safetensors"
     write_random_checkpoint(checkpoint, ("image", "lidar"))
     parameters = {"checkpoint": checkpoint, "device": "cpu", "modalities": "[image]", "queue_depth": 100}
-    arguments = ["--ros-args", *(part for name, x in parameters.items() for part in ("-p", f"{name}:={x}"))]
-    context = rclpy.Context()
-    rclpy.init(args=arguments, context=context)
-    node = VmlocNode(context=context)
     drawn = []
+    with node_in_process(parameters) as node, peer() as us:
 
-    def draw(frame, *_):
-        drawn.append((frame.stamp_ns - STAMP_NS, node._session.diagnose()[2]["poses published"]))
+        def draw(frame, *_):
+            drawn.append((frame.stamp_ns - STAMP_NS, node._session.diagnose()[2]["poses published"]))
 
-    monkeypatch.setattr(visualization, "overlay_picture", draw)
-    try:
+        monkeypatch.setattr(visualization, "overlay_picture", draw)
         assert node.start()
-        with peer() as us:
-            us.collect(Image, "/vmloc_node/overlay")
-            wait_until(lambda: node.count_subscribers("/vmloc_node/overlay"), "the viewer")
-            _, bundle = frame_and_bundle(clouds=False)
-            sent = iter(range(1000))
+        us.collect(Image, "/vmloc_node/overlay")
+        wait_until(lambda: node.count_subscribers("/vmloc_node/overlay"), "the viewer")
+        _, bundle = frame_and_bundle(clouds=False)
+        sent = iter(range(1000))
 
-            def seen():
-                node._session._pipeline.add("image", STAMP_NS + next(sent), bundle.messages["image"][1])
-                return drawn
+        def seen():
+            node._session._pipeline.add("image", STAMP_NS + next(sent), bundle.messages["image"][1])
+            return drawn
 
-            wait_until(seen, "an image")
-        index, poses = drawn[0]
-        assert poses == index + 1
-    finally:
-        node.close()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
+        wait_until(seen, "an image")
+    index, poses = drawn[0]
+    assert poses == index + 1

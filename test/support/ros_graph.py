@@ -126,6 +126,38 @@ def node_arguments(parameters: dict[str, Any]) -> list[str]:
     return ["-m", "vmloc_ros.node", "--ros-args", *settings]
 
 
+@contextmanager
+def node_in_process(parameters: dict[str, Any] | None = None) -> Iterator[Any]:
+    """A VmlocNode in this process and a ROS context of its own, which nothing spins."""
+    import rclpy
+
+    from vmloc_ros.node import VmlocNode
+
+    context = rclpy.Context()
+    rclpy.init(args=node_arguments(parameters or {})[2:], context=context)
+    node = VmlocNode(context=context)
+    try:
+        yield node
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+
+
+def set_parameter(node: Any, name: str, value: Any) -> Any:
+    """Set a parameter of a node in this process; returns rcl_interfaces/SetParametersResult."""
+    from rclpy.parameter import Parameter
+
+    return node.set_parameters([Parameter(name, value=value)])[0]
+
+
+def cdr(message: Any) -> bytes:
+    """Serialize a message of the rosbags library, for publishers of rclpy."""
+    from vmloc_ros.bags.files import typestore
+
+    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
+
+
 def ament_prefix(folder: Path) -> Path:
     """Install this checkout into a folder, as far as launch files need it; returns the folder."""
     program = folder / "lib" / "vmloc_ros" / "vmloc_node"
