@@ -19,6 +19,7 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from vmloc_ros.bags import files as bags
+from vmloc_ros.bags import messages
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
@@ -29,7 +30,7 @@ STAMP_NS = 1_717_000_000_123_456_789
 
 
 def pose_message(stamp_ns: int = STAMP_NS) -> Any:
-    return bags.pose_stamped_message(stamp_ns, "map", POSE)
+    return messages.pose_stamped_message(stamp_ns, "map", POSE)
 
 
 def write_poses(path: Path, count: int = 3, **options: Any) -> None:
@@ -67,7 +68,7 @@ def test_image_message_holds_every_pixel_and_the_stamp(kind, height, width, stam
     encoding, dtype, channels = kind
     shape = (height, width, 3) if channels == 3 else (height, width)
     array = data.draw(hnp.arrays(dtype, shape))
-    message = bags.image_message(stamp_ns, "cam", array, encoding)
+    message = messages.image_message(stamp_ns, "cam", array, encoding)
     assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == stamp_ns
     assert (message.height, message.width, message.encoding, message.is_bigendian) == (
         height,
@@ -82,7 +83,7 @@ def test_image_message_holds_every_pixel_and_the_stamp(kind, height, width, stam
 @pytest.mark.parametrize(("encoding", "dtype"), [("16UC1", np.uint16), ("32FC1", np.float32)])
 def test_depth_images_survive_a_bag(tmp_path, encoding, dtype):
     depth = np.arange(12).reshape(3, 4).astype(dtype)[:, ::-1]  # not contiguous
-    read = written_and_read(tmp_path, "/depth", bags.image_message(STAMP_NS, "cam", depth, encoding))
+    read = written_and_read(tmp_path, "/depth", messages.image_message(STAMP_NS, "cam", depth, encoding))
     np.testing.assert_array_equal(read.data.view(dtype).reshape(3, 4), depth)
     assert read.header.frame_id == "cam"
 
@@ -97,20 +98,20 @@ def test_depth_images_survive_a_bag(tmp_path, encoding, dtype):
         (np.zeros((2, 2, 3), np.uint8), "hsv8", "cannot write encoding 'hsv8'"),
     ],
 )
-def test_image_of_the_wrong_kind_is_refused(array, encoding, text):
+def test_image_of_the_wrong_kind_is_rejected(array, encoding, text):
     with pytest.raises(MessageError, match=text):
-        bags.image_message(0, "cam", array, encoding)
+        messages.image_message(0, "cam", array, encoding)
 
 
 @pytest.mark.parametrize("stamp_ns", [-1, 2**31 * 10**9])
-def test_stamp_that_no_message_can_hold_is_refused(stamp_ns):
+def test_stamp_that_no_message_can_hold_is_rejected(stamp_ns):
     with pytest.raises(MessageError, match=f"stamp {stamp_ns} ns"):
         pose_message(stamp_ns)
 
 
 def test_camera_info_holds_the_intrinsics(tmp_path):
     camera = PinholeCamera(320, 240, 160.5, 161.5, 159.5, 119.25)
-    read = written_and_read(tmp_path, "/info", bags.camera_info_message(STAMP_NS, "cam", camera))
+    read = written_and_read(tmp_path, "/info", messages.camera_info_message(STAMP_NS, "cam", camera))
     assert (read.width, read.height, read.distortion_model) == (320, 240, "plumb_bob")
     assert read.k.tolist() == [160.5, 0, 159.5, 0, 161.5, 119.25, 0, 0, 1]
     assert read.p.reshape(3, 4)[:, :3].ravel().tolist() == read.k.tolist()
@@ -121,7 +122,7 @@ def test_point_cloud_has_the_layout_of_lidar_drivers(tmp_path):
     xyz = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
     cloud = PointCloud(xyz, np.array([7, 8], np.float32), np.array([-0.05, 0.05], np.float32))
     ring = np.array([3, 31], np.uint16)
-    read = written_and_read(tmp_path, "/points", bags.point_cloud_message(STAMP_NS, "lidar", cloud, ring))
+    read = written_and_read(tmp_path, "/points", messages.point_cloud_message(STAMP_NS, "lidar", cloud, ring))
     assert [(f.name, f.offset, f.datatype, f.count) for f in read.fields] == [
         ("x", 0, 7, 1),
         ("y", 4, 7, 1),
@@ -136,23 +137,23 @@ def test_point_cloud_has_the_layout_of_lidar_drivers(tmp_path):
     np.testing.assert_allclose(points, [(1, 2, 3, 7, 3, -0.05), (4, 5, 6, 8, 31, 0.05)], rtol=1e-6)
 
 
-def test_point_cloud_without_extras_is_xyz_and_says_that_it_has_holes(tmp_path):
+def test_point_cloud_without_extras_is_xyz_and_marked_as_not_dense(tmp_path):
     cloud = PointCloud(np.array([[1, 2, 3], [np.nan, 5, 6]], np.float32))
-    read = written_and_read(tmp_path, "/points", bags.point_cloud_message(STAMP_NS, "lidar", cloud))
+    read = written_and_read(tmp_path, "/points", messages.point_cloud_message(STAMP_NS, "lidar", cloud))
     assert [f.name for f in read.fields] == ["x", "y", "z"]
     assert (read.point_step, read.is_dense) == (12, False)
 
 
 def test_empty_point_cloud_survives_a_bag(tmp_path):
     cloud = PointCloud(np.zeros((0, 3), np.float32), np.zeros(0, np.float32))
-    read = written_and_read(tmp_path, "/points", bags.point_cloud_message(STAMP_NS, "lidar", cloud))
+    read = written_and_read(tmp_path, "/points", messages.point_cloud_message(STAMP_NS, "lidar", cloud))
     assert (read.width, read.row_step, len(read.data)) == (0, 0, 0)
 
 
-def test_point_cloud_with_a_field_of_another_length_is_refused():
+def test_point_cloud_with_a_field_of_another_length_is_rejected():
     cloud = PointCloud(np.zeros((2, 3), np.float32), np.zeros(3, np.float32))
     with pytest.raises(MessageError, match="'intensity' has 3 values for 2 points"):
-        bags.point_cloud_message(0, "lidar", cloud)
+        messages.point_cloud_message(0, "lidar", cloud)
 
 
 def test_poses_odometry_and_transforms_reorder_quaternions(tmp_path):
@@ -165,7 +166,7 @@ def test_poses_odometry_and_transforms_reorder_quaternions(tmp_path):
     check(stamped.pose.position, stamped.pose.orientation)
 
     covariance = np.arange(36.0).reshape(6, 6)
-    message = bags.odometry_message(STAMP_NS, "odom", "base", POSE, [1, 2, 3], [4, 5, 6], covariance)
+    message = messages.odometry_message(STAMP_NS, "odom", "base", POSE, [1, 2, 3], [4, 5, 6], covariance)
     odometry = written_and_read(tmp_path, "/odom", message)
     assert (odometry.header.frame_id, odometry.child_frame_id) == ("odom", "base")
     check(odometry.pose.pose.position, odometry.pose.pose.orientation)
@@ -174,7 +175,9 @@ def test_poses_odometry_and_transforms_reorder_quaternions(tmp_path):
     twist = odometry.twist.twist
     assert (twist.linear.x, twist.linear.z, twist.angular.x, twist.angular.z) == (1, 3, 4, 6)
 
-    tree = written_and_read(tmp_path, "/tf_static", bags.tf_message([("base", "cam", POSE, 7), ("a", "b", POSE, 8)]))
+    tree = written_and_read(
+        tmp_path, "/tf_static", messages.tf_message([("base", "cam", POSE, 7), ("a", "b", POSE, 8)])
+    )
     first, second = tree.transforms
     assert (first.header.frame_id, first.child_frame_id, first.header.stamp.nanosec) == ("base", "cam", 7)
     assert (second.header.frame_id, second.child_frame_id) == ("a", "b")
@@ -184,9 +187,9 @@ def test_poses_odometry_and_transforms_reorder_quaternions(tmp_path):
 # --- writing ---
 
 
-def test_bag_says_what_is_in_it_and_carries_definitions_and_qos(tmp_path):
+def test_metadata_lists_the_topics_and_definitions_and_qos_are_stored(tmp_path):
     with bags.BagWriter(tmp_path / "deep" / "trip") as bag:
-        bag.write("/tf_static", bags.tf_message([("a", "b", POSE, 1)]), 5)
+        bag.write("/tf_static", messages.tf_message([("a", "b", POSE, 1)]), 5)
         bag.write("/pose", pose_message(), 9)
     metadata = yaml.safe_load((tmp_path / "deep" / "trip" / "metadata.yaml").read_text())
     information = metadata["rosbag2_bagfile_information"]
@@ -230,7 +233,7 @@ def test_failing_to_overwrite_keeps_the_old_bag(tmp_path):
     assert names_beside(tmp_path / "trip") == ["trip"]
 
 
-def test_overwriting_is_asked_for(tmp_path):
+def test_an_existing_bag_is_overwritten_only_on_request(tmp_path):
     write_poses(tmp_path / "trip", count=3)
     with pytest.raises(DataError, match=r"trip exists already"):
         bags.BagWriter(tmp_path / "trip")
@@ -261,7 +264,7 @@ def test_a_bag_that_appeared_meanwhile_is_not_replaced(tmp_path):
     assert names_beside(tmp_path / "trip") == ["trip"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_path_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with (
         pytest.raises(DataError, match=r"cannot write bag .*file/trip"),
@@ -271,7 +274,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_one_topic_has_one_type(tmp_path):
-    transforms = bags.tf_message([("a", "b", POSE, 1)])
+    transforms = messages.tf_message([("a", "b", POSE, 1)])
     with bags.BagWriter(tmp_path / "trip") as bag:
         bag.write("/pose", pose_message(), 1)
         with pytest.raises(DataError, match=r"topic /pose of .* has type geometry_msgs/msg/PoseStamped"):
@@ -283,7 +286,7 @@ def test_raw_messages_of_foreign_types_need_their_definitions(tmp_path):
     store.register(get_types_from_msg("float32 litres", "tea_msgs/msg/Pot"))
     raw = bytes(store.serialize_cdr(store.types["tea_msgs/msg/Pot"](litres=1.5), "tea_msgs/msg/Pot"))
     with (
-        bags.BagWriter(tmp_path / "refused") as bag,
+        bags.BagWriter(tmp_path / "rejected") as bag,
         pytest.raises(DataError, match="no definition of type tea_msgs/msg/Pot"),
     ):
         bag.write_raw("/pot", "tea_msgs/msg/Pot", raw, 1)
@@ -291,16 +294,16 @@ def test_raw_messages_of_foreign_types_need_their_definitions(tmp_path):
         bag.write_raw("/pot", "tea_msgs/msg/Pot", raw, 1)
         bag.write("/pose", pose_message(), 2)
     with bags.open_bag(tmp_path / "known") as reader:
-        messages = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages()]
-    assert messages[0].litres == 1.5
-    assert messages[1].pose.position.z == 3.5
+        found = [reader.deserialize(data, c.msgtype) for c, _, data in reader.messages()]
+    assert found[0].litres == 1.5
+    assert found[1].pose.position.z == 3.5
 
 
 # --- reading ---
 
 
 def write_sqlite(path: Path) -> None:
-    store = bags.typestore()
+    store = messages.typestore()
     with Writer(path, version=8, storage_plugin=StoragePlugin.SQLITE3) as writer:
         connection = writer.add_connection("/pose", POSE_TYPE, typestore=store)
         for i in range(3):
@@ -416,7 +419,7 @@ def test_damaged_recording_is_read_or_a_data_error_in_one_line(recordings, tmp_p
     assert isinstance(outcome, int) or ("bad" in outcome and "\n" not in outcome)
 
 
-def test_errors_of_the_reader_s_user_pass_unchanged(tmp_path):
+def test_exceptions_of_the_caller_pass_unchanged(tmp_path):
     write_poses(tmp_path / "trip")
 
     def use() -> None:

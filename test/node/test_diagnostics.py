@@ -21,7 +21,7 @@ from nav_msgs.msg import Odometry
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message
+from vmloc_ros.bags.messages import image_message, odometry_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose

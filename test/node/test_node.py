@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, point_cloud_message, typestore
+from vmloc_ros.bags.messages import image_message, point_cloud_message, typestore
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns

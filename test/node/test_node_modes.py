@@ -25,7 +25,7 @@ from rclpy.time import Time
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, point_cloud_message
+from vmloc_ros.bags.messages import image_message, point_cloud_message
 from vmloc_ros.core.checkpoint import Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.localizer import Localizer

@@ -28,7 +28,7 @@ from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message, tf_message
+from vmloc_ros.bags.messages import image_message, odometry_message, tf_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns

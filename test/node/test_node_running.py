@@ -39,7 +39,8 @@ from image_node import (
     trigger,
     values_of,
 )
-from vmloc_ros.bags.files import BagWriter, image_message
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import stamp_ns
 

@@ -26,7 +26,7 @@ from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message, odometry_message
+from vmloc_ros.bags.messages import image_message, odometry_message
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose

@@ -26,7 +26,7 @@ from tf2_msgs.msg import TFMessage
 
 from image_node import NODE, PERIOD_NS, STARTS_NS, in_distribution_frames, novel_frames, stamps_on
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message
+from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.checkpoint import save_checkpoint
 from vmloc_ros.core.frame import IMAGE, Estimate, Frame
 from vmloc_ros.core.geometry import Pose

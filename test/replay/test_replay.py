@@ -29,7 +29,8 @@ from sensor_msgs.msg import Image
 from tf2_msgs.msg import TFMessage
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import BagWriter, image_message, open_bag, pose_stamped_message, tf_message
+from vmloc_ros.bags.files import BagWriter, open_bag
+from vmloc_ros.bags.messages import image_message, pose_stamped_message, tf_message
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from vmloc_ros.bags.files import odometry_message
+from vmloc_ros.bags.messages import odometry_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.ros.odometry import create_odometry

@@ -23,7 +23,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.checkpoint import CheckpointHeader, save_checkpoint
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose

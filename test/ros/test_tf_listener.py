@@ -16,7 +16,7 @@ pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
 from rclpy.time import Time
 from tf2_msgs.msg import TFMessage
 
-from vmloc_ros.bags.files import transform_message
+from vmloc_ros.bags.messages import transform_message
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose

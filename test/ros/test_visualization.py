@@ -16,7 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.messages import decode_image, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor

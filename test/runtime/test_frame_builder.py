@@ -10,7 +10,7 @@ from helpers import random_frame
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
-from vmloc_ros.bags.files import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Bundle

@@ -23,7 +23,7 @@ from tf2_msgs.msg import TFMessage
 from helpers import random_frame
 from ros_graph import Peer, Process, cdr, localizer_of_the_node, node_arguments, peer, running, wait_until
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.files import image_message
+from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
 from vmloc_ros.core.confidence import (
     Confidence,

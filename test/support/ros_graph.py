@@ -153,7 +153,7 @@ def set_parameter(node: Any, name: str, value: Any) -> Any:
 
 def cdr(message: Any) -> bytes:
     """Serialize a message of the rosbags library, for publishers of rclpy."""
-    from vmloc_ros.bags.files import typestore
+    from vmloc_ros.bags.messages import typestore
 
     return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 

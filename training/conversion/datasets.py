@@ -14,8 +14,8 @@ from training.sources.kitti.source import KittiSource
 from training.sources.options import SourceOptions
 from training.sources.seven_scenes import SevenScenesSource
 from training.sources.tum import TumSource
-from vmloc_ros.bags.files import (
-    BagWriter,
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import (
     camera_info_message,
     image_message,
     point_cloud_message,

@@ -28,8 +28,8 @@ from training.sources.robotcar.calibration import (
 )
 from training.sources.robotcar.files import UTM_ORIGIN_M, StampedPoses, integrate_vo, read_vo
 from training.sources.robotcar.source import RobotCarSource
-from vmloc_ros.bags.files import (
-    BagWriter,
+from vmloc_ros.bags.files import BagWriter
+from vmloc_ros.bags.messages import (
     camera_info_message,
     image_message,
     odometry_message,

@@ -20,7 +20,7 @@ from training.simulation.textures import Textures
 from training.simulation.traffic import Traffic
 from training.simulation.trajectory import Trajectory
 from training.simulation.world import World, build_world
-from vmloc_ros.bags import files as bags
+from vmloc_ros.bags import messages as bags
 from vmloc_ros.core.frame import PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 

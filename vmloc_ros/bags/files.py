@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags on disk: an all-or-nothing rosbag2 writer, and a reader with clear errors.
+"""Bags on disk: an atomic rosbag2 writer, and a reader whose errors name the bag.
 
-Everything goes through the ``rosbags`` library: no ROS installation is needed, and the bags open in
-``ros2 bag`` and Foxglove (message definitions and QoS profiles are stored). The builders of
-:mod:`vmloc_ros.bags.messages` are offered here too.
+Both use the ``rosbags`` library: no ROS installation is needed, and the bags open in ``ros2 bag`` and Foxglove (message
+definitions and QoS profiles are stored).
 """
 
 from __future__ import annotations
@@ -29,32 +28,8 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys.store import Typestore
 
-from vmloc_ros.bags.messages import (
-    camera_info_message,
-    image_message,
-    odometry_message,
-    point_cloud_message,
-    pose_stamped_message,
-    tf_message,
-    transform_message,
-    typestore,
-)
+from vmloc_ros.bags.messages import typestore
 from vmloc_ros.core.errors import DataError
-
-__all__ = [
-    "LATCHED_TOPICS",
-    "BagReader",
-    "BagWriter",
-    "camera_info_message",
-    "image_message",
-    "odometry_message",
-    "open_bag",
-    "point_cloud_message",
-    "pose_stamped_message",
-    "tf_message",
-    "transform_message",
-    "typestore",
-]
 
 LATCHED_TOPICS = ("/tf_static",)
 _UNLIMITED = QosTime(9223372036, 854775807)
