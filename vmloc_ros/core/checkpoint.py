@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One safetensors file: weights and, in its metadata, all that is needed to use them. No pickle."""
+"""Checkpoints: one safetensors file with the weights and, in its metadata, all that is needed to use them."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 FORMAT = "vmloc_ros-checkpoint"
 VERSION = 1
-_CONFIDENCE = "confidence."  # begins the names of tensors that are no weights
+_CONFIDENCE = "confidence."  # prefix of tensors that belong to the confidence, not to the model
 
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """Errors on held-out training data that posterior samples do not explain.
+    """Calibration of the covariance on held-out frames: errors that posterior samples do not explain.
 
     Attributes:
         residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
             the body.
-        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
-            held-out errors: these have heavier tails than a normal distribution of their variance.
-        modalities: the sensors that those answers rested on.
-        coupling: factor on the correlations between position and rotation, so that the ellipsoid of all six
-            dimensions holds 95 %, too: where a solver took dependent measurements for independent, it is too sure of
-            how an error of the one goes with an error of the other.
-        growth: by how much the logarithms of the standard deviations of position and rotation grow with each unit of
+        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids contain 95 % of
+            the held-out errors, whose tails are heavier than a normal distribution's.
+        modalities: the sensors that the held-out predictions used.
+        coupling: factor on the correlations between position and rotation, so that the 95 % ellipsoid of all six
+            dimensions contains 95 %, too: a solver that takes dependent measurements for independent overestimates
+            these correlations.
+        growth: increase of the logarithms of the standard deviations of position and rotation per unit of
             :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
     """
 
@@ -62,15 +62,15 @@ class Residuals:
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """What the covariance rests on beside the posterior's samples: residuals on held-out training data.
+    """Calibration of the covariance for every set of sensors.
 
     Attributes:
-        residual_std: see :class:`Residuals`; of answers from all sensors.
-        samples: posterior samples drawn for each estimate.
-        inflation: see :class:`Residuals`; of answers from all sensors.
-        missing: likewise with sensors missing, an entry for each set of sensors that remains.
-        coupling: see :class:`Residuals`; of answers from all sensors.
-        growth: see :class:`Residuals`; of answers from all sensors.
+        residual_std: see :class:`Residuals`; of predictions from all sensors.
+        samples: number of posterior samples drawn for each estimate.
+        inflation: see :class:`Residuals`; of predictions from all sensors.
+        missing: the same with sensors missing, one entry for each set of remaining sensors.
+        coupling: see :class:`Residuals`; of predictions from all sensors.
+        growth: see :class:`Residuals`; of predictions from all sensors.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
@@ -86,7 +86,7 @@ class Uncertainty:
         self.residuals(())
 
     def residuals(self, modalities: tuple[str, ...]) -> Residuals:
-        """Those of answers that rest on these sensors; those of all sensors where none were fitted for them."""
+        """Residuals of predictions from these sensors; those of all sensors where no others were fitted."""
         for fitted in self.missing:
             if set(fitted.modalities) == set(modalities):
                 return fitted
@@ -125,7 +125,7 @@ def save_checkpoint(
     """Write atomically: a reader sees the old file or the whole new one.
 
     Args:
-        confidence: what estimates will be judged by; None leaves them without a confidence.
+        confidence: to be stored, too; None leaves estimates without a confidence.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full; an existing file stays as it was.
@@ -137,14 +137,14 @@ def save_checkpoint(
         "header": json.dumps(to_mapping(header)),
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    judged_by = {} if confidence is None else confidence.to_tensors()
-    tensors |= {_CONFIDENCE + name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in judged_by.items()}
+    arrays = {} if confidence is None else confidence.to_tensors()
+    tensors |= {_CONFIDENCE + name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     with write_aside(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """The header alone: fast, reads no weights.
+    """Read the header alone, without the weights.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign or of another version.
@@ -177,7 +177,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
 
 
 def load_confidence(path: Path) -> Confidence | None:
-    """What the checkpoint's estimates are judged by; None in one that was written without.
+    """The checkpoint's confidence; None where it was written without one.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign or damaged.

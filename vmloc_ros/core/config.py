@@ -24,7 +24,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = "config")
     Args:
         cls: a dataclass type; its own ``__post_init__`` may check ranges and raise ConfigError or ValueError.
         values: keys are field names; missing keys take the field's default.
-        where: how messages name the mapping, such as a file or a section.
+        where: name of the mapping in messages, such as a file or a section.
 
     Raises:
         ConfigError: a key is unknown, or a value is missing, of the wrong type or out of range.
@@ -69,7 +69,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
     if origin is dict:
-        hint = dict  # free-form: contents are the reader's business
+        hint = dict  # free-form: contents are not checked here
     if dataclasses.is_dataclass(hint):
         return from_mapping(hint, value, where)  # type: ignore[arg-type]
     # YAML reads 1e-4 as a string and 1 as an int; bool is an int in Python but never meant as a number.

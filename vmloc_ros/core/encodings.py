@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels of ROS images, raw (sensor_msgs/image_encodings.hpp) and compressed, to RGB and to depth."""
+"""Decoding of ROS images, raw (sensor_msgs/image_encodings.hpp) and compressed, to RGB or depth."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from vmloc_ros.core.errors import MessageError
 
 # encoding: (numpy type, channels, OpenCV conversion to RGB or None).
-# ROS names a Bayer pattern by its first four pixels, OpenCV by those one row down and one column right: RGGB
-# is "BG" there.
+# ROS names a Bayer pattern by its first two rows, OpenCV by the second and third pixel of its second row: RGGB is "BG".
 _IMAGE_ENCODINGS: dict[str, tuple[str, int, int | None]] = {
     "rgb8": ("u1", 3, None),
     "bgr8": ("u1", 3, cv2.COLOR_BGR2RGB),
@@ -41,7 +40,7 @@ def rgb_from_raw(msg: Any) -> NDArray[np.uint8]:
     """``(H, W, 3)`` uint8 RGB of a raw image message; 16-bit values keep their upper byte.
 
     Raises:
-        MessageError: unknown encoding (and cv_bridge cannot help), or sizes that contradict each other.
+        MessageError: unknown encoding (and cv_bridge cannot help), or inconsistent sizes.
     """
     encoding = str(msg.encoding)
     if encoding not in _IMAGE_ENCODINGS:
@@ -55,7 +54,7 @@ def depth_from_raw(msg: Any) -> NDArray[np.float32]:
     """``(H, W)`` float32 metres, 0 = none, of a raw image of integer millimetres or float metres (REP 118).
 
     Raises:
-        MessageError: unknown encoding, or sizes that contradict each other.
+        MessageError: unknown encoding, or inconsistent sizes.
     """
     encoding = str(msg.encoding)
     if encoding not in _DEPTH_ENCODINGS:
@@ -116,7 +115,7 @@ def depth_from_compressed(data: Any, format_text: str) -> NDArray[np.float32]:
 def unpack_image(data: Any, what: str) -> NDArray[Any]:
     """Pixels of JPEG or PNG bytes as stored: ``(H, W)`` or ``(H, W, C)`` in OpenCV's order, uint8 or uint16.
 
-    A file cut short is refused, where OpenCV would fill the rest with grey.
+    A truncated file is an error; OpenCV would fill the rest with grey.
 
     Args:
         data: the file's bytes.
@@ -151,7 +150,7 @@ def depth_metres(depth: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _raw_pixels(msg: Any, dtype: str, channels: int) -> NDArray[Any]:
-    """View ``(H, W, channels)`` of a raw image's data, honouring step and byte order; nothing is copied."""
+    """View ``(H, W, channels)`` of a raw image's data by its step and byte order, without a copy."""
     height, width, step, encoding = int(msg.height), int(msg.width), int(msg.step), str(msg.encoding)
     data = np.frombuffer(msg.data, np.uint8)
     pixel_type = np.dtype(dtype).newbyteorder(">" if msg.is_bigendian else "<")
@@ -186,13 +185,13 @@ def _convert(pixels: NDArray[np.uint8], conversion: int | None, what: str) -> ND
 
 
 def _rgb_by_cv_bridge(msg: Any) -> NDArray[np.uint8]:
-    """Leave an encoding that is not ours to cv_bridge, which a ROS distribution has and PyPI has not."""
-    refusal = f"image encoding {msg.encoding!r} is not supported; supported: {', '.join(_IMAGE_ENCODINGS)}"
+    """Decode other encodings by cv_bridge, which ROS distributions have but PyPI does not."""
+    problem = f"image encoding {msg.encoding!r} is not supported; supported: {', '.join(_IMAGE_ENCODINGS)}"
     try:
         from cv_bridge import CvBridge
     except ImportError as error:
-        raise MessageError(f"{refusal} (a ROS distribution's cv_bridge would add more)") from error
+        raise MessageError(f"{problem} (a ROS distribution's cv_bridge would add more)") from error
     try:
         return np.asarray(CvBridge().imgmsg_to_cv2(msg, "rgb8"), np.uint8)
     except Exception as error:  # cv_bridge raises its own and OpenCV's classes, and plain KeyError
-        raise MessageError(f"{refusal}; cv_bridge: {error}") from error
+        raise MessageError(f"{problem}; cv_bridge: {error}") from error

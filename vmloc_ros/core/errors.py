@@ -3,7 +3,7 @@
 
 
 class VmlocError(Exception):
-    """Base of every error a user can cause or mend; its text is one line fit to be shown."""
+    """Base of all errors that a user can cause or fix; the message is one line, to be shown as it is."""
 
 
 class ConfigError(VmlocError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS messages to frames: one path for the messages of rclpy and of the rosbags library.
+"""Decoding of ROS messages, those of rclpy and of the rosbags library alike.
 
 Nothing here imports ROS. ``data`` may be any object with a buffer: array.array, bytes, memoryview, numpy.
 """
@@ -20,7 +20,7 @@ from vmloc_ros.core.geometry import Pose
 _FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 _INTENSITY_NAMES = ("intensity", "i", "reflectivity")
 _TIME_NAMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
-# No scan lasts this long, and no clock of a robot stands before 1973: larger values are absolute stamps.
+# Larger values are absolute stamps: no scan lasts this long, and no robot's clock is set before 1973.
 _ABSOLUTE_SECONDS = 1e8
 _ABSOLUTE_NANOSECONDS = 1e17
 
@@ -85,12 +85,12 @@ def decode_point_cloud(msg: Any) -> PointCloud:
 
 
 def decode_camera_info(msg: Any) -> PinholeCamera:
-    """Intrinsics of the picture that a ``sensor_msgs/CameraInfo`` goes with: K after cropping and binning.
+    """Intrinsics of a ``sensor_msgs/CameraInfo``'s image: K after cropping and binning.
 
-    Distortion is not applied: the camera's picture is taken to be rectified.
+    Distortion is ignored: the image is taken to be rectified.
 
     Raises:
-        MessageError: the camera is uncalibrated (K is zero) or its size is.
+        MessageError: the camera is uncalibrated (K is zero), or the image size is zero.
     """
     numbers = msg.k if hasattr(msg, "k") else msg.K  # ROS 1 bags have a capital K
     k = np.asarray(numbers, np.float64).reshape(3, 3)
@@ -100,7 +100,7 @@ def decode_camera_info(msg: Any) -> PinholeCamera:
     width = (int(msg.roi.width) or int(msg.width)) // binning_x
     height = (int(msg.roi.height) or int(msg.height)) // binning_y
     if width < 1 or height < 1:
-        raise MessageError(f"camera info has no picture size: width {msg.width}, height {msg.height}")
+        raise MessageError(f"camera info has no image size: width {msg.width}, height {msg.height}")
     return PinholeCamera(
         width=width,
         height=height,
@@ -136,7 +136,7 @@ def decode_pose(msg: Any) -> Pose:
 
 
 def _structured_points(msg: Any) -> NDArray[Any]:
-    """View ``(height, width)`` of a cloud's data as a structured array of the fields that we use."""
+    """View ``(height, width)`` of a cloud's data as a structured array of the fields that are used here."""
     height, width = int(msg.height), int(msg.width)
     point_step, row_step = int(msg.point_step), int(msg.row_step)
     dtype = _point_dtype(msg.fields, point_step, bool(msg.is_bigendian))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses to and from the vectors that a network regresses."""
+"""Conversion between poses and the vectors that a network regresses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class PoseCodec:
         positions = np.stack([pose.position_m for pose in poses])
         origin = positions.mean(axis=0)
         spread = float(np.sqrt(((positions - origin) ** 2).sum(axis=1).mean() / 3))
-        # A robot that never moved still needs a scale: 1 m. (Its spread is not 0 but the rounding of UTM coordinates.)
+        # Without motion the scale is 1 m. The spread is then not exactly 0: UTM coordinates are rounded.
         scale = spread if spread > 1e-6 else 1.0
         reference = _reference(np.stack([pose.quaternion_wxyz for pose in poses]))
         return PoseCodec(tuple(origin.tolist()), scale, tuple(reference.tolist()))

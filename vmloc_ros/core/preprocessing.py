@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frame to tensors: one object, kept in the checkpoint, used by training, evaluation and the robot alike.
+"""From frames to tensors: the configuration is stored in the checkpoint, for training, evaluation and robot alike.
 
 Two steps, so that training can cache the first and augment between them:
 
@@ -23,7 +23,7 @@ from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
 
-PREPARED_VERSION = 3  # count up when :meth:`Preprocessor.prepare` gives other values: caches are then built anew
+PREPARED_VERSION = 3  # increment when :meth:`Preprocessor.prepare` changes its values: caches are then rebuilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class PreprocessConfig:
     """Constants of preprocessing.
 
     Attributes:
-        modalities: what the model gets, of ``image``, ``depth``, ``lidar``.
+        modalities: inputs of the model: some of ``image``, ``depth``, ``lidar``.
         shortest_side: image and depth are scaled to this shortest side, keeping the aspect ratio (VMLoc: 256).
         crop: ``(height, width)`` cut from image and depth after scaling, the same window for both: random in
             training, central otherwise; None keeps everything.
@@ -73,8 +73,8 @@ class Preprocessor:
     """Turns frames into normalised tensors.
 
     Channels: image RGB; depth (depth, validity); lidar cylindrical (range, height, intensity, validity) or pinhole
-    (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical pictures also have azimuth and
-    time, for :mod:`vmloc_ros.core.models.dense.cells`; networks do not get them.
+    (depth, validity). Measurements are 0 where validity is 0. Prepared cylindrical images also have azimuth and time,
+    for :mod:`vmloc_ros.core.models.dense.cells`; they are no input of the networks.
     """
 
     def __init__(self, config: PreprocessConfig) -> None:
@@ -87,7 +87,7 @@ class Preprocessor:
         return {name: {IMAGE: 3, DEPTH: 2, LIDAR: lidar}[name] for name in self.config.modalities}
 
     def is_in_camera(self, name: str) -> bool:
-        """Whether the modality's pictures show the camera's view."""
+        """Whether the modality's images are in the camera's view."""
         return name != LIDAR or self.config.lidar_projection == "pinhole"
 
     def prepare(self, frame: Frame) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class Preprocessor:
         """Prepared ``(B, C, H, W)`` tensors to float32 network input in [-1, 1].
 
         Args:
-            crop_offset: where the crop lies, ``(vertical, horizontal)`` from 0 (top, left) to 1; 0.5 is central.
+            crop_offset: position of the crop, ``(vertical, horizontal)`` from 0 (top, left) to 1; 0.5 is central.
         """
         return {name: self._normalise(name, x) for name, x in self.crop(batch, crop_offset).items()}
 
@@ -159,7 +159,7 @@ class Preprocessor:
         height, width = self._scaled_size(*image.shape[:2])
         if (height, width) != image.shape[:2]:
             shrinks = height < image.shape[0]
-            # INTER_AREA averages what it shrinks: no aliasing of fine texture.
+            # INTER_AREA averages, which avoids aliasing of fine texture.
             method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             image = np.asarray(cv2.resize(image, (width, height), interpolation=method), np.uint8)
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -186,7 +186,7 @@ class Preprocessor:
         return pinhole_projection(xyz, camera_from_lidar, intrinsics, height, width)[0]
 
     def _window(self, name: str, x: Tensor, offset: tuple[float, float]) -> tuple[slice, slice]:
-        """Rows and columns that the crop keeps; all of a cylindrical picture's."""
+        """Rows and columns that the crop keeps; all of a cylindrical image's."""
         height, width = x.shape[-2:]
         if self.config.crop is None or not self.is_in_camera(name):
             return slice(0, height), slice(0, width)
@@ -199,7 +199,7 @@ class Preprocessor:
     def _normalise(self, name: str, x: Tensor) -> Tensor:
         config = self.config
         if name == IMAGE:
-            return x.float().div(127.5).sub_(1.0)  # not div_: x may be the caller's own floats
+            return x.float().div(127.5).sub_(1.0)  # not div_: float input would be changed in place
         if name == LIDAR and config.lidar_projection == "cylindrical":
             ranges = [config.lidar_range_m, config.lidar_height_m, config.lidar_intensity]
         else:

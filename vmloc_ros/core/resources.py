@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the files that ship beside the code: launch files, configurations, the demo checkpoint."""
+"""Paths of files that are installed with the package: launch files, configurations, the demo checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def share_path(*parts: str) -> Path:
     since an editable installation copies none of these files.
 
     Raises:
-        DataError: no installation has it; the text names every place that was searched.
+        DataError: no installation has it; the message lists the paths that were searched.
     """
     tried = [root.joinpath(*parts) for root in _roots()]
     for path in tried:
@@ -40,5 +40,5 @@ def _roots() -> Iterator[Path]:
         return
     try:
         yield Path(get_package_share_directory(PACKAGE))
-    except (LookupError, OSError):  # in no sourced workspace; no workspace sourced
+    except (LookupError, OSError):  # the package is in no sourced workspace, or no workspace is sourced
         return

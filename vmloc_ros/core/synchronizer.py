@@ -8,9 +8,9 @@ Rules:
 
 * Nearest stamp within the slop wins; of two equally near, the earlier.
 * A primary is released once its match can no longer improve (every secondary stream has reached its stamp) or its
-  deadline has passed, then with the best candidates so far, or alone. Nothing ever waits longer.
-* A live robot does not wait for a scan that will be farther away: where asked to, the shortest of a stream's latest
-  periods tells when its next message comes at the earliest. A stream that then comes earlier costs the nearer match.
+  deadline has passed, then with the best candidates so far, or alone. Nothing waits longer than its deadline.
+* With ``learns_periods``, a primary does not wait for a message that will be farther away than the one at hand: the
+  shortest of a stream's latest periods predicts its next message. If that comes earlier, the nearer match is missed.
 * Every primary yields exactly one bundle unless it is late (not newer than the last bundle) or a duplicate;
   bundles leave in increasing order of stamp.
 * A secondary may serve several primaries: with a 20 Hz camera and a 10 Hz lidar each image gets its nearest
@@ -31,9 +31,9 @@ from typing import Generic, TypeVar
 
 Payload = TypeVar("Payload")
 
-_PERIODS = 10  # that are remembered of a stream
-_PERIODS_NEEDED = 5  # before they count
-_EARLIEST = 0.9  # of the shortest of them: sensors jitter
+_PERIODS = 10  # latest periods kept of a stream
+_PERIODS_NEEDED = 5  # before they are used
+_EARLIEST = 0.9  # factor on the shortest period, for jitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class Bundle(Generic[Payload]):
 class Statistics:
     """Counts since construction; they survive resets.
 
-    ``nearest_gap_ns`` tells why pairing fails: for each secondary the signed distance (secondary - primary)
-    of the nearest message at the latest unpaired primary, None when there was none at all.
+    ``nearest_gap_ns`` shows why pairing fails: for each secondary the signed distance (secondary - primary) of the
+    message nearest to the latest unpaired primary; None when there was no message at all.
     """
 
     paired: int = 0
@@ -88,7 +88,7 @@ class Synchronizer(Generic[Payload]):
         capacity: messages kept per stream; a full primary buffer releases its oldest early.
         silence_ns: after this long without a primary, secondaries go on alone.
         jump_back_ns: a stamp older than its stream's newest by more than this is a reset, not a straggler.
-        learns_periods: release a primary as soon as no secondary that keeps its period can come nearer.
+        learns_periods: release a primary as soon as no secondary that keeps its period can be nearer.
 
     Raises:
         ValueError: a duration is negative, a capacity below 1 or a name occurs twice.
@@ -127,7 +127,7 @@ class Synchronizer(Generic[Payload]):
 
     @property
     def next_deadline_ns(self) -> int | None:
-        """When :meth:`poll` next has something to do; None: not before a message comes."""
+        """When to call :meth:`poll` next; None if only a new message can release something."""
         pending = self._buffers[self._primary]
         if pending:
             return min(message.arrival_ns for message in pending) + self._deadline_ns
@@ -142,7 +142,7 @@ class Synchronizer(Generic[Payload]):
         return max(min(alone) + self._deadline_ns, self._heard_ns + self._silence_ns)
 
     def add(self, name: str, stamp_ns: int, payload: Payload, now_ns: int) -> list[Bundle[Payload]]:
-        """Take a message in and return what it releases; KeyError for a stream that was not declared."""
+        """Add a message and return the bundles that it releases. Raises KeyError: the stream was not declared."""
         bundles: list[Bundle[Payload]] = []
         buffer = self._buffers[name]
         newest = self._newest_ns.get(name)
@@ -167,7 +167,7 @@ class Synchronizer(Generic[Payload]):
         return bundles + self.poll(now_ns)
 
     def poll(self, now_ns: int) -> list[Bundle[Payload]]:
-        """Release whatever is decided or past its deadline at ``now_ns``."""
+        """Release all bundles that are decided or past their deadline at ``now_ns``."""
         self._now_ns = now_ns
         pending = self._buffers[self._primary]
         ready = max(0, len(pending) - self._capacity)
@@ -190,7 +190,7 @@ class Synchronizer(Generic[Payload]):
         return bundles
 
     def reset(self) -> None:
-        """Forget every message, as after a jump back in time; what is pending is not released."""
+        """Drop all messages without releasing them, as after a jump back in time."""
         self._clear()
         self._statistics.resets += 1
 
@@ -203,10 +203,10 @@ class Synchronizer(Generic[Payload]):
         self._heard_ns = None
 
     def _is_decided(self, stamp_ns: int) -> bool:
-        return all(self._has_come_nearest(name, stamp_ns) for name in self._secondary)
+        return all(self._has_nearest(name, stamp_ns) for name in self._secondary)
 
-    def _has_come_nearest(self, name: str, stamp_ns: int) -> bool:
-        """Whether no message to come can be nearer to a stamp than those that have come."""
+    def _has_nearest(self, name: str, stamp_ns: int) -> bool:
+        """Whether no later message of a stream can be nearer to a stamp than those received."""
         newest_ns, periods_ns = self._newest_ns.get(name), self._periods_ns[name]
         if newest_ns is None or newest_ns >= stamp_ns:
             return newest_ns is not None
@@ -263,7 +263,7 @@ class Synchronizer(Generic[Payload]):
         return bundles
 
     def _prune(self) -> None:
-        """Forget secondaries that no later primary can be nearest to, and the oldest beyond the capacity."""
+        """Drop secondaries that cannot be nearest to a later primary, and the oldest beyond the capacity."""
         for name in self._secondary:
             buffer = self._buffers[name]
             past = bisect_left(buffer, self._released_ns + 1, key=lambda message: message.stamp_ns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training poses were: a network knows no place that it has not been shown."""
+"""The area that training poses cover; a network's estimates outside of it are extrapolations."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MOST_CELLS = 1000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingArea:
-    """Where the training poses were, as cells of a grid; small enough to be kept in a checkpoint.
+    """Cells of a grid that contain training poses, few enough to be stored in a checkpoint.
 
     Attributes:
         cell_m: edge of a cell.
-        cells: ``(N, 3)`` int64 of the occupied ones.
+        cells: ``(N, 3)`` int64 indices of the occupied cells.
     """
 
     cell_m: float
@@ -31,7 +31,7 @@ class TrainingArea:
 
     @staticmethod
     def of(poses: Sequence[Pose]) -> TrainingArea:
-        """The finest grid, from 0.25 m on, of which the poses occupy at most 1000 cells."""
+        """The finest grid with an edge of 0.25 m times a power of two in which poses occupy at most 1000 cells."""
         positions = np.stack([pose.position_m for pose in poses])
         cell_m = _SMALLEST_CELL_M
         while len(cells := np.unique(np.floor(positions / cell_m).astype(np.int64), axis=0)) > _MOST_CELLS:
@@ -40,23 +40,23 @@ class TrainingArea:
 
     @property
     def centres_m(self) -> NDArray[np.float64]:
-        """``(N, 3)`` middles of the cells, in the frame of the poses."""
+        """``(N, 3)`` centres of the cells, in the frame of the poses."""
         return np.asarray((self.cells + 0.5) * self.cell_m, np.float64)
 
     def outside(self, poses: Sequence[Pose]) -> NDArray[np.bool_]:
-        """Whether each pose is in no occupied cell and beside none."""
+        """``(len(poses),)`` bool: the pose is neither in an occupied cell nor in one of its 26 neighbours."""
         offsets = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3), axis=-1).reshape(-1, 3)
         known = {tuple(cell) for cell in (self.cells[:, None] + offsets).reshape(-1, 3).tolist()}
-        asked = np.floor(np.stack([pose.position_m for pose in poses]) / self.cell_m).astype(np.int64)
-        return np.array([tuple(cell) not in known for cell in asked.tolist()])
+        cells = np.floor(np.stack([pose.position_m for pose in poses]) / self.cell_m).astype(np.int64)
+        return np.array([tuple(cell) not in known for cell in cells.tolist()])
 
     def to_record(self) -> dict[str, Any]:
-        """For a checkpoint's record."""
+        """Plain values for a checkpoint's training record."""
         return {"cell_m": self.cell_m, "cells": self.cells.tolist()}
 
     @staticmethod
     def from_training(training: Mapping[str, Any]) -> TrainingArea | None:
-        """What a checkpoint's record of its training remembers; None where that is of an earlier version.
+        """The area stored in a checkpoint's training record; None where an earlier version wrote the record.
 
         Raises:
             CheckpointError: it is malformed.

@@ -133,10 +133,10 @@ class TransformLookup(Protocol):
         """The latest transform, or None where the frames are not connected."""
 
     def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
-        """The transform at a stamp, interpolated. Raises DataError: it is not known; the text says what is missing."""
+        """The transform at a stamp, interpolated. Raises DataError: it is not known; the message gives the reason."""
 
     def forget(self) -> None:
-        """Drop what moves, after a jump back in time."""
+        """Drop moving transforms, after a jump back in time."""
 
     def close(self) -> None:
         """Stop listening."""

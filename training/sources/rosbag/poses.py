@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""True poses of a bag: where to find them in messages of one topic, or in a tree of transforms."""
+"""Ground-truth poses of a bag, from the messages of one topic or from a graph of transforms."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vmloc_ros.core.transform_tree import Edge, ancestors, find_path
 
 
 class PoseCollector:
-    """Takes the messages of the pose topic and of the static transforms in, and gives the chain from map to body.
+    """Collects poses and static transforms of a bag, and finds the chain of transforms from map to body.
 
     Args:
-        path: the bag's, for messages.
+        path: of the bag, for error messages.
         topic: of the poses.
-        is_tree: whether they are transforms between many frames.
-        options: ``map_frame``, ``body_frame`` and ``skip_invalid`` concern it.
+        is_tree: whether the topic's messages are transforms between many frames.
+        options: ``map_frame``, ``body_frame`` and ``skip_invalid`` are used.
     """
 
     def __init__(self, path: Path, topic: str, is_tree: bool, options: SourceOptions) -> None:
@@ -36,7 +36,7 @@ class PoseCollector:
         return [(parent, child, pose) for child, (parent, pose) in self._static.items()]
 
     def add_static(self, topic: str, message: Any) -> None:
-        """Take in a message of static transforms; the newest of a child counts.
+        """Add a message of static transforms; the newest transform of a child counts.
 
         Raises:
             DataError: a transform is invalid.
@@ -49,7 +49,7 @@ class PoseCollector:
                 raise DataError(f"{self._path}: {topic}: {error}") from error
 
     def add(self, message: Any, logged_ns: int) -> None:
-        """Take in a message of the pose topic, in the order of logging."""
+        """Add a message of the pose topic, in the order of logging."""
         if self._is_tree:
             for transform in message.transforms:
                 self._track(_frames(transform)).add(stamp_ns(transform.header), logged_ns, transform)
@@ -59,10 +59,10 @@ class PoseCollector:
         self._track(edge).add(stamp_ns(message.header), logged_ns, message)
 
     def finish(self) -> PoseChain:
-        """The chain from map to body.
+        """The chain of transforms from map to body.
 
         Raises:
-            DataError: there is none or more than one, nothing on it moves, or a pose on it is invalid.
+            DataError: there is no chain or more than one, nothing on it moves, or a pose on it is invalid.
         """
         chain = self._find_in_tree() if self._is_tree else self._only_track()
         for transform, _ in chain.steps:
@@ -117,5 +117,5 @@ class PoseCollector:
 
 
 def _frames(message: Any) -> Edge:
-    """Parent and child; of poses without a child frame that is empty. ROS 1 allowed leading slashes."""
+    """Parent and child frame without leading slashes, which ROS 1 allowed; the child is empty where there is none."""
     return message.header.frame_id.lstrip("/"), getattr(message, "child_frame_id", "").lstrip("/")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags: rosbag2 (MCAP, sqlite3, compressed or not) and ROS 1, paired by the node's own synchronizer."""
+"""Data source of bags: rosbag2 (MCAP, sqlite3, compressed or not) and ROS 1, paired by the node's synchronizer."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def is_bag(path: Path) -> bool:
 class RosbagSource:
     """Frames of one bag with the pose interpolated at each frame's stamp.
 
-    The bag is read once for poses and stamps, then streamed at each iteration. Frames without a pose, and those of the
-    other split, are dropped and counted in ``report``.
+    The bag is read once for poses and stamps, then streamed at each iteration. Frames without a pose and frames of the
+    other split are dropped and counted in ``report``.
 
     Args:
         path: see :func:`is_bag`.
         options: topics, pairing, poses and split.
-        modalities: of ``image``, ``depth``, ``lidar``: what to read.
-        split: ``train``, ``test`` or ``all``; without a split in the options each of them is all. May leave no frame.
-        index_folder: where to keep what the first reading finds out; see :func:`load_or_build`.
+        modalities: to read, some of ``image``, ``depth``, ``lidar``.
+        split: ``train``, ``test`` or ``all``; without a split in the options each of them is all. May be empty.
+        index_folder: where to store the bag's index; see :func:`load_or_build`.
 
     Attributes:
         sensor_frames: by modality ``header.frame_id``.
@@ -113,10 +113,10 @@ class RosbagSource:
         return fingerprint(bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split)
 
     def map_points(self, every: int = 10) -> NDArray[np.float64]:
-        """Points ``(N, 3)`` of every ``every``-th cloud in the map, by the true poses; for pictures of the map.
+        """Points ``(N, 3)`` of every ``every``-th cloud in the map frame, by the true poses; for plots of the map.
 
         Raises:
-            DataError: the bag's /tf_static does not say where the lidar is.
+            DataError: the bag's /tf_static does not connect the lidar with the body.
         """
         clouds = [np.empty((0, 3))]
         with open_bag(self._path) as reader:
@@ -129,7 +129,7 @@ class RosbagSource:
         return np.concatenate(clouds)
 
     def _labelled(self, reader: BagReader) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
-        """Frames that have a pose, still serialized; the rest of the bag is not read after the last."""
+        """Frames that have a pose, still serialized; reading stops after the last one."""
         frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
         connections = connections_of(reader, list(self._index.streams.values()))
         left = dict(self._labels)
@@ -146,7 +146,7 @@ class RosbagSource:
         camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
     ) -> Frame:
-        """Decode a frame; ``sizes`` remembers those of the pictures before."""
+        """Decode a frame; ``sizes`` holds the sizes of earlier images, by modality."""
         decoded = {name: self._decode(reader, bundle, name) for name in bundle.messages}
         frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
         data = {name: content for name, (_, content) in decoded.items()}
@@ -154,7 +154,7 @@ class RosbagSource:
             if name in data and data[name].shape[:2] != sizes.setdefault(name, data[name].shape[:2]):
                 (height, width), (first_height, first_width) = data[name].shape[:2], sizes[name]
                 raise DataError(
-                    f"{self._where(bundle, name)}: the picture is {width}x{height}, those before it {first_width}x"
+                    f"{self._where(bundle, name)}: the image is {width}x{height}, those before it {first_width}x"
                     f"{first_height}; one recording has one size and one calibration: split the bag there"
                 )
         camera_frame = frame_ids.get(IMAGE, self._index.sensor_frames.get(IMAGE))
@@ -170,7 +170,7 @@ class RosbagSource:
         )
 
     def _decode(self, reader: BagReader, bundle: Bundle[Serialized | None], name: str) -> tuple[str, Any]:
-        """Frame and content of one of the bundle's messages."""
+        """Frame id and decoded content of one of the bundle's messages."""
         payload = bundle.messages[name][1]
         assert payload is not None, "the reader keeps the data"
         msgtype, data = payload
@@ -210,7 +210,7 @@ class RosbagSource:
 
 
 def in_test(stamps_ns: NDArray[np.int64], options: SourceOptions) -> NDArray[np.bool_]:
-    """Which of a bag's frames are its test split, by their time since the first."""
+    """``(N,)`` bool: the frame belongs to the test split, by its time since the first frame."""
     since_ns = stamps_ns - stamps_ns[0]
     if options.test_from_s:
         return np.asarray(since_ns >= round(options.test_from_s * 1e9))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Poses of a recording in time: tracks of stamped poses and chains of them, interpolated at the frames' stamps."""
+"""Stamped poses of a recording and chains of them, interpolated at the frames' stamps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PoseTrack:
         self._stamps_ns, self._numbers = array("q"), array("d")
         self._newest_ns = -(1 << 63)
         self._is_behind = False
-        # Of each jump back: when it was logged, the newest stamp before it, and the first newer one after it.
+        # For each jump back: log time, newest stamp before it, first newer stamp after it.
         self._jumps_ns: list[tuple[int, int, int]] = []
         self.repeated = 0
         self.invalid = 0
@@ -43,11 +43,11 @@ class PoseTrack:
 
     @property
     def span(self) -> str:
-        """How many poses there are, and from when to when."""
+        """Number of poses and their first and last stamp, as text."""
         return f"{len(self)} from {min(self._stamps_ns)} to {max(self._stamps_ns)} ns" if len(self) else "0 at all"
 
     def add(self, stamp_ns: int, logged_ns: int, message: Any) -> None:
-        """Take a pose, transform or odometry message in, unchecked, in the order of logging."""
+        """Add a pose, transform or odometry message, unchecked, in the order of logging."""
         if stamp_ns < self._newest_ns - _JUMP_BACK_NS and not self._is_behind:
             self._is_behind = True
             self._jumps_ns.append((logged_ns, self._newest_ns, _NEVER_NS))
@@ -62,11 +62,11 @@ class PoseTrack:
         self._numbers.extend(_numbers(message))
 
     def settle(self, where: str, skip_invalid: bool) -> None:
-        """Check and sort what was added.
+        """Check and sort the poses.
 
         Args:
-            where: names the topic in the error.
-            skip_invalid: leave invalid poses out instead of raising.
+            where: name of bag and topic in the error.
+            skip_invalid: drop invalid poses instead of raising.
 
         Raises:
             DataError: a pose has a number that is not finite or a zero quaternion.
@@ -78,7 +78,7 @@ class PoseTrack:
             row = int(np.argmin(valid))
             raise DataError(
                 f"{where}: invalid pose at {stamps[row]} ns: position {numbers[row, :3].tolist()}, quaternion wxyz "
-                f"{numbers[row, 3:].tolist()}; poses must be finite; source.skip_invalid leaves such ones out"
+                f"{numbers[row, 3:].tolist()}; poses must be finite; source.skip_invalid drops such poses"
             )
         self.invalid = int((~valid).sum())
         self._stamps_ns, self._numbers = array("q", stamps[valid]), array("d", numbers[valid].ravel())
@@ -87,10 +87,10 @@ class PoseTrack:
         """Poses at M stamps, after :meth:`settle`.
 
         Args:
-            gap_s: nothing is interpolated between poses farther apart in time, seconds.
+            gap_s: no interpolation between poses farther apart in time, seconds.
 
         Returns:
-            M poses, None outside the time span and in gaps; and for each stamp whether it is outside.
+            M poses, None outside the time span and in gaps; and ``(M,)`` bool: the stamp is outside the time span.
         """
         if not len(self):
             return [None] * len(frames_ns), np.ones(len(frames_ns), bool)
@@ -98,14 +98,19 @@ class PoseTrack:
         numbers = np.array(self._numbers, np.float64).reshape(-1, 7)
         after = np.searchsorted(stamps, frames_ns).clip(0, len(stamps) - 1)
         before = (np.searchsorted(stamps, frames_ns, side="right") - 1).clip(0)
-        # A frame needs its two neighbours; odometry has many poses for each of them.
+        # Only each stamp's two neighbours are converted: odometry has many times more poses.
         used = np.unique(np.concatenate([[0, len(stamps) - 1], before, after]))
         poses = [Pose(row[:3], row[3:]) for row in numbers[used]]
         labels, _ = label_frames(stamps[used].tolist(), poses, frames_ns.tolist(), gap_s)
         return labels, (frames_ns < stamps[0]) | (frames_ns > stamps[-1])
 
     def is_of_other_pass(self, frames_ns: NDArray[np.int64], logged_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which frames would get the pose of another pass over the same stamps, or one between two passes."""
+        """``(N,)`` bool: the frame's pose would be of another pass over the same stamps, or between two passes.
+
+        Args:
+            frames_ns: ``(N,)`` stamps of the frames.
+            logged_ns: ``(N,)`` their log times.
+        """
         mixed = np.zeros(len(frames_ns), bool)
         for jump_ns, newest_ns, resumed_ns in self._jumps_ns:
             is_newer = frames_ns > newest_ns
@@ -115,12 +120,11 @@ class PoseTrack:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PoseChain:
-    """Where the poses of a body come from.
+    """Chain of transforms from map to body.
 
     Attributes:
-        steps: from the map to the body: a transform (fixed, or changing with time) and whether to take it from parent
-            to child.
-        description: for messages.
+        steps: from map to body: a static or moving transform, and whether the step goes from parent to child.
+        description: topic, number and time span of the poses, for error messages.
     """
 
     map_frame: str
@@ -150,7 +154,7 @@ class PoseChain:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Poses left out, by reason."""
+        """Number of dropped poses, by reason."""
         return {
             "poses after the clock jumped back": sum(track.repeated for track in self._tracks),
             "invalid poses": sum(track.invalid for track in self._tracks),
@@ -167,7 +171,7 @@ def _product(poses: Sequence[Pose | None]) -> Pose | None:
 
 
 def _numbers(message: Any) -> tuple[float, ...]:
-    """x, y, z, qw, qx, qy, qz; many times faster than decoding and checking one message at a time."""
+    """x, y, z, qw, qx, qy, qz, unchecked: many times faster than decoding each message to a Pose."""
     inner = message
     while (wrapped := getattr(inner, "pose", None) or getattr(inner, "transform", None)) is not None:
         inner = wrapped

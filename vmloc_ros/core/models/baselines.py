@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systems that VMLoc is compared with and that see one frame at a time; regression without a latent space."""
+"""Baselines of VMLoc that regress the pose of a single frame, without a latent space."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from vmloc_ros.core.models.vmloc import regressor
 
 
 class AttentionVMLoc(RegressionModel):
-    """VMLoc without product of experts and posterior: features side by side, attention, regressor (VMLoc, Table 3).
+    """VMLoc without product of experts and posterior: concatenated features, attention, regressor (VMLoc, Table 3).
 
-    Each modality gives an equal part of the ``latent_dim`` features (512 + 512 of 1024); that of an absent one is
-    zeros.
+    Each modality has an equal share of the ``latent_dim`` features (512 + 512 of 1024); zeros where it is absent.
 
     Args:
         config: sizes.
@@ -114,13 +113,13 @@ class MapNetConfig(PoseNetConfig):
 
 
 class PoseNet(RegressionModel):
-    """Trunk - global average pooling - Linear - ReLU - dropout - linear heads; what the image systems share.
+    """Trunk - global average pooling - Linear - ReLU - dropout - linear heads; base of the other image systems.
 
     Args:
         config: ``feature_dim`` is the width before the heads.
         channels: of the one modality.
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
-        outputs: of the linear heads together; position (3) and log-quaternion (3) unless a subclass says otherwise.
+        outputs: of the linear heads together: position (3) and log-quaternion (3), or as a subclass needs.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class PoseNet(RegressionModel):
         self.heads = nn.Linear(config.feature_dim, outputs)  # linear heads side by side are one linear layer
 
     def build_trunk(self, backbone: str, in_channels: int, pretrained: bool | str) -> tuple[nn.Module, int]:
-        """What maps ``(B, C, H, W)`` to ``(B, F, h, w)``, and F."""
+        """The module from ``(B, C, H, W)`` to ``(B, F, h, w)``, and F."""
         return make_trunk(backbone, in_channels, pretrained)
 
     def features(self, batch: ModelInput) -> Tensor:
@@ -161,7 +160,7 @@ class AtLoc(PoseNet):
 class MapNet(PoseNet):
     """PoseNet trained on tuples of frames by absolute and relative poses (Brahmbhatt et al. 2018).
 
-    The tuple exists in training only; a robot's frames are localized one by one.
+    Tuples exist in training only; a robot's frames are localized one by one.
     """
 
     def __init__(self, config: MapNetConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
@@ -198,5 +197,5 @@ class _FeatureEncoder(nn.Module):
 
 
 def _even_shares(total: int, count: int) -> list[int]:
-    """``total`` in ``count`` parts that differ by at most one, the larger ones first."""
+    """Split ``total`` into ``count`` parts that differ by at most one, the larger ones first."""
     return [total // count + (i < total % count) for i in range(count)]

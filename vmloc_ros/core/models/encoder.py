@@ -16,7 +16,7 @@ from vmloc_ros.core.errors import ModelError
 # Log-variances lie in (-LOG_VARIANCE_BOUND, +LOG_VARIANCE_BOUND): exp() of them neither overflows nor vanishes,
 # and tanh keeps a gradient where clamp() would have none.
 LOG_VARIANCE_BOUND = 8.0
-_SAMPLE_SIZE = 224  # pixels of the picture that tells a trunk's shapes
+_SAMPLE_SIZE = 224  # pixels a side of the image that a trunk's output shapes are measured with
 
 
 class Encoder(nn.Module):
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class ImagenetScale(nn.Module):
-    """Images in [-1, 1], as preprocessing gives them, to the scale that torchvision's weights were trained with."""
+    """Rescale images from [-1, 1], the range of preprocessing, to that of torchvision's pretrained weights."""
 
     mean: Tensor
     std: Tensor
@@ -59,30 +59,30 @@ class ImagenetScale(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A trunk's last feature maps at every stride from one on, resampled to the finest of them and stacked.
+    """A trunk's last feature map at each stride from ``stride`` on, resampled to the finest and concatenated.
 
     Args:
-        trunk: see :func:`make_trunk`; its children are run one after the other.
-        in_channels: of the pictures.
-        stride: pixels per cell: a power of two that the trunk passes through.
+        trunk: see :func:`make_trunk`; its children are run in sequence.
+        in_channels: of the images.
+        stride: pixels per cell, a power of two that the trunk has a feature map of.
 
     Attributes:
-        channels: of the stacked maps.
+        channels: of the concatenated maps.
         context_channels: of the coarsest map.
 
     Raises:
-        ModelError: the trunk has no map of that stride.
+        ModelError: the trunk has no feature map of this stride.
     """
 
     def __init__(self, trunk: nn.Module, in_channels: int, stride: int) -> None:
         super().__init__()
         layers = _unfolded(trunk, torch.zeros(1, in_channels, _SAMPLE_SIZE, _SAMPLE_SIZE))
-        if _is_expansion(layers[-1]):  # for the classifier's sake alone: what it says the map before it says in fewer
+        if _is_expansion(layers[-1]):  # a 1 x 1 convolution for the classifier: it adds channels but no information
             layers.pop()
         self.layers = nn.ModuleList(layers)
         self.stride = stride
         shapes = self._shapes(in_channels)
-        # Where sizes do not divide (SqueezeNet pads nothing), cells are not where their stride says: 0 is no stride.
+        # 0 stands for "no stride": where sizes do not divide (SqueezeNet has no padding), cells are off their pixels.
         strides = [0 if _SAMPLE_SIZE % shape[2] else _SAMPLE_SIZE // shape[2] for shape in shapes]
         self._taps = [
             place
@@ -98,7 +98,12 @@ class Pyramid(nn.Module):
         self.context_channels = shapes[-1][1]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, C, H, W)`` to ``(B, channels, H / stride, W / stride)``, rounded up, and context ``(B, channels)``."""
+        """Features and context of images ``(B, C, H, W)``.
+
+        Returns:
+            Features ``(B, channels, H / stride, W / stride)``, sizes rounded up, and the mean of the coarsest map
+            ``(B, context_channels)``.
+        """
         maps = []
         for place, layer in enumerate(self.layers):
             x = layer(x)
@@ -113,7 +118,7 @@ class Pyramid(nn.Module):
 
     @torch.no_grad()
     def _shapes(self, in_channels: int) -> list[tuple[int, ...]]:
-        """What each layer gives."""
+        """Output shape of each layer."""
         self.eval()
         x, shapes = torch.zeros(1, in_channels, _SAMPLE_SIZE, _SAMPLE_SIZE), []
         for layer in self.layers:
@@ -125,7 +130,7 @@ class Pyramid(nn.Module):
 
 @torch.no_grad()
 def _unfolded(trunk: nn.Module, x: Tensor) -> list[nn.Module]:
-    """A trunk's children, and in place of those that pass several strides (DenseNet's, RegNet's) their own."""
+    """A trunk's children; those that span several strides (in DenseNet, RegNet) are replaced by their own children."""
     trunk.eval()
     layers = []
     for layer in trunk.children():
@@ -145,13 +150,13 @@ def _is_expansion(layer: nn.Module) -> bool:
 
 
 def run_where_present(encode: Callable[[Tensor], Tensor], inputs: Tensor, present: Tensor, width: int) -> Tensor:
-    """``encode`` on the samples that are present; zeros for the others.
+    """Apply ``encode`` to the samples that are present; zeros for the others.
 
-    Absence so costs nothing and shifts no batch norm.
+    An absent modality then takes no time and does not change batch statistics.
 
     Args:
         encode: ``(N, C, H, W)`` to ``(N, width)``.
-        inputs: ``(B, C, H, W)``; anything, of any shape, where no sample is present.
+        inputs: ``(B, C, H, W)``; arbitrary, of any shape, where no sample is present.
         present: ``(B,)`` bool.
     """
     if bool(present.all()):
@@ -165,7 +170,7 @@ def run_where_present(encode: Callable[[Tensor], Tensor], inputs: Tensor, presen
 
 
 def make_trunk(backbone: str, in_channels: int, pretrained: bool | str = False) -> tuple[nn.Module, int]:
-    """The convolutional part of a torchvision classifier, its first convolution fitted to ``in_channels``.
+    """The convolutional part of a torchvision classifier, its first convolution adapted to ``in_channels``.
 
     Args:
         backbone: a name of ``torchvision.models.list_models(module=torchvision.models)`` such as ``resnet34``.
@@ -177,7 +182,7 @@ def make_trunk(backbone: str, in_channels: int, pretrained: bool | str = False) 
         The trunk and the channels of its feature map.
 
     Raises:
-        ModelError: the name is unknown, it has no convolutional trunk, or its weights are not to be had.
+        ModelError: the name is unknown, it has no convolutional trunk, or its weights are not available.
     """
     if backbone not in torchvision.models.list_models(module=torchvision.models):
         raise ModelError(f"backbone {backbone!r} is not a torchvision classification model; try 'resnet34'")
@@ -210,7 +215,7 @@ def _adapt_first_convolution(trunk: nn.Module, in_channels: int) -> None:
         return
     adapted = copy.deepcopy(first)
     adapted.in_channels = in_channels
-    # The mean over RGB repeated, scaled so that activations keep their size: keeps ImageNet's edge filters.
+    # The mean over RGB, repeated, keeps ImageNet's edge filters; the scale keeps the size of the activations.
     mean = first.weight.detach().mean(dim=1, keepdim=True)
     weight = mean.repeat(1, in_channels, 1, 1) * (first.in_channels / in_channels)
     adapted.weight = nn.Parameter(weight)
@@ -255,4 +260,4 @@ def _weights_from_file(backbone: str, path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises many types for a foreign file
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{path} does not hold weights of {backbone} (wanted {wanted}): {reason}") from error
-    return state  # not a copy: MNASNet needs the version that the dictionary carries as an attribute
+    return state  # not a copy: MNASNet needs the version that is an attribute of this dictionary

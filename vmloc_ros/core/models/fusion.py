@@ -46,7 +46,7 @@ def product_of_experts(experts: Gaussian, present: Tensor) -> Gaussian:
 
     Args:
         experts: mean and log-variance ``(M, B, D)`` of M >= 1 modalities. Values of absent ones are ignored.
-        present: ``(M, B)`` bool; an absent expert is left out of that sample's product.
+        present: ``(M, B)`` bool; an absent expert is no factor of that sample's product.
 
     Returns:
         The joint posterior ``(B, D)``: precision ``1 + sum 1/sigma_m^2``, mean ``sum mu_m/sigma_m^2 / precision``.
@@ -57,7 +57,7 @@ def product_of_experts(experts: Gaussian, present: Tensor) -> Gaussian:
     if not bool(present.any(dim=0).all()):
         missing = torch.nonzero(~present.any(dim=0)).flatten().tolist()
         raise ModelError(f"no modality is present in sample {missing} of the batch; a pose needs at least one")
-    # where() before any arithmetic: an absent expert's values may be anything, and NaN would pass exp()'s gradient.
+    # where() before any arithmetic: values of an absent expert are arbitrary, and NaN would reach exp()'s gradient.
     mask = present.unsqueeze(-1)
     precision = torch.exp(-torch.where(mask, experts.log_variance, torch.inf))
     weighted_mean = torch.where(mask, experts.mean, 0.0) * precision

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hourglass-Pose: an encoder, a decoder with skip connections, a pose regressor (Melekhov et al. 2017)."""
+"""Hourglass-Pose: encoder, decoder with skip connections, pose regressor (Melekhov et al. 2017)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _UP_CONVOLUTIONS = 3  # from 1/32 of the image's size, where most encoders end, 
 
 
 class Hourglass(PoseNet):
-    """PoseNet's pooling and heads on the decoder's map, so that fine detail takes part.
+    """PoseNet's pooling and heads on the decoder's feature map, which has finer detail than the encoder's.
 
-    The skips are added ("HourglassSum-Pose", the better of the paper's two). Where the paper flattens a map of fixed
-    size, this averages one with as many channels as the encoder's: images may be of any size.
+    Skip connections are added ("HourglassSum-Pose", the better of the paper's two variants). The paper flattens a map
+    of fixed size; here a map with as many channels as the encoder's is averaged, so that images may have any size.
     """
 
     def build_trunk(self, backbone: str, in_channels: int, pretrained: bool | str) -> tuple[nn.Module, int]:
@@ -28,12 +28,12 @@ class Hourglass(PoseNet):
 
 
 class EncoderDecoder(nn.Module):
-    """Any trunk of :func:`vmloc_ros.core.models.encoder.make_trunk` and three up-convolutions back.
+    """Any trunk of :func:`vmloc_ros.core.models.encoder.make_trunk`, then three up-convolutions.
 
-    Each up-convolution is added to the encoder's last map of the next finer resolution.
+    The output of each up-convolution is added to the encoder's last map of that resolution.
 
     Attributes:
-        out_channels: of the map that comes out.
+        out_channels: of the output.
     """
 
     def __init__(self, backbone: str, in_channels: int, pretrained: bool | str = False) -> None:
@@ -61,7 +61,7 @@ class EncoderDecoder(nn.Module):
 
 
 class _UpConvolution(nn.Module):
-    """Transposed convolution to twice the size, then the sum with the skip."""
+    """Transposed convolution to twice the size, then the sum with the skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _UpConvolution(nn.Module):
 
 
 def _steps(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules that a trunk runs one after the other, out of all nested sequences."""
+    """The modules that a trunk runs in sequence, with nested ``nn.Sequential`` flattened."""
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
         for child in module:
             yield from _steps(child)

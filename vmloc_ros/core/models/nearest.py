@@ -15,13 +15,14 @@ from vmloc_ros.core.models.base import Array, MemoryModel, ModelConfig, ModelInp
 from vmloc_ros.core.models.encoder import ImagenetScale, make_trunk
 from vmloc_ros.core.pose_codec import PoseCodec
 
-_MEMORY = ("descriptors", "positions_m", "quaternions_wxyz")
+_BUFFERS = ("descriptors", "positions_m", "quaternions_wxyz")  # of any length
 
 
 class NearestImage(MemoryModel):
-    """Exact search by cosine similarity of globally averaged features; the honesty baseline of pose regression.
+    """Exact nearest-neighbour search by cosine similarity of globally averaged features.
 
-    It knows no alternatives: its covariance is that of held-out errors alone.
+    A baseline that pose regression should beat (Sattler et al. 2019). It has no posterior: its covariance is that of
+    held-out errors alone.
 
     Args:
         config: names the backbone.
@@ -44,7 +45,7 @@ class NearestImage(MemoryModel):
 
     def train(self, mode: bool = True) -> NearestImage:
         super().train(mode)
-        self.trunk.eval()  # batch statistics would change what was memorised
+        self.trunk.eval()  # batch statistics would change the descriptors
         return self
 
     def describe(self, batch: ModelInput) -> Tensor:
@@ -59,13 +60,13 @@ class NearestImage(MemoryModel):
         self.quaternions_wxyz = torch.as_tensor(quaternions_wxyz).to(self.quaternions_wxyz)
 
     def recall(self, descriptors: Tensor) -> Prediction:
-        """Poses of the remembered images nearest to ``(B, F)`` descriptors; of equally near ones, the first's.
+        """Poses of the stored images nearest to descriptors ``(B, F)``; of equally near ones, the first.
 
         Raises:
-            ModelError: nothing is remembered.
+            ModelError: no image is stored.
         """
         if not len(self.descriptors):
-            raise ModelError("nearest remembers no image; make a checkpoint with `vmloc train`, or call memorise()")
+            raise ModelError("nearest stores no image; make a checkpoint with `vmloc train`, or call memorise()")
         rows = (descriptors @ self.descriptors.T).argmax(dim=1)
         return Prediction(self.positions_m[rows].cpu().numpy(), self.quaternions_wxyz[rows].cpu().numpy())
 
@@ -73,11 +74,11 @@ class NearestImage(MemoryModel):
         return self.recall(self.describe(batch))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
-        """As in every module, but a memory of any length fits."""
-        for name in _MEMORY:
+        """As in every module, but any number of images may be stored."""
+        for name in _BUFFERS:
             if prefix + name in state_dict:
                 own = getattr(self, name)
                 setattr(self, name, own.new_empty((*state_dict[prefix + name].shape[:1], *own.shape[1:])))
-        if len({len(getattr(self, name)) for name in _MEMORY}) > 1:
-            arguments[-1].append("the memory's descriptors and poses differ in number")
+        if len({len(getattr(self, name)) for name in _BUFFERS}) > 1:
+            arguments[-1].append("the stored descriptors and poses differ in number")
         super()._load_from_state_dict(state_dict, prefix, *arguments)

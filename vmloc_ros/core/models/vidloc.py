@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VidLoc: a CNN on image and depth together, an LSTM over the clip, a pose for each frame (Clark et al. 2017)."""
+"""VidLoc: a CNN on all modalities together, an LSTM over the clip, a pose for each frame (Clark et al. 2017)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class VidLocConfig(ModelConfig):
 
 
 class VidLoc(ClipModel):
-    """Modalities are fused before the first layer, as channels of one picture; an absent one's channels are zeros.
+    """VidLoc with early fusion: modalities are channels of one image; zeros where a modality is absent.
 
-    The picture has the size of the first modality. Where a robot's frame lacks that one, it is the size that it had
-    in training, so that the others look as they did there.
+    The image has the size of the first modality. Where a frame lacks that modality, its size in training is used, so
+    that the others are resized as they were there.
 
     Pose heads are linear: outputs of an LSTM lie in (-1, 1) and could not reach the extent of a map.
 
@@ -85,7 +85,7 @@ class VidLoc(ClipModel):
 
     def _picture_size(self, batch: ModelInput) -> tuple[int, int]:
         first = batch.tensors[self.modalities[0]]
-        if first.dim() == 4:  # else it stands for a modality that no sample has
+        if first.dim() == 4:  # otherwise a placeholder: no sample has the modality
             if self.training:
                 self.input_size.copy_(torch.tensor(first.shape[2:]))
             return first.shape[2], first.shape[3]
@@ -96,7 +96,7 @@ class VidLoc(ClipModel):
         return other.shape[2], other.shape[3]
 
     def _layers(self, name: str, batch: ModelInput, size: tuple[int, int]) -> Tensor:
-        """The modality's channels ``(B, C, *size)`` of the picture."""
+        """The modality's channels ``(B, C, *size)`` of the fused image."""
         x, present = batch.tensors[name], batch.present[name]
         if x.dim() < 4:
             return x.new_zeros(len(batch), self._channels[name], *size)

@@ -61,7 +61,7 @@ class VMLoc(VariationalModel):
         both = run_where_present(
             lambda x: torch.cat(encoder(x), dim=-1), batch.tensors[name], batch.present[name], 2 * self.latent_dim
         )
-        # Densities are sums over the whole latent: too much for the half precision that training may compute in.
+        # Densities are sums over all latent dimensions: half precision, which training may use, is too coarse.
         return Gaussian(*both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, dim=-1))
 
 
