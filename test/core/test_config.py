@@ -112,7 +112,7 @@ def test_json_and_yaml_bring_every_configuration_back(config: Outer) -> None:
         (None, "file: expected a mapping"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(values: Any, match: str) -> None:
+def test_errors_name_the_key_with_its_section(values: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         from_mapping(Outer, values, "file")
     assert "\n" not in str(caught.value)
@@ -135,7 +135,7 @@ def test_no_content_raises_anything_but_a_config_error(values: dict[str, Any]) -
 # --- training configuration --------------------------------------------------------------------------------------
 
 
-def test_without_a_file_the_defaults_are_the_papers() -> None:
+def test_the_defaults_are_those_of_the_paper() -> None:
     config = load_config([])
     assert (config.optimizer.batch_size, config.optimizer.learning_rate) == (64, 5e-5)
     assert (config.optimizer.weight_decay, config.optimizer.epochs) == (5e-5, 300)
@@ -181,7 +181,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "[]", "just text", "3", "{unclosed", "a: b: c", "\t", "key: !!python/object:os.x {}"]
 )
-def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, overrides: list[str] | None) -> None:
+def test_a_file_that_is_not_a_mapping_is_rejected(tmp_path: Path, text: str, overrides: list[str] | None) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, over
     assert "\n" not in str(caught.value)
 
 
-def test_missing_binary_and_folder_files_are_refused(tmp_path: Path) -> None:
+def test_missing_binary_and_folder_files_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 10)
     for name in ("none.yaml", "binary.yaml", "."):
         with pytest.raises(ConfigError, match="is not a readable YAML file"):
@@ -210,7 +210,7 @@ def test_missing_binary_and_folder_files_are_refused(tmp_path: Path) -> None:
         ("optimizer.epochs=", r"optimizer\.epochs: expected int, got None"),
     ],
 )
-def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) -> None:
+def test_an_invalid_override_is_an_error_that_names_it(tmp_path: Path, override: str, match: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3")
     with pytest.raises(ConfigError, match=match):
@@ -251,7 +251,7 @@ def test_a_wrong_override_is_named(tmp_path: Path, override: str, match: str) ->
         ("model.dropout=1", "dropout < 1"),
     ],
 )
-def test_a_value_out_of_range_is_refused_with_the_limit(override: str, match: str) -> None:
+def test_a_value_out_of_range_is_rejected_with_the_limit(override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load_config([], [override])
 

@@ -66,7 +66,7 @@ def test_canonical_quaternion_is_unit_in_the_upper_hemisphere(
 
 
 @pytest.mark.parametrize("quaternion", [[0, 0, 0, 0], [np.nan, 0, 0, 1], [np.inf, 0, 0, 1]])
-def test_quaternion_without_direction_is_refused(quaternion: list[float]) -> None:
+def test_quaternion_without_direction_is_rejected(quaternion: list[float]) -> None:
     with pytest.raises(ValueError, match="not a rotation: quaternion"):
         canonical_quaternion(quaternion)
 
@@ -142,7 +142,7 @@ def test_slightly_skewed_matrix_gives_the_nearest_rotation() -> None:
     [np.diag([1.0, 1.0, -1.0]), 1.1 * np.eye(3), np.zeros((3, 3)), np.full((3, 3), np.nan), np.ones((3, 3))],
     ids=["mirror", "scale", "zero", "nan", "singular"],
 )
-def test_matrix_that_is_no_rotation_is_refused(matrix: np.ndarray) -> None:
+def test_matrix_that_is_no_rotation_is_rejected(matrix: np.ndarray) -> None:
     with pytest.raises(ValueError, match="not a rotation matrix"):
         quaternion_from_matrix(matrix)
 
@@ -213,12 +213,12 @@ def test_pose_keeps_utm_coordinates_exactly() -> None:
 
 
 @pytest.mark.parametrize("position", [[1, 2], [1, 2, np.nan], [1, 2, np.inf], [[1, 2, 3]]])
-def test_position_that_is_not_three_numbers_is_refused(position: list[float]) -> None:
+def test_position_that_is_not_three_numbers_is_rejected(position: list[float]) -> None:
     with pytest.raises(ValueError, match="position must be 3 finite numbers"):
         Pose(np.array(position, float), np.array([1.0, 0, 0, 0]))
 
 
-def test_matrix_of_another_shape_is_refused() -> None:
+def test_matrix_of_another_shape_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"a rigid transform is a 4x4 matrix, got shape \(3, 4\)"):
         Pose.from_matrix(np.eye(4)[:3])
 
@@ -277,11 +277,11 @@ def test_interpolation_takes_the_shorter_way_round() -> None:
 
 
 @pytest.mark.parametrize("stamps", [[0, 10, 10], [0, 20, 10]])
-def test_stamps_that_do_not_increase_are_refused(stamps: list[int]) -> None:
+def test_stamps_that_do_not_increase_are_rejected(stamps: list[int]) -> None:
     with pytest.raises(ValueError, match="must increase strictly"):
         interpolate_poses(stamps, [Pose.identity()] * 3, [5])
 
 
-def test_stamps_without_poses_are_refused() -> None:
+def test_stamps_without_poses_are_rejected() -> None:
     with pytest.raises(ValueError, match="2 stamps for 1 poses"):
         interpolate_poses([0, 10], [Pose.identity()], [5])

@@ -48,13 +48,13 @@ def assert_covariance(covariance: np.ndarray) -> None:
     assert np.linalg.eigvalsh(covariance).min() > 0
 
 
-def test_it_says_what_it_is(localizer: Localizer) -> None:
+def test_attributes_are_those_of_the_header(localizer: Localizer) -> None:
     assert localizer.modalities == ("image", "lidar")
     assert (localizer.map_frame, localizer.body_frame) == ("map", "base_link")
     assert localizer.device == torch.device("cpu")
 
 
-def test_the_same_frame_gives_the_same_answer_to_the_bit(path: Path, localizer: Localizer) -> None:
+def test_the_same_frame_gives_a_bit_equal_estimate(path: Path, localizer: Localizer) -> None:
     first, other = random_frame(0), random_frame(1)
     before = localizer.localize(first)
     localizer.localize(other)
@@ -66,7 +66,7 @@ def test_the_same_frame_gives_the_same_answer_to_the_bit(path: Path, localizer: 
     assert not np.array_equal(before.map_from_body.matrix, localizer.localize(other).map_from_body.matrix)
 
 
-def test_the_estimate_carries_the_frames_stamp_and_what_it_rests_on(localizer: Localizer) -> None:
+def test_the_estimate_has_the_frames_stamp_and_the_modalities_that_it_uses(localizer: Localizer) -> None:
     stamp = 1_712_345_678_123_456_789
     for names in (("image", "lidar"), ("image",), ("lidar",)):
         frame = dataclasses.replace(random_frame(0, names=names), stamp_ns=stamp)
@@ -93,7 +93,7 @@ def test_a_missing_modality_makes_the_posterior_wider(localizer: Localizer) -> N
     assert bool((wide.log_variance > both.log_variance).all())
 
 
-def test_no_modality_is_an_error_that_says_what_is_wanted(localizer: Localizer) -> None:
+def test_no_modality_is_an_error_that_lists_the_models_modalities(localizer: Localizer) -> None:
     with pytest.raises(ModelError, match="the frame has nothing; the model needs at least one of image, lidar"):
         localizer.localize(Frame(0))
     with pytest.raises(ModelError, match="the frame has depth; the model needs"):
@@ -141,7 +141,7 @@ def test_the_covariance_is_that_of_decoded_posterior_samples_plus_the_residual(p
     np.testing.assert_allclose(estimate.covariance / scale, expected / scale, atol=0.05)
 
 
-def test_the_residuals_are_those_of_the_sensors_that_the_answer_rests_on(path: Path) -> None:
+def test_the_residuals_are_those_of_the_sensors_that_the_estimate_uses(path: Path) -> None:
     """The samples' spread does not depend on them: the difference is that of the variances, turned into the map."""
     header, model = load_checkpoint(path)
     alone = Residuals((9.0, 8.0, 7.0, 0.5, 0.6, 0.7), (2.0, 1.0), ("lidar",))
@@ -184,7 +184,7 @@ def test_weights_that_are_nan_are_an_error_and_not_a_pose(path: Path) -> None:
 
 
 @pytest.mark.parametrize("projection", ["cylindrical", "pinhole"])
-def test_an_empty_cloud_is_survived(tmp_path: Path, projection: str) -> None:
+def test_an_empty_cloud_is_localized(tmp_path: Path, projection: str) -> None:
     config = dataclasses.replace(SMALL, lidar_projection=projection)
     write_random_checkpoint(tmp_path / "m.safetensors", preprocess=config)
     frame = dataclasses.replace(random_frame(0), cloud=PointCloud(np.zeros((0, 3), np.float32)))
@@ -242,6 +242,6 @@ def test_auto_falls_back_to_the_cpu_when_the_gpu_is_broken(
     assert "no kernel image" in caplog.text
 
 
-def test_the_header_stays_what_the_file_said(path: Path, localizer: Localizer) -> None:
+def test_the_header_is_unchanged_by_use(path: Path, localizer: Localizer) -> None:
     localizer.localize(random_frame(0))
     assert localizer.header == read_header(path)

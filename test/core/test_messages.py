@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message decoding: every encoding against pictures made here, any cloud layout, and what is refused."""
+"""Message decoding: every encoding against images made here, any cloud layout, and invalid messages."""
 
 from __future__ import annotations
 
@@ -160,14 +160,14 @@ def test_compressed_bayer_mosaic_is_debayered_like_a_raw_one() -> None:
 
 
 @pytest.mark.parametrize("extension", [".jpg", ".png"])
-def test_every_truncation_of_a_compressed_image_is_refused(extension: str) -> None:
+def test_every_truncation_of_a_compressed_image_is_rejected(extension: str) -> None:
     data = encode(random_rgb(), extension)
     for length in range(0, len(data) - 1):
         with pytest.raises(MessageError, match=r"truncated|neither JPEG nor PNG|corrupt"):
             decode_image(compressed_message(data[:length], "jpeg"))
 
 
-def test_damaged_png_is_refused() -> None:
+def test_damaged_png_is_rejected() -> None:
     data = bytearray(encode(random_rgb()))
     data[20:24] = b"\0\0\0\0"  # height 0
     with pytest.raises(MessageError, match="corrupt"):
@@ -201,7 +201,7 @@ def test_unknown_encoding_goes_through_cv_bridge_where_installed(monkeypatch: py
 
 
 @pytest.mark.parametrize("decode", [decode_image, decode_depth])
-def test_other_message_types_are_refused_as_images(decode: Any) -> None:
+def test_other_message_types_are_rejected_as_images(decode: Any) -> None:
     with pytest.raises(MessageError, match=r"expected sensor_msgs/Image or CompressedImage.* SimpleNamespace"):
         decode(SimpleNamespace(data=b""))
 
@@ -217,14 +217,14 @@ def test_other_message_types_are_refused_as_images(decode: Any) -> None:
         ({"height": 7}, "expected 168 bytes, got 144"),
     ],
 )
-def test_image_sizes_that_contradict_each_other_are_refused(changes: dict[str, Any], text: str) -> None:
+def test_inconsistent_image_sizes_are_rejected(changes: dict[str, Any], text: str) -> None:
     message = image_message(random_rgb(), "rgb8")
     vars(message).update(changes)
     with pytest.raises(MessageError, match=text):
         decode_image(message)
 
 
-def test_yuv422_of_odd_width_is_refused() -> None:
+def test_yuv422_of_odd_width_is_rejected() -> None:
     with pytest.raises(MessageError, match="yuv422 image of 3 x 2 pixels"):
         decode_image(image_message(np.zeros((2, 3, 2), np.uint8), "yuv422"))
 
@@ -282,7 +282,7 @@ def test_compressed_float_depth_undoes_the_inverse_quantisation() -> None:
         (b"", "png", "is not a PNG"),
     ],
 )  # fmt: skip
-def test_bad_compressed_depth_is_refused(data: bytes, format_text: str, text: str) -> None:
+def test_malformed_compressed_depth_is_rejected(data: bytes, format_text: str, text: str) -> None:
     with pytest.raises(MessageError, match=text):
         decode_depth(compressed_message(data, format_text))
 
@@ -457,7 +457,7 @@ def test_missing_coordinate_field_is_named() -> None:
         (lambda m: setattr(m.fields[0], "count", 3), "field 'x' has datatype 7, count 3"),
     ],
 )
-def test_malformed_clouds_are_refused(change: Any, text: str) -> None:
+def test_malformed_clouds_are_rejected(change: Any, text: str) -> None:
     message = cloud_message(xyz_columns([(1, 2, 3)] * 6), height=2)
     change(message)
     with pytest.raises(MessageError, match=text):
@@ -498,10 +498,10 @@ def test_region_of_interest_and_binning_apply_to_the_intrinsics() -> None:
     [
         (camera_info([0.0] * 9), "uncalibrated"),
         (camera_info([float("nan")] * 9), "uncalibrated"),
-        (camera_info(K, width=0), "no picture size: width 0, height 480"),
+        (camera_info(K, width=0), "no image size: width 0, height 480"),
     ],
 )
-def test_uncalibrated_camera_info_is_refused(message: Any, text: str) -> None:
+def test_uncalibrated_camera_info_is_rejected(message: Any, text: str) -> None:
     with pytest.raises(MessageError, match=text):
         decode_camera_info(message)
 
@@ -545,12 +545,12 @@ def test_pose_messages_are_decoded(message: Any) -> None:
         SimpleNamespace(position=xyz(1, 2, 3), orientation=xyzw(float("inf"), 0, 0, 1)),
     ],
 )
-def test_invalid_poses_are_refused(pose: Any) -> None:
+def test_invalid_poses_are_rejected(pose: Any) -> None:
     with pytest.raises(MessageError, match="invalid pose in SimpleNamespace: "):
         decode_pose(SimpleNamespace(pose=pose))
 
 
-def test_other_message_types_are_refused_as_poses() -> None:
+def test_other_message_types_are_rejected_as_poses() -> None:
     with pytest.raises(MessageError, match="expected a pose, transform or odometry message"):
         decode_pose(SimpleNamespace(point=xyz(1, 2, 3)))
 

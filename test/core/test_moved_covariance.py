@@ -12,7 +12,7 @@ COUNT = 3_000
 
 
 def test_moved_covariance_agrees_with_sampled_poses():
-    """Monte Carlo: disturb the body's pose, move every sample rigidly, look at the spread of the results."""
+    """Monte Carlo: disturb the body's pose, move every sample rigidly, compare the samples' covariance."""
     rng = np.random.default_rng(2)
     factor = rng.normal(size=(6, 6)) * np.array([0.03] * 3 + [0.01] * 3)[:, None]
     covariance = factor @ factor.T

@@ -70,7 +70,7 @@ def test_compressed_images_equal_cv_bridge_s(extension: str) -> None:
     np.testing.assert_array_equal(messages.decode_image(message), expected)
 
 
-def test_encodings_that_are_not_ours_go_through_cv_bridge() -> None:
+def test_other_encodings_are_decoded_by_cv_bridge() -> None:
     bridge = package("cv_bridge").CvBridge()
     mosaic = np.random.default_rng(3).integers(0, 2**16, (12, 16), dtype=np.uint16)
     message = image(mosaic, "bayer_rggb16")

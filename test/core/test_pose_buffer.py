@@ -52,7 +52,7 @@ def test_nothing_is_interpolated_across_a_teleport():
     np.testing.assert_allclose(buffer.at(20 * MS).position_m, [50, 0, 0])
 
 
-def test_the_error_says_what_is_missing():
+def test_the_error_gives_the_reason():
     buffer = PoseBuffer(max_gap_s=0.1)
     with pytest.raises(DataError, match="nothing received yet"):
         buffer.at(0)

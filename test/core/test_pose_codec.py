@@ -119,7 +119,7 @@ def test_neighbouring_orientations_have_neighbouring_targets_away_from_the_jump(
         {"reference_wxyz": (0.0, 0.0, 0.0, 0.0)},
     ],
 )
-def test_constants_that_cannot_be_used_are_refused(change: dict[str, object]) -> None:
+def test_constants_that_cannot_be_used_are_rejected(change: dict[str, object]) -> None:
     good = {"origin_m": (0.0, 0.0, 0.0), "scale_m": 1.0, "reference_wxyz": (1.0, 0.0, 0.0, 0.0)}
     with pytest.raises(ValueError, match=r"must be finite and the scale positive|not a rotation"):
         PoseCodec(**{**good, **change})

@@ -32,7 +32,7 @@ def network_input(processor: Preprocessor, frame: Frame, **crop: tuple[float, fl
     return processor.normalise(prepared, **crop)
 
 
-# --- one object, one answer --------------------------------------------------------------------------------------
+# --- determinism -------------------------------------------------------------------------------------------------
 
 
 def test_the_same_measurement_gives_the_same_input_whatever_its_stamp_and_company() -> None:
@@ -87,8 +87,8 @@ def test_neither_step_changes_what_it_is_given() -> None:
         np.testing.assert_array_equal(original, copy)
 
 
-def test_arrays_that_view_a_messages_bytes_are_accepted() -> None:
-    """Zero-copy decoding hands on read-only memory."""
+def test_read_only_views_of_a_messages_bytes_are_accepted() -> None:
+    """Decoding without a copy returns read-only arrays."""
     frame = random_frame(4, size=(64, 64), names=ALL)
     frame.image.setflags(write=False)
     frame.depth_m.setflags(write=False)
@@ -357,11 +357,11 @@ def test_every_input_lies_in_minus_1_1_and_is_0_where_nothing_was_measured(seed:
         ({"lidar_intensity": (1.0, 0.0)}, "lidar_intensity must increase"),
     ],
 )
-def test_a_configuration_out_of_range_is_refused(change: dict[str, object], match: str) -> None:
+def test_a_configuration_out_of_range_is_rejected(change: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         preprocessor(**change)
 
 
-def test_an_unknown_projection_is_refused_where_configurations_are_read() -> None:
+def test_an_unknown_projection_is_rejected_where_configurations_are_read() -> None:
     with pytest.raises(ConfigError, match="expected one of cylindrical, pinhole, got 'spherical'"):
         from_mapping(PreprocessConfig, {"lidar_projection": "spherical"}, "preprocess")

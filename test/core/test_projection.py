@@ -234,12 +234,12 @@ def test_batch_padded_with_nan_equals_single_clouds() -> None:
         ({"elevation_max_deg": math.nan}, "elevation limits"),
     ],
 )
-def test_impossible_cylinders_are_refused(arguments: dict[str, Any], text: str) -> None:
+def test_impossible_cylinders_are_rejected(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         CylindricalConfig(**arguments)
 
 
-def test_wrong_shapes_are_refused() -> None:
+def test_wrong_shapes_are_rejected() -> None:
     points = torch.zeros(2, 7, 3)
     with pytest.raises(ValueError, match=r"points must be \(B, N, 3\), got \(7, 3\)"):
         cylindrical_projection(points[0], None, CONFIG)
@@ -253,7 +253,7 @@ def test_wrong_shapes_are_refused() -> None:
 
 HEIGHT_PX, WIDTH_PX = 6, 9
 INTRINSICS = np.array([[7.0, 0.0, 4.2], [0.0, 6.0, 2.4], [0.0, 0.0, 1.0]])
-# The optical frame looks along the lidar's x axis, a little shifted and turned.
+# The optical axis is the lidar's x axis, slightly shifted and rotated.
 OPTICAL_FROM_LIDAR = Pose(np.array([0.1, -0.2, 0.3]), np.array([0.5, -0.5, 0.5, -0.5]))
 CAMERA_FROM_LIDAR = Pose.from_xyz_rpy([0.0, 0.0, 0.0], [0.05, -0.1, 0.02]) @ OPTICAL_FROM_LIDAR
 

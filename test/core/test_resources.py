@@ -36,7 +36,7 @@ def test_package_of_a_sourced_workspace_is_found(tmp_path: Path, monkeypatch: py
     assert share_path("package.xml") == tmp_path / "share" / "vmloc_ros" / "package.xml"
 
 
-def test_missing_file_names_every_place_that_was_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_an_error_with_all_searched_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
     with pytest.raises(DataError, match=r"config/absent\.yaml does not ship .* looked for") as error:
         share_path("config", "absent.yaml")

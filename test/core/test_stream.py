@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames one after another, against a toy whose answers say which frames it has seen."""
+"""Streams of frames, with a toy system whose estimates encode the frames that it received."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ START_NS = 1_700_000_000_000_000_000
 
 
 class Witness(ClipModel):
-    """Answers x = the frame's own grey value, y = other frames of the clip before it, z = frames after it.
+    """Predicts x = the frame's own grey value, y = number of earlier frames of the clip, z = number of later ones.
 
-    Copies of one frame count as one before it. It keeps the grey values of each clip. White frames overflow.
+    Copies of one frame count as one. ``clips`` holds the grey values of each clip. White frames overflow.
     """
 
     clip_length = CLIP
@@ -81,7 +81,7 @@ def grey_frame(grey: int, stamp_ns: int | None = None) -> Frame:
 
 
 def seen(estimates: list[Estimate]) -> list[tuple[int, int, int]]:
-    """The toy's testimony: whose answer it is, frames before it, frames after it."""
+    """Of each estimate: the frame's grey value, number of frames before it, number of frames after it."""
     return [tuple(np.round(estimate.map_from_body.position_m).astype(int).tolist()) for estimate in estimates]
 
 
@@ -90,10 +90,10 @@ def whole(frames: list[int]) -> list[int]:
     return ([frames[0]] * (CLIP - 1) + frames)[-CLIP:]
 
 
-def test_without_lookahead_every_frame_is_answered_at_once_from_the_newest_clip() -> None:
+def test_without_lookahead_every_frame_is_localized_at_once_from_the_newest_clip() -> None:
     stream = make_localizer(Witness()).stream()
-    answers = [seen(stream.feed(grey_frame(i))) for i in range(7)]
-    assert answers == [[(i, min(i, CLIP - 1), 0)] for i in range(7)]
+    estimated = [seen(stream.feed(grey_frame(i))) for i in range(7)]
+    assert estimated == [[(i, min(i, CLIP - 1), 0)] for i in range(7)]
     assert stream.flush() == []
 
 
@@ -112,10 +112,10 @@ def test_the_first_frames_of_a_clip_follow_copies_of_the_oldest() -> None:
     ]
 
 
-def test_with_lookahead_answers_come_that_much_later_and_the_rest_at_the_end() -> None:
+def test_with_lookahead_estimates_come_that_much_later_and_the_rest_at_the_end() -> None:
     stream = make_localizer(Witness()).stream(2)
-    answers = [seen(stream.feed(grey_frame(i))) for i in range(6)]
-    assert answers == [[], [], [(0, 0, 2)], [(1, 1, 2)], [(2, 1, 2)], [(3, 1, 2)]]
+    estimated = [seen(stream.feed(grey_frame(i))) for i in range(6)]
+    assert estimated == [[], [], [(0, 0, 2)], [(1, 1, 2)], [(2, 1, 2)], [(3, 1, 2)]]
     assert seen(stream.flush()) == [(4, 2, 1), (5, 3, 0)]
     assert stream.flush() == []
 
@@ -130,7 +130,7 @@ def test_every_frame_passes_the_image_network_once() -> None:
 
 
 @pytest.mark.parametrize("step_ns", [0, -1, -(10**12), 10**9 + 1, 10**15])
-def test_a_break_in_time_answers_what_waits_and_begins_a_new_clip(step_ns: int) -> None:
+def test_a_break_in_time_localizes_waiting_frames_and_begins_a_new_clip(step_ns: int) -> None:
     stream = make_localizer(Witness()).stream(1)
     for i in range(3):
         stream.feed(grey_frame(i))
@@ -145,7 +145,7 @@ def test_a_gap_of_a_second_is_no_break() -> None:
     assert seen(stream.feed(grey_frame(1, START_NS + 10**9))) == [(1, 1, 0)]
 
 
-def test_flush_forgets_the_clip() -> None:
+def test_flush_clears_the_clip() -> None:
     stream = make_localizer(Witness()).stream()
     stream.feed(grey_frame(0))
     stream.flush()
@@ -159,7 +159,7 @@ def test_streams_of_one_localizer_do_not_share_frames() -> None:
     assert seen(second.feed(grey_frame(1))) == [(1, 0, 0)]
 
 
-def test_an_answer_carries_the_stamp_and_the_modalities_of_its_own_frame() -> None:
+def test_an_estimate_has_the_stamp_and_the_modalities_of_its_own_frame() -> None:
     stream = make_localizer(Witness()).stream(1)
     with_depth = replace(grey_frame(0), depth_m=np.ones((32, 32), np.float32))
     assert stream.feed(with_depth) == []
@@ -178,7 +178,7 @@ def test_an_answer_carries_the_stamp_and_the_modalities_of_its_own_frame() -> No
         (grey_frame(255, START_NS + PERIOD_NS), "frame at 1700000000100000000 ns: .*not finite"),
     ],
 )
-def test_a_refused_frame_is_no_part_of_the_clip(frame: Frame, reason: str) -> None:
+def test_a_rejected_frame_is_no_part_of_the_clip(frame: Frame, reason: str) -> None:
     stream = make_localizer(Witness()).stream(1)
     stream.feed(grey_frame(0))
     with pytest.raises(ModelError, match=reason):
@@ -187,7 +187,7 @@ def test_a_refused_frame_is_no_part_of_the_clip(frame: Frame, reason: str) -> No
     assert seen(stream.feed(grey_frame(3))) == [(2, 1, 1)]
 
 
-def test_a_system_of_single_frames_answers_as_localize_does_in_any_order() -> None:
+def test_a_system_of_single_frames_estimates_as_localize_does_in_any_order() -> None:
     localizer = make_localizer(Single(("image", "depth")))
     stream = localizer.stream()
     for grey in (5, 3, 200):
@@ -202,7 +202,7 @@ def test_a_system_of_single_frames_answers_as_localize_does_in_any_order() -> No
 @pytest.mark.parametrize(
     ("model", "lookahead", "limit"), [(Witness, -1, CLIP), (Witness, CLIP, CLIP), (Single, 1, 1), (Single, -1, 1)]
 )
-def test_a_lookahead_that_the_system_cannot_have_is_refused(model: type, lookahead: int, limit: int) -> None:
+def test_a_lookahead_not_less_than_the_clip_is_rejected(model: type, lookahead: int, limit: int) -> None:
     localizer = make_localizer(Witness() if model is Witness else Single(("image",)))
     with pytest.raises(ConfigError, match=rf"less than the {limit} frame\(s\) that witness .*, got {lookahead}$"):
         localizer.stream(lookahead)
@@ -212,31 +212,31 @@ def test_a_lookahead_that_the_system_cannot_have_is_refused(model: type, lookahe
 @given(
     st.lists(st.sampled_from([-(10**9), 0, PERIOD_NS, PERIOD_NS, PERIOD_NS, 10**10]), max_size=20), st.integers(0, 3)
 )
-def test_every_frame_is_answered_once_in_order_and_within_its_clip(steps: list[int], lookahead: int) -> None:
+def test_every_frame_is_localized_once_in_order_and_within_its_clip(steps: list[int], lookahead: int) -> None:
     model = Witness()
     stream = make_localizer(model).stream(lookahead)
     clips: list[list[int]] = [[]]
-    answers: list[tuple[int, int, int]] = []
+    estimated: list[tuple[int, int, int]] = []
     stamp_ns = START_NS
     for grey, step in enumerate([PERIOD_NS, *steps]):
         stamp_ns += step
         if grey and step != PERIOD_NS:
             clips.append([])
         clips[-1].append(grey)
-        answers += seen(stream.feed(grey_frame(grey, stamp_ns)))
-    answers += seen(stream.flush())
+        estimated += seen(stream.feed(grey_frame(grey, stamp_ns)))
+    estimated += seen(stream.flush())
     expected = []
     for clip in clips:
         for i, grey in enumerate(clip):
             after = min(lookahead, len(clip) - 1 - i)
             expected.append((grey, min(i, CLIP - 1 - after), after))
-    assert answers == expected
+    assert estimated == expected
     past = [whole(clip[: i + 1]) for clip in clips for i in range(len(clip))]
     assert all(clip in past for clip in model.clips)
 
 
 @pytest.mark.parametrize("lookahead", [0, 2])
-def test_evaluation_pairs_every_answer_with_its_own_truth(lookahead: int) -> None:
+def test_evaluation_pairs_every_estimate_with_its_own_truth(lookahead: int) -> None:
     """The sources are shorter than, equal to and longer than the lookahead; one goes on where another ended."""
     greys = [list(range(5)), [5], [50, 51]]
     sources = [ListSource([Sample(grey_frame(g), yaw_pose(float(g))) for g in source]) for source in greys]
@@ -253,7 +253,7 @@ def test_evaluation_pairs_every_answer_with_its_own_truth(lookahead: int) -> Non
     assert estimates[5] == (5, 0, 0)  # not a part of the source before it
 
 
-def test_evaluation_refuses_a_lookahead_that_the_system_cannot_have() -> None:
+def test_evaluation_rejects_a_lookahead_not_less_than_the_clip() -> None:
     source = ListSource([Sample(random_frame(0, names=("image",)), yaw_pose(0.0))])
     with pytest.raises(ConfigError, match="got 9"):
         evaluate(make_localizer(Witness()), [source], progress=False, lookahead=9)

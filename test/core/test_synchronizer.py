@@ -36,7 +36,7 @@ def test_of_two_equally_near_scans_the_earlier_wins():
     assert pairs(feed(make(), [(0, "lidar", 0), (30, "image", 30), (60, "lidar", 60)])) == [(30, 0)]
 
 
-def test_of_a_sensor_that_keeps_its_period_no_scan_is_awaited_that_will_be_farther_away():
+def test_no_scan_of_a_sensor_that_keeps_its_period_is_awaited_if_it_will_be_farther_away():
     scans = [(i * 100, "lidar", i * 100) for i in range(6)]
     waits, learns = make(), make(learns_periods=True)
     for sync in (waits, learns):
@@ -161,12 +161,12 @@ def test_flush_releases_the_end_of_a_recording():
 
 
 @pytest.mark.parametrize("options", [{"slop_ms": -1}, {"deadline_ms": -1}, {"capacity": 0}])
-def test_impossible_options_are_refused(options):
+def test_impossible_options_are_rejected(options):
     with pytest.raises(ValueError, match="must"):
         make(**options)
 
 
-def test_streams_of_the_same_name_are_refused():
+def test_streams_of_the_same_name_are_rejected():
     with pytest.raises(ValueError, match="differ"):
         make(secondary=("lidar", "lidar"))
 

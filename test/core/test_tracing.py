@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traced networks answer as the Python ones do, whatever sensors a frame has and whatever its picture's size."""
+"""Traced networks predict as the Python ones do, for any set of sensors and any image size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def path(tmp_path_factory) -> Path:
     return path
 
 
-def test_every_network_of_vmloc_is_traced_and_answers_as_before(path: Path) -> None:
+def test_every_network_of_vmloc_is_traced_and_predicts_as_before(path: Path) -> None:
     plain, traced = Localizer.load(path, "cpu"), Localizer.load(path, "cpu")
     names = trace_networks(traced.model, traced.warm_up)
     assert set(names) == {"encoders.image", "encoders.lidar", "attention", "position", "log_quaternion"}
@@ -61,14 +61,14 @@ class Choosing(nn.Module):
         return self.layer(x) if bool(x.sum() > 0) else x
 
 
-def test_what_chooses_by_values_stays_as_it_is_but_for_its_parts() -> None:
+def test_a_module_with_branches_on_values_is_not_traced_but_its_parts_are() -> None:
     model = nn.ModuleDict({"choosing": Choosing()}).eval()
     assert trace_networks(model, lambda: model["choosing"](torch.ones(2, 2))) == ["choosing.layer"]
     below = -torch.ones(2, 2)
     assert model["choosing"](below) is below
 
 
-def test_a_model_that_needs_its_networks_insides_keeps_them() -> None:
+def test_a_model_that_does_not_run_on_traced_networks_keeps_its_own() -> None:
     model = nn.ModuleDict({"layer": nn.Linear(2, 2)}).eval()
 
     def run() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the cells of a feature map look: geometry of cameras and lidars against closed forms."""
+"""Geometry of a feature map's cells, for cameras and lidars, against closed forms."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems that predict map coordinates densely: their answers where predictions are right, and their feature maps."""
+"""Scene-coordinate systems: poses from correct predictions with outliers, and feature pyramids."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.numeric
 
 
 class Knowing(DenseModel):
-    """Predicts the truth, with noise of its own standard deviation; a share of cells says anything.
+    """Predicts the truth, with noise of its own standard deviation; a share of cells are outliers.
 
     Attributes:
         truth: of the batch, in the map.
@@ -87,12 +87,12 @@ def assert_poses(prediction: Prediction, truth: Sequence[Pose], position_m: floa
     assert not prediction.lost.any()
     for row, pose in enumerate(truth):
         np.testing.assert_allclose(prediction.positions_m[row], pose.position_m, rtol=0, atol=position_m)
-        answer = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
-        turn = np.degrees(Rotation.from_matrix(pose.rotation.T @ answer.rotation).magnitude())
+        found = Pose(prediction.positions_m[row], prediction.quaternions_wxyz[row])
+        turn = np.degrees(Rotation.from_matrix(pose.rotation.T @ found.rotation).magnitude())
         assert turn < rotation_deg
 
 
-# --- answers -----------------------------------------------------------------------------------------------------
+# --- poses -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def assert_poses(prediction: Prediction, truth: Sequence[Pose], position_m: floa
         (MODALITIES, 0.02, 0.2),
     ],
 )
-def test_from_right_predictions_the_pose_is_solved_in_a_map_of_utm_coordinates(
+def test_the_pose_is_solved_from_correct_predictions_in_a_map_of_utm_coordinates(
     names: tuple[str, ...], position_m: float, rotation_deg: float
 ) -> None:
     preprocess = replace(PREPROCESS, modalities=names)
@@ -129,7 +129,7 @@ def test_from_right_predictions_the_pose_is_solved_in_a_map_of_utm_coordinates(
 SUBSETS = [("image",), ("depth",), ("lidar",), ("image", "depth"), ("image", "lidar"), ("depth", "lidar"), MODALITIES]
 
 
-def test_each_row_of_a_batch_is_answered_from_its_own_sensors_whatever_stands_beside_it() -> None:
+def test_each_row_of_a_batch_is_localized_from_its_own_sensors_whatever_the_other_rows() -> None:
     data = room_data(SUBSETS)
     model = knowing(MODALITIES)
     model.std_m, model.outliers = 0.0, 0.0
@@ -156,7 +156,7 @@ def test_geometry_is_that_of_the_networks_cells() -> None:
             torch.testing.assert_close(getattr(cells, field.name), getattr(look.cells, field.name), rtol=0, atol=0)
 
 
-def test_answers_to_batches_of_other_sensors_can_be_joined() -> None:
+def test_predictions_of_batches_with_different_sensors_can_be_joined() -> None:
     """65 frames with all sensors, then some without depth: two batches, of which one knows no depth."""
     data = room_data([("image", "depth")] * 2 + [("image",)], replace(PREPROCESS, modalities=("image", "depth")))
     rows = torch.tensor([0, 1] * 32 + [2])
@@ -203,7 +203,7 @@ def test_a_frame_whose_cells_agree_on_nothing_is_lost_and_its_estimate_has_no_co
     estimate = localizer.localize(room_frame(data.poses[0]))
     assert estimate.confidence == 0.0
     model.outliers = 0.0
-    assert localizer.localize(room_frame(data.poses[0])).confidence is None  # nothing to judge by
+    assert localizer.localize(room_frame(data.poses[0])).confidence is None  # there are no null distributions
 
 
 def test_a_frame_of_an_unknown_camera_is_lost_but_not_where_a_lidar_saw_enough() -> None:
@@ -231,7 +231,7 @@ def test_a_lidars_points_give_the_image_its_distances_through_both_mounts() -> N
         assert float(cosine.min()) > math.cos(2 / (0.9 * 64))  # within a pixel in rows and columns
 
 
-def test_a_scan_of_a_moving_body_is_brought_to_the_stamp_before_the_camera_sees_it() -> None:
+def test_a_scan_of_a_moving_body_is_deskewed_before_it_is_projected_to_the_camera() -> None:
     """A turning body: the image's cells get the points that lie on their rays at the stamp."""
     pose, twist = in_room(1), torch.tensor([3.0, 0.0, 0.0, 0.0, 0.0, 1.5])
     still = room_frame(pose, ("image", "lidar"))
@@ -289,7 +289,7 @@ def test_a_missing_mount_is_named(names: tuple[str, ...]) -> None:
     np.testing.assert_allclose(model.mounts.numpy(), np.stack([MOUNTS[name].matrix for name in names]))
 
 
-def test_pictures_of_the_cameras_view_that_differ_in_shape_are_refused_in_words() -> None:
+def test_images_in_the_cameras_view_of_different_aspect_ratios_are_rejected() -> None:
     frame = room_frame(in_room(0))
     wide = replace(frame, depth_m=np.ones((48, 96), np.float32))
     localizer = Localizer(CheckpointHeader(TINY, PREPROCESS, CODEC, "map", "base_link"), knowing(MODALITIES))
@@ -297,7 +297,7 @@ def test_pictures_of_the_cameras_view_that_differ_in_shape_are_refused_in_words(
         localizer.localize(wide)
 
 
-def test_input_without_geometry_is_refused_in_words() -> None:
+def test_input_without_geometry_is_rejected() -> None:
     batch = replace(input_of(room_data([MODALITIES]), PREPROCESS), measured=None)
     with pytest.raises(ModelError, match=r"need ModelInput\.measured and"):
         knowing(MODALITIES).locate(batch, CODEC)
@@ -335,13 +335,13 @@ def test_a_pyramid_has_a_cell_for_every_stride_pixels_rounded_up(backbone: str, 
 @pytest.mark.parametrize(
     ("backbone", "stride", "known"), [("resnet18", 3, "2, 4, 8, 16, 32"), ("squeezenet1_1", 8, "none")]
 )
-def test_a_stride_that_the_backbone_has_no_map_of_is_refused_with_those_it_has(
+def test_a_stride_that_the_backbone_has_no_map_of_is_rejected_with_those_it_has(
     backbone: str, stride: int, known: str
 ) -> None:
     with pytest.raises(ModelError, match=f"feature maps of strides {known}, not of {stride}"):
         Pyramid(make_trunk(backbone, 3)[0], 3, stride)
 
 
-def test_the_expansion_for_a_classifier_is_left_out() -> None:
+def test_the_1x1_expansion_for_a_classifier_is_dropped() -> None:
     assert Pyramid(make_trunk("mobilenet_v2", 3)[0], 3, 16).context_channels == 320
     assert Pyramid(make_trunk("shufflenet_v2_x0_5", 3)[0], 3, 8).channels == 48 + 96 + 192

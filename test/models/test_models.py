@@ -187,7 +187,7 @@ def test_attention_starts_as_the_identity() -> None:
         ("googlenet", 64),
     ],
 )
-def test_trunk_with_the_classifiers_own_head_gives_the_classifiers_own_answer(
+def test_trunk_with_the_classifiers_own_head_gives_the_classifiers_own_output(
     backbone: str, size: int, tmp_path
 ) -> None:
     torch.manual_seed(0)
@@ -252,7 +252,7 @@ def test_an_unknown_backbone_is_an_error_that_names_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t"])
-def test_a_transformer_without_a_feature_map_is_refused(name: str) -> None:
+def test_a_transformer_without_a_feature_map_is_rejected(name: str) -> None:
     with pytest.raises(ModelError, match=f"{name}.* use a CNN"):
         make_trunk(name, 3)
 
@@ -275,7 +275,7 @@ def test_a_missing_weights_file_is_an_error_that_names_torchvisions_file(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["other network", "not a state dict", "garbage", "empty", "pickled object"])
-def test_a_wrong_weights_file_is_an_error_that_names_it(tmp_path, kind: str) -> None:
+def test_a_weights_file_of_another_network_is_an_error_that_names_it(tmp_path, kind: str) -> None:
     path = tmp_path / "weights.pth"
     if kind == "other network":
         torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
@@ -329,7 +329,7 @@ def test_the_joint_posterior_is_the_product_of_the_encoders_posteriors() -> None
     torch.testing.assert_close(posterior.joint.log_variance.exp(), 1 / precision)
 
 
-def test_absence_within_a_batch_equals_each_sample_answered_alone() -> None:
+def test_absence_within_a_batch_equals_each_sample_on_its_own() -> None:
     model = tiny_model()
     present = {"image": [True, True, False, True], "lidar": [True, False, True, False]}
     batch = model_input(present)
@@ -352,7 +352,7 @@ def test_values_of_an_absent_modality_change_nothing() -> None:
         torch.testing.assert_close(model(batch), model(ModelInput(poisoned, batch.present)), rtol=0, atol=0)
 
 
-def test_absent_samples_do_not_move_batch_norm_statistics() -> None:
+def test_absent_samples_do_not_change_batch_norm_statistics() -> None:
     model = tiny_model().train()
     batch = model_input({"image": [True] * 4, "lidar": [False] * 4})
     before = {name: x.clone() for name, x in model.encoders["lidar"].state_dict().items()}
@@ -391,6 +391,6 @@ def test_an_unknown_model_name_is_an_error_that_lists_the_known_ones() -> None:
 @pytest.mark.parametrize(
     "change", [{"latent_dim": 0}, {"hidden_dim": -1}, {"dropout": 1.0}, {"attention_reduction": 0}]
 )
-def test_sizes_out_of_range_are_refused(change: dict[str, float]) -> None:
+def test_sizes_out_of_range_are_rejected(change: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must be positive and 0 <= dropout < 1"):
         model_config(**change)

@@ -25,7 +25,7 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 pytestmark = pytest.mark.numeric
 
-# No batch norm: with random weights it still tells images apart.
+# No batch norm: with random weights it still distinguishes images.
 CONFIG = model_config("nearest", "squeezenet1_1")
 WIDTH = 512
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
@@ -44,7 +44,7 @@ def unit(count: int, seed: int) -> torch.Tensor:
     return x / x.norm(dim=1, keepdim=True)
 
 
-def memory(count: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+def stored_images(count: int, seed: int = 0) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     quaternions = rng.normal(size=(count, 4))
     quaternions *= np.sign(quaternions[:, :1]) / np.linalg.norm(quaternions, axis=1, keepdims=True)
@@ -93,12 +93,12 @@ def test_a_sample_without_an_image_is_an_error() -> None:
 # --- search ------------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_is_the_pose_of_greatest_cosine_as_brute_force_finds_it() -> None:
-    model, (known, positions, quaternions) = nearest(), memory(300)
+def test_the_prediction_is_the_pose_of_greatest_cosine_as_by_brute_force() -> None:
+    model, (known, positions, quaternions) = nearest(), stored_images(300)
     model.memorise(known, positions, quaternions)
-    asked = unit(40, seed=1)
-    prediction = model.recall(asked)
-    for i, descriptor in enumerate(asked.double().numpy()):
+    queries = unit(40, seed=1)
+    prediction = model.recall(queries)
+    for i, descriptor in enumerate(queries.double().numpy()):
         cosines = [
             descriptor @ other / np.linalg.norm(descriptor) / np.linalg.norm(other) for other in known.double().numpy()
         ]
@@ -107,8 +107,8 @@ def test_the_answer_is_the_pose_of_greatest_cosine_as_brute_force_finds_it() -> 
         np.testing.assert_array_equal(prediction.quaternions_wxyz[i], quaternions[best])
 
 
-def test_locate_describes_and_recalls_and_knows_no_alternatives() -> None:
-    model, (_, positions, quaternions) = nearest(), memory(6)
+def test_locate_describes_and_recalls_without_a_posterior() -> None:
+    model, (_, positions, quaternions) = nearest(), stored_images(6)
     with torch.no_grad():
         model.memorise(model.describe(images(6)), positions, quaternions)
         shuffled = [4, 0, 5]
@@ -119,16 +119,16 @@ def test_locate_describes_and_recalls_and_knows_no_alternatives() -> None:
     assert prediction.covariances is None
 
 
-def test_memorising_again_replaces_what_was_remembered() -> None:
+def test_memorising_again_replaces_the_stored_images() -> None:
     model = nearest()
-    model.memorise(*memory(9, seed=1))
-    known, positions, quaternions = memory(4, seed=2)
+    model.memorise(*stored_images(9, seed=1))
+    known, positions, quaternions = stored_images(4, seed=2)
     model.memorise(known, positions, quaternions)
     np.testing.assert_array_equal(model.recall(known).positions_m, positions)
 
 
-def test_an_empty_memory_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(ModelError, match=r"nearest remembers no image; make a checkpoint with `vmloc train`"):
+def test_without_stored_images_the_error_names_the_remedy() -> None:
+    with pytest.raises(ModelError, match=r"nearest stores no image; make a checkpoint with `vmloc train`"):
         nearest().locate(images(1), CODEC)
 
 
@@ -147,9 +147,9 @@ def write(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
-def test_a_checkpoint_keeps_a_memory_of_any_length_to_the_last_bit(tmp_path: Path, count: int) -> None:
+def test_a_checkpoint_stores_any_number_of_images_bit_for_bit(tmp_path: Path, count: int) -> None:
     model = nearest()
-    model.memorise(*memory(count))
+    model.memorise(*stored_images(count))
     loaded = load_checkpoint(write(tmp_path / "m.safetensors", model.state_dict()))[1].state_dict()
     assert loaded.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
@@ -158,10 +158,10 @@ def test_a_checkpoint_keeps_a_memory_of_any_length_to_the_last_bit(tmp_path: Pat
     assert loaded["positions_m"].shape == (count, 3)
 
 
-def test_loading_replaces_a_memory_of_another_length() -> None:
+def test_loading_replaces_another_number_of_images() -> None:
     model, other = nearest(), nearest()
-    model.memorise(*memory(7))
-    other.memorise(*memory(3, seed=1))
+    model.memorise(*stored_images(7))
+    other.memorise(*stored_images(3, seed=1))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.descriptors, model.descriptors)
     assert torch.equal(other.quaternions_wxyz, model.quaternions_wxyz)
@@ -176,9 +176,11 @@ def test_loading_replaces_a_memory_of_another_length() -> None:
         ({"positions_m": None}, "Missing key"),
     ],
 )
-def test_a_memory_that_does_not_fit_is_a_checkpoint_error(tmp_path: Path, change: dict[str, Any], match: str) -> None:
+def test_descriptors_and_poses_that_do_not_fit_are_a_checkpoint_error(
+    tmp_path: Path, change: dict[str, Any], match: str
+) -> None:
     model = nearest()
-    model.memorise(*memory(5))
+    model.memorise(*stored_images(5))
     state = {name: x for name, x in {**model.state_dict(), **change}.items() if x is not None}
     path = write(tmp_path / "m.safetensors", state)
     with pytest.raises(CheckpointError, match=rf"weights do not fit model 'nearest'.*{match}"):
@@ -226,7 +228,7 @@ def test_training_writes_the_checkpoint_and_nothing_else(trained: tuple[Path, di
     assert (header.training["frames"], header.training["validation_frames"]) == (COUNT - len(HELD_OUT), len(HELD_OUT))
 
 
-def test_every_training_image_answers_with_its_own_pose_and_no_held_out_one_with_its_own(
+def test_every_training_image_recalls_its_own_pose_and_no_held_out_image_does(
     trained: tuple[Path, dict[str, float]],
 ) -> None:
     localizer = Localizer.load(trained[0], "cpu")

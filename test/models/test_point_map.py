@@ -82,7 +82,7 @@ def test_a_scan_of_a_room_finds_its_pose(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_start_that_is_many_voxels_off_is_brought_home_and_disturbs_no_other_frame(seed):
+def test_a_prior_that_is_many_voxels_off_converges_and_changes_no_other_frame(seed):
     rng = np.random.default_rng(seed)
     built = point_map(walls(rng))
     rotation, translation = pose(rng, 0.2, 0.2)
@@ -173,7 +173,7 @@ def test_every_point_within_half_a_voxel_is_found_as_the_nearest():
     np.testing.assert_allclose(found_points[near], kept[index[near]])
 
 
-def test_voxels_average_whatever_the_order_and_drop_what_was_seen_seldom():
+def test_voxels_average_in_any_order_and_drop_those_of_too_few_points():
     rng = np.random.default_rng(5)
     points = rng.uniform(0, 1, (500, 3))
     whole, parts = _Voxels(0.5), _Voxels(0.5)
@@ -188,7 +188,7 @@ def test_voxels_average_whatever_the_order_and_drop_what_was_seen_seldom():
     np.testing.assert_allclose(whole.means(1)[0], corner.mean(axis=0))
 
 
-def test_points_that_no_map_can_hold_are_refused_in_words():
+def test_points_that_no_map_can_hold_are_rejected():
     voxels = _Voxels(0.5)
     voxels.add(np.array([[0.0, 0.0, 0.0], [0.0, -1e7, 0.0]]))
     with pytest.raises(DataError, match=r"more than 524288 m from the map's middle; make model\.map_voxel_m larger"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Large maps in regions: which one a frame looks at, whose coordinates are believed, and how they are learned."""
+"""Large maps in regions: classification of frames, selection of a region's pose, and training."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMES = ("image", "depth")
 # --- which region ------------------------------------------------------------------------------------------------
 
 
-def test_places_are_the_middles_of_groups_of_positions() -> None:
+def test_places_are_the_means_of_groups_of_positions() -> None:
     rng = np.random.default_rng(0)
     middles = np.array([[0.0, 0, 0], [50, 0, 0], [50, 40, 0], [-30, 10, 5]])
     groups = [middle + rng.normal(0, 1, (20 + 30 * i, 3)) for i, middle in enumerate(middles)]
@@ -53,7 +53,7 @@ def test_places_are_the_middles_of_groups_of_positions() -> None:
     np.testing.assert_allclose(spread_places(positions, 1)[0], positions.mean(axis=0), atol=1e-9)
 
 
-def test_more_regions_than_places_are_refused_in_words() -> None:
+def test_more_regions_than_places_are_rejected() -> None:
     positions = np.repeat(np.array([[0.0, 0, 0], [1, 0, 0]]), 5, axis=0)
     assert len(spread_places(positions, 2)) == 2
     with pytest.raises(DataError, match=r"training frames are at 2 places, too few for model\.regions: 3"):
@@ -69,16 +69,16 @@ def test_frames_belong_to_the_nearest_place_and_halfway_to_two() -> None:
     torch.testing.assert_close(shares, torch.tensor(expected), rtol=0, atol=0.06)
 
 
-# --- whose coordinates ---------------------------------------------------------------------------------------------
+# --- selection of a region ---------------------------------------------------------------------------------------
 
 
 class Town(DenseModel):
-    """Three regions: each predicts the truth, moved by what it takes the region to be off; some predict nothing sane.
+    """Three regions, each of which predicts the true coordinates plus its own shift, or random coordinates.
 
     Attributes:
         truth: of the batch.
-        opinions: of each modality, probabilities of the regions for each row.
-        shifts_m: of each region's coordinates; None: anything.
+        opinions: by modality, probabilities of the regions for each row.
+        shifts_m: of each region's coordinates; None for random ones.
     """
 
     truth: Sequence[Pose]
@@ -115,7 +115,7 @@ def town(count: int, opinions: dict[str, list[list[float]]], shifts_m: Sequence[
     model.truth, model.opinions, model.shifts_m = data.poses, opinions, shifts_m
     for name in model.modalities:
         classifier = model.regions.classifiers[name]
-        classifier[-1].weight.data.zero_()  # says the same of every frame
+        classifier[-1].weight.data.zero_()  # the same output for every frame
         classifier[-1].bias.data.copy_(torch.tensor(opinions[name][0]).log())
     return model, input_of(data, RANGED)
 
@@ -134,7 +134,7 @@ def doubt(prediction: Prediction) -> np.ndarray:
     return prediction.outlier_scores[:, 3]
 
 
-def test_of_the_two_likeliest_regions_the_one_whose_cells_agree_answers() -> None:
+def test_of_the_two_likeliest_regions_the_one_with_more_inliers_gives_the_pose() -> None:
     opinions = {name: [[0.2, 0.7, 0.1]] for name in ("depth", "lidar")}
     model, batch = town(2, opinions, (0.0, None, None))
     prediction = model.locate(batch, CODEC)
@@ -143,10 +143,10 @@ def test_of_the_two_likeliest_regions_the_one_whose_cells_agree_answers() -> Non
     np.testing.assert_array_equal(doubt(prediction), 0.0)
 
 
-def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as_if_alone(
+def test_only_ambiguous_frames_are_solved_again_and_each_as_if_it_were_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Sure and right; in doubt, and right in the second place; sure and wrong; in doubt, and right at once."""
+    """Frames: certain, correct; ambiguous, second region correct; certain, wrong; ambiguous, first region correct."""
     rows = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.7, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, 0.4]])
     data = room_data([("depth", "lidar")] * 4, RANGED)
     model, _ = town(4, {name: [[0.4, 0.3, 0.3]] for name in ("depth", "lidar")}, (0.0, None, None))
@@ -175,7 +175,7 @@ def test_of_a_batch_only_frames_in_doubt_are_asked_again_and_each_is_answered_as
         np.testing.assert_allclose(ambiguity(whole)[row], ambiguity(alone)[0], atol=1e-4)
 
 
-def test_a_region_that_is_next_to_impossible_is_not_looked_into() -> None:
+def test_a_region_of_negligible_probability_is_not_solved() -> None:
     opinions = {name: [[0.01, 0.98, 0.01]] for name in ("depth", "lidar")}
     model, batch = town(1, opinions, (0.0, None, None))
     prediction = model.locate(batch, CODEC)
@@ -185,7 +185,7 @@ def test_a_region_that_is_next_to_impossible_is_not_looked_into() -> None:
     np.testing.assert_allclose(prediction.covariances[0, 0, 0], 100.0**2)  # anywhere in the map, not in a region
 
 
-def test_opinions_of_the_sensors_multiply() -> None:
+def test_probabilities_of_the_sensors_multiply() -> None:
     """Depth takes region 0 for the likeliest, lidar region 2; both together it is region 1."""
     opinions = {"depth": [[0.55, 0.44, 0.01]], "lidar": [[0.01, 0.44, 0.55]]}
     model, batch = town(1, opinions, (4.0, 0.0, 8.0))
@@ -196,7 +196,7 @@ def test_opinions_of_the_sensors_multiply() -> None:
         np.testing.assert_allclose(found, [[shift_m, 0.0, 0.0]], atol=0.02)
 
 
-def test_two_places_that_look_the_same_are_told_to_be_ambiguous_and_one_place_in_two_regions_is_not() -> None:
+def test_two_places_that_look_the_same_are_ambiguous_and_one_place_in_two_regions_is_not() -> None:
     opinions = {name: [[0.5, 0.5, 0.0001]] for name in ("depth", "lidar")}
     model, batch = town(1, opinions, (0.0, 30.0, None))
     np.testing.assert_allclose(ambiguity(model.locate(batch, CODEC)), 1.0, atol=0.05)
@@ -205,7 +205,7 @@ def test_two_places_that_look_the_same_are_told_to_be_ambiguous_and_one_place_in
     np.testing.assert_array_equal(doubt(model.locate(batch, CODEC)), 0.0)
 
 
-def test_how_likely_a_rivals_region_is_tells_where_cells_agree_in_any() -> None:
+def test_where_cells_agree_in_any_region_the_region_probability_shows_the_ambiguity() -> None:
     opinions = {name: [[0.6, 0.3, 0.0001]] for name in ("depth", "lidar")}
     model, batch = town(1, opinions, (0.0, 30.0, None))
     prediction = model.locate(batch, CODEC)
@@ -217,7 +217,7 @@ def test_how_likely_a_rivals_region_is_tells_where_cells_agree_in_any() -> None:
 
 
 def two_rooms(count: int = 24) -> PreparedDataset:
-    """Frames of a room, and of one that looks alike 100 m to the east but has other pictures."""
+    """Frames of two rooms of the same shape, 100 m apart, with different images."""
     samples = []
     for number in range(count):
         pose, frame = in_room(number), room_frame(in_room(number), NAMES, number)
@@ -228,7 +228,7 @@ def two_rooms(count: int = 24) -> PreparedDataset:
     return prepared(samples, RGBD)
 
 
-def test_each_region_learns_where_its_own_frames_look() -> None:
+def test_each_region_is_placed_where_its_own_frames_measure() -> None:
     data = two_rooms()
     model = DenseModel(replace(TINY, regions=2), Preprocessor(RGBD).channels)
     model.set_mounts(MOUNTS)
@@ -253,7 +253,7 @@ def test_each_region_learns_where_its_own_frames_look() -> None:
     assert float(model.extent_m) > 2 * float(regions.extents_m.max())
 
 
-def test_training_pays_each_classifiers_cross_entropy_beside_the_cells_likelihood() -> None:
+def test_the_loss_adds_each_classifiers_cross_entropy_to_the_cells_likelihood() -> None:
     data = two_rooms(4)
     torch.manual_seed(0)
     model = DenseModel(replace(TINY, regions=2), Preprocessor(RGBD).channels).eval()
@@ -279,7 +279,7 @@ def test_training_pays_each_classifiers_cross_entropy_beside_the_cells_likelihoo
         before = after
 
 
-def test_a_trained_town_tells_its_two_rooms_apart_and_its_checkpoint_answers_alike(tmp_path: Path) -> None:
+def test_a_trained_map_distinguishes_its_two_rooms_and_its_checkpoint_predicts_alike(tmp_path: Path) -> None:
     data = two_rooms()
     values = {
         "model": {

@@ -29,10 +29,10 @@ def correspondences(map_points, std, points, rays, ranged, valid=None):
 
 
 def scene(kind, *, cells=200, std=0.0, outliers=0.0, seed=0, batch=1, noisy=True):
-    """Points seen by a camera that looks along the body's y, in frames at random poses.
+    """Points seen by a camera whose optical axis is the body's y axis, in frames at random poses.
 
     Returns the correspondences, rotations ``(B, 3, 3)`` and positions ``(B, 3)``. ``std``: a number, or one per cell;
-    0 is noise-free and told to be a centimetre.
+    0 gives exact predictions with a stated standard deviation of a centimetre.
     """
     rng = np.random.default_rng(seed)
     R = Rotation.random(batch, random_state=seed).as_matrix().reshape(batch, 3, 3)
@@ -48,9 +48,9 @@ def scene(kind, *, cells=200, std=0.0, outliers=0.0, seed=0, batch=1, noisy=True
     wrong = np.arange(cells) < outliers * cells
     placed[:, wrong] = rng.uniform(-5, 5, (batch, wrong.sum(), 3))
     ranged = np.broadcast_to({"ranged": True, "rays": False, "mixed": np.arange(cells) % 2 == 0}[kind], (batch, cells))
-    told = np.where(deviation > 0, deviation, 0.01)
+    stated = np.where(deviation > 0, deviation, 0.01)
     points = np.where(ranged[..., None], body, CENTRE_M)
-    return correspondences(placed, told, points, rays, ranged.copy()), R, t
+    return correspondences(placed, stated, points, rays, ranged.copy()), R, t
 
 
 def rows(c, select):
@@ -170,7 +170,7 @@ def test_covariance_is_that_of_the_estimates_in_map_axes(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_knowing_which_cells_are_sure_makes_the_pose_better(kind):
+def test_knowing_the_cells_standard_deviations_makes_the_pose_better(kind):
     std = np.where(np.arange(120) % 3 == 0, 0.01, 0.15)
     c, R, t = scene(kind, cells=120, std=std, batch=30)
     rotations, translations = tensors(R, t)
@@ -180,7 +180,7 @@ def test_knowing_which_cells_are_sure_makes_the_pose_better(kind):
     assert np.square(knowing).mean() < 0.1 * np.square(ignorant).mean()
 
 
-def test_a_frame_has_the_same_answer_in_any_batch_and_with_padding():
+def test_a_frame_has_the_same_solution_in_any_batch_and_with_padding():
     c, _, _ = scene("mixed", cells=100, std=0.03, outliers=0.4, batch=4)
     c = replaced(c, ranged=c.ranged & torch.tensor([True, False, True, True])[:, None])  # one frame of rays alone
     together, again = solve(c, spread_m=SPREAD_M), solve(c, spread_m=SPREAD_M)
@@ -227,7 +227,7 @@ def test_cells_that_agree_by_chance_are_no_solution(kind):
 
 
 @pytest.mark.parametrize("kind", ["ranged", "rays"])
-def test_kilometres_from_the_middle_of_the_map_the_pose_is_as_good(kind):
+def test_kilometres_from_the_maps_centre_the_pose_is_as_precise(kind):
     c, R, t = scene(kind, cells=300, std=0.03, outliers=0.4, batch=4)
     far = torch.tensor([3000.0, -2000.0, 50.0])
     solution = solve(replaced(c, map_points_m=c.map_points_m + far), spread_m=10000.0)
@@ -246,7 +246,7 @@ def line(kind, noise):
     return replaced(c, map_points_m=placed.float()[None], points_m=points, rays=rays[None], std_m=std)
 
 
-def test_what_does_not_determine_a_pose_is_not_solved():
+def test_degenerate_correspondences_are_not_solved():
     usual, _, _ = scene("mixed", cells=50)
     nothing = replaced(usual, valid=torch.zeros_like(usual.valid))
     cases = {
@@ -308,7 +308,7 @@ def test_gradients_are_the_derivatives_of_the_solution(kind):
     assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-4, rtol=1e-3)
 
 
-def test_gradients_teach_cells_where_they_are():
+def test_gradient_descent_corrects_the_predicted_coordinates():
     c, R, t = scene("mixed", cells=40, std=0.05)
     offset = torch.zeros_like(c.map_points_m, requires_grad=True)
     optimiser = torch.optim.Adam([offset], lr=2e-3)
@@ -352,7 +352,7 @@ def test_points_behind_the_camera_are_outliers():
     torch.testing.assert_close(information(mixed, *tensors(R, t)), information(front, *tensors(R, t)))
 
 
-def test_likelihood_counts_sure_cells_more_and_outliers_not_at_all():
+def test_likelihood_weighs_cells_by_their_precision_and_ignores_outliers():
     c, R, t = scene("ranged", cells=20)
     pose = [x.float().unsqueeze(1) for x in tensors(R, t)]
     one = replaced(c, std_m=torch.full_like(c.std_m, 0.1))
@@ -363,7 +363,7 @@ def test_likelihood_counts_sure_cells_more_and_outliers_not_at_all():
     assert log_ratio(replaced(c, map_points_m=c.map_points_m + 5), *pose, SPREAD_M) == 0
 
 
-def test_many_poses_are_scored_in_parts(monkeypatch):
+def test_many_poses_are_scored_in_chunks(monkeypatch):
     c, _, _ = scene("mixed", std=0.05, batch=2)
     rotations = torch.from_numpy(Rotation.random(14, random_state=0).as_matrix()).float().view(2, 7, 3, 3)
     translations = torch.zeros(2, 7, 3)
@@ -399,7 +399,7 @@ def test_of_two_cameras_that_with_more_rays_gives_hypotheses_and_both_refine():
     np.testing.assert_allclose(solution.inlier_share, 1, atol=0.02)
 
 
-def test_cells_without_range_alone_are_used_where_measured_points_are_all_wrong():
+def test_rays_alone_are_used_where_all_measured_points_are_outliers():
     camera, R, t = scene("rays", cells=150, std=0.02)
     lidar, _, _ = scene("ranged", cells=100, std=0.02, outliers=1.0)
     solution = solve(lidar.joined(camera), spread_m=SPREAD_M)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small recordings for the tests of bags: what is in them, and each way to store them."""
+"""Small recordings for tests: their content, and writers of every storage format."""
 
 from __future__ import annotations
 

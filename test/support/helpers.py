@@ -35,7 +35,7 @@ def yaw_pose(x_m: float, y_m: float = 0.0, yaw_deg: float = 0.0, z_m: float = 0.
 
 
 def random_frame(seed: int = 0, size: tuple[int, int] = (60, 80), names: Sequence[str] = ("image", "lidar")) -> Frame:
-    """A frame of noise with the modalities asked for, intrinsics and extrinsics."""
+    """A frame of noise with the given modalities, intrinsics and extrinsics."""
     rng = np.random.default_rng(seed)
     height, width = size
     xyz = rng.normal(0, 8, (500, 3)).astype(np.float32)

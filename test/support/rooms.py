@@ -39,7 +39,7 @@ PREPROCESS = PreprocessConfig(MODALITIES, shortest_side=48)
 
 
 def room_point(origin: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """Where rays from inside meet the walls of a box of 24 x 16 x 6 m around the map's origin."""
+    """Intersections of rays with the walls of a box of 24 x 16 x 6 m around the map's origin."""
     half = np.array([12.0, 8.0, 3.0])
     with np.errstate(divide="ignore", invalid="ignore"):  # of rays along a wall, and of cells without a ray
         steps = np.where(directions != 0, (np.sign(directions) * half - origin) / directions, np.inf)
@@ -54,7 +54,7 @@ def in_room(number: int) -> Pose:
 
 
 def room_frame(body: Pose, names: Sequence[str] = MODALITIES, seed: int = 0, size: tuple[int, int] = SIZE) -> Frame:
-    """What the sensors measure of the room: exact depth and points, the image is noise."""
+    """A frame of the room: exact depth and points, an image of noise."""
     rng = np.random.default_rng(seed)
     height, width = size
     camera = PinholeCamera(width, height, 0.9 * width, 0.9 * width, width / 2, height / 2)
@@ -80,7 +80,7 @@ def room_frame(body: Pose, names: Sequence[str] = MODALITIES, seed: int = 0, siz
 
 
 def in_map(pose: Pose, points: Tensor) -> Tensor:
-    """From the map's origin."""
+    """Points ``(N, 3)`` in the body frame, relative to the map's origin."""
     local = pose.position_m - np.asarray(ORIGIN_M)
     return (points.double() @ torch.from_numpy(pose.rotation).T + torch.from_numpy(local)).float()
 
@@ -90,7 +90,7 @@ def prepared(samples: Sequence[Sample], preprocess: PreprocessConfig = PREPROCES
 
 
 def room_data(present: Sequence[Sequence[str]], preprocess: PreprocessConfig = PREPROCESS) -> PreparedDataset:
-    """A frame for each entry, with the sensors it names."""
+    """A frame for each entry, with the named sensors."""
     poses = [in_room(number) for number in range(len(present))]
     frames = [room_frame(pose, names, number) for number, (pose, names) in enumerate(zip(poses, present, strict=True))]
     return prepared([Sample(frame, pose) for frame, pose in zip(frames, poses, strict=True)], preprocess)
