@@ -115,8 +115,8 @@ def test_scans_are_not_released_alone_between_the_images_of_a_slow_camera():
     messages = [(i * 100, "lidar", i * 100) for i in range(50)]
     messages += [(i * 500 + 30, "image", i * 500 + 30) for i in range(10)]
     bundles = feed(sync, sorted(messages))
+    assert len(bundles) == 10
     assert all("image" in b.messages for b in bundles)
-    assert sync.statistics.secondary_unused > 30
 
 
 def test_late_and_duplicate_images_are_counted_not_released():

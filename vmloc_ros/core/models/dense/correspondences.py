@@ -86,10 +86,6 @@ class Correspondences:
         rows = torch.arange(len(cells), device=cells.device).unsqueeze(1)
         return Correspondences(*(getattr(self, name)[rows, cells] for name in _NAMES))
 
-    def joined(self, other: Correspondences) -> Correspondences:
-        """The correspondences of both, frame by frame: the product of all experts."""
-        return Correspondences(*(torch.cat([getattr(self, name), getattr(other, name)], dim=1) for name in _NAMES))
-
 
 def log_ratio(c: Correspondences, rotations: Tensor, translations: Tensor, spread_m: float) -> Tensor:
     """Log-likelihood ratio ``(B, H)`` of H poses against uniform outliers, as in MLESAC (Torr and Zisserman 2000).

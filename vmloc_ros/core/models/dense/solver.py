@@ -18,7 +18,7 @@ from vmloc_ros.core.models.dense.correspondences import Correspondences, log_rat
 from vmloc_ros.core.models.dense.gauss_newton import NormalEquations, orthonormal, rotated
 from vmloc_ros.core.models.dense.hypotheses import draw, from_points, from_rays
 
-__all__ = ["Correspondences", "Solution", "information", "refine", "solve"]
+__all__ = ["Correspondences", "Solution", "refine", "solve"]
 
 _KEPT = 8  # hypotheses that are polished before the likeliest is selected
 _POLISH = (4.0, 2.0, 1.0)  # factors on sigma, by step: far from the solution, residuals of inliers are large
@@ -35,7 +35,7 @@ class Solution:
         rotations: ``(B, 3, 3)`` map from body.
         translations: ``(B, 3)`` metres.
         covariances: ``(B, 6, 6)`` of x, y, z and the rotation about the fixed map axes (metres, radians): the inverse
-            of :func:`information` at the solution.
+            information matrix at the solution. Information of several modalities adds up.
         inlier_share: ``(B,)`` share of the valid cells that lie within ``gate`` sigma; 0 where there are none.
         residual: ``(B,)`` root mean square of the inliers' residuals in sigma, per equation; about 1 if sigma is right.
         solved: ``(B,)`` bool: there are enough inliers, and they determine all six degrees of freedom.
@@ -185,13 +185,3 @@ def _solution(
         torch.where(mean_square > 0, mean_square.clamp_min(1e-300).sqrt(), 0.0),
         solved,
     )
-
-
-def information(c: Correspondences, rotations: Tensor, translations: Tensor, gate: float = 4.0) -> Tensor:
-    """Information matrices ``(B, 6, 6)``, in the map's axes, of correspondences at poses near the solution.
-
-    Those of several modalities add up, as precisions do in a product of Gaussian experts.
-    """
-    cells = NormalEquations.of(c.cleaned().to(torch.float64))
-    R, t = rotations.double(), translations.double()
-    return rotated(cells.normal_equations(R.unsqueeze(1), t.unsqueeze(1), gate)[0][:, 0], R)
