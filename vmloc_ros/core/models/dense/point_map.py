@@ -22,7 +22,7 @@ from vmloc_ros.core.models.dense.gauss_newton import turned
 _NEAR = (4, 4, 2, 2, 1, 1, 1, 1)
 _WIDE = (32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 2, 2, 2, *[1] * 8)
 _COARSE, _SPARSE = 8, 4  # with voxels of at least 8, every fourth point is enough
-_SURE = 0.7  # share of the points on the map above which the second, wider attempt is skipped
+_ENOUGH_ON_MAP = 0.7  # share of the points on the map above which the second, wider attempt is skipped
 _PRIOR_INFLATION = 10.0  # on the prior's standard deviations: errors of neighbouring cells are correlated
 _LEAST_SHARE = 0.2  # of the points that must lie on the map for the registration to count
 _LEAST_STD = 0.1  # of a point's distance from its plane, in voxels
@@ -99,7 +99,7 @@ class PointMap(nn.Module):
         """
         given = points_m, times_s, valid, rotations, translations, covariances
         found = self._iterate(_NEAR, twist_std, *given)
-        unsure = torch.nonzero((found.share < _SURE) & valid.any(dim=1)).flatten()
+        unsure = torch.nonzero((found.share < _ENOUGH_ON_MAP) & valid.any(dim=1)).flatten()
         if len(unsure):
             second = self._iterate(_WIDE, twist_std, *(x[unsure] for x in given))
             better = second.share > found.share[unsure]
@@ -239,8 +239,8 @@ class _Grid:
 
 def _small_turn(rotation: Tensor) -> Tensor:
     """Rotation vectors ``(B, 3)`` of small rotations ``(B, 3, 3)``, to second order."""
-    odd = (rotation - rotation.mT) / 2
-    return torch.stack([odd[:, 2, 1], odd[:, 0, 2], odd[:, 1, 0]], dim=-1)
+    skew = (rotation - rotation.mT) / 2
+    return torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], dim=-1)
 
 
 def _keys(cells: Tensor, counts: Tensor) -> Tensor:
