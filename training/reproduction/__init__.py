@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables, one command each: scenes, experiments, runs, tables, cost."""
+"""Reproduction of the paper's tables: scenes, experiments, training and evaluation runs, tables, cost."""

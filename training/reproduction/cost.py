@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training step and an answer cost, and VMLoc's ratios to its relatives ("Computational Complexity").
+"""Cost of a training step and of a prediction, by system ("Computational Complexity" in VMLoc).
 
 A step is forward, backward, clipping and Adam on a batch that is in memory already, every modality present, in single
 precision. All systems take turns, in another order every time; a ratio is the median of the ratios within one turn, so
-that a busy moment of the machine hits both sides. Answers are those of ``locate`` with the alternatives that the
-covariance wants, for one frame.
+that other load on the machine affects both sides. A prediction is ``locate`` for one frame, with the samples that the
+covariance needs.
 
 Memory is the peak of three steps beyond what the process held with the weights and the batch loaded: activations,
 gradients, Adam's moments and work space. Each system has a fresh process for it. On the CPU it is the resident set
@@ -18,11 +18,10 @@ import multiprocessing
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ from numpy.typing import NDArray
 from training.config import TrainConfig
 from training.objectives.registry import build_objective, objective_config_type
 from training.objectives.variational import BoundConfig
-from training.output import markdown_table
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
@@ -52,24 +50,22 @@ SUBJECTS = {  # system and k
     "atloc": ("atloc", 1),
 }
 SYSTEMS = tuple(dict.fromkeys(system for system, _ in SUBJECTS.values()))
-REFERENCES = ("poe_vmloc", "attention_vmloc")
-_PAPER = {("vmloc, k = 10", "poe_vmloc"): 1.23, ("vmloc, k = 10", "attention_vmloc"): 1.02}
 _WARM_UP = 2
-_ANSWERS = 5  # per step: they are short, and their ratios noisy
+_PREDICTIONS = 5  # per step: they are short, and their ratios noisy
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one of :data:`SUBJECTS`.
+    """Cost of one of :data:`SUBJECTS`.
 
     Attributes:
         steps_s: ``(repeats,)``, one for each turn.
-        answers_s: likewise, five times as many.
-        memory_mb: of 1e6 bytes; None where the system does not tell.
+        predictions_s: likewise, five times as many.
+        memory_mb: of 1e6 bytes; None where the operating system does not report it.
     """
 
     steps_s: Seconds
-    answers_s: Seconds
+    predictions_s: Seconds
     memory_mb: float | None
 
 
@@ -104,15 +100,15 @@ class _Subject:
         if self._target.is_cuda:
             torch.cuda.synchronize()
 
-    def become_a_robots(self) -> None:
-        """The model as a localizer has it; training's memory is given back."""
+    def prepare_for_inference(self) -> None:
+        """Put the model into evaluation mode and free the memory of training."""
         self._optimizer.zero_grad(set_to_none=True)
         self._optimizer.state.clear()
         self._model.eval().to(memory_format=torch.contiguous_format)
 
     @torch.inference_mode()
-    def answer(self) -> None:
-        """The pose of one frame; ends on the CPU, so a GPU is done too."""
+    def predict(self) -> None:
+        """Predict the pose of one frame; the result is on the CPU, so a GPU has finished too."""
         self._model.locate(self._frame, _CODEC, Uncertainty().samples)
 
 
@@ -136,53 +132,10 @@ def measure_cost(
     subjects = {key: _Subject(key, configs[SUBJECTS[key][0]], device) for key in SUBJECTS}
     steps_s = _take_turns({key: subject.step for key, subject in subjects.items()}, repeats, "steps", progress)
     for subject in subjects.values():
-        subject.become_a_robots()
-    answers = {key: subject.answer for key, subject in subjects.items()}
-    answers_s = _take_turns(answers, _ANSWERS * repeats, "answers", progress)
-    return {key: Cost(steps_s[key], answers_s[key], memory_mb[key]) for key in SUBJECTS}
-
-
-def cost_rows(costs: Mapping[str, Cost]) -> list[dict[str, Any]]:
-    """Medians and ratios by system, with the paper's ratios where it has them."""
-    rows = []
-    for key, cost in costs.items():
-        row: dict[str, Any] = {
-            "system": key,
-            "step_ms": 1e3 * float(np.median(cost.steps_s)),
-            "answer_ms": 1e3 * float(np.median(cost.answers_s)),
-            "memory_mb": cost.memory_mb,
-        }
-        for reference in REFERENCES:
-            row |= _quartiles(f"step_per_{reference}", cost.steps_s / costs[reference].steps_s)
-            row |= _quartiles(f"answer_per_{reference}", cost.answers_s / costs[reference].answers_s)
-            row[f"paper_step_per_{reference}"] = _PAPER.get((key, reference))
-        rows.append(row)
-    return rows
-
-
-def cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as Markdown; ratios with quartiles in brackets."""
-    ratios = [title for reference in REFERENCES for title in (f"/ {reference}", "paper")]
-    table = []
-    for row in rows:
-        cells = [row["system"], f"{row['step_ms']:.0f}"]
-        for reference in REFERENCES:
-            cells += [_ratio(row, "step", reference), str(row[f"paper_step_per_{reference}"] or "–")]
-        cells.append("–" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}")
-        cells += [f"{row['answer_ms']:.1f}", _ratio(row, "answer", "poe_vmloc")]
-        table.append(cells)
-    titles = ["system", "step (ms)", *ratios, "peak memory (MB)", "answer (ms)", "/ poe_vmloc"]
-    return markdown_table(titles, table, labels=1)
-
-
-def _ratio(row: Mapping[str, Any], what: str, reference: str) -> str:
-    low, median, high = (row[f"{what}_per_{reference}{rank}"] for rank in ("_q25", "", "_q75"))
-    return "1" if row["system"] == reference else f"{median:.2f} ({low:.2f}-{high:.2f})"
-
-
-def _quartiles(name: str, ratios: Seconds) -> dict[str, float]:
-    low, median, high = np.percentile(ratios, [25, 50, 75]).tolist()
-    return {name: median, f"{name}_q25": low, f"{name}_q75": high}
+        subject.prepare_for_inference()
+    predictions = {key: subject.predict for key, subject in subjects.items()}
+    predictions_s = _take_turns(predictions, _PREDICTIONS * repeats, "predictions", progress)
+    return {key: Cost(steps_s[key], predictions_s[key], memory_mb[key]) for key in SUBJECTS}
 
 
 def _batch(channels: Mapping[str, int], count: int, size: int, device: torch.device) -> ModelInput:
@@ -201,7 +154,7 @@ def _take_turns(
         for key in order.sample(list(actions), len(actions)):
             started = time.perf_counter()
             actions[key]()
-            if turn >= _WARM_UP:  # the first ones pay for lazy initialisation
+            if turn >= _WARM_UP:  # the first ones include lazy initialisation
                 seconds[key].append(time.perf_counter() - started)
     return {key: np.array(values) for key, values in seconds.items()}
 
@@ -213,7 +166,7 @@ def _in_fresh_process(key: str, config: TrainConfig, device: torch.device) -> fl
 
 @contextmanager
 def _prompt_allocator() -> Iterator[None]:
-    """Processes begun within give freed memory back at once, and their figures repeat to 1 MB."""
+    """Processes started within return freed memory to the system at once, which makes figures repeatable to 1 MB."""
     name = "MALLOC_MMAP_THRESHOLD_"
     before = os.environ.get(name)
     os.environ[name] = "65536"

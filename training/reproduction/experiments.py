@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's tables as experiments, with its figures (VMLoc, Tables 1 to 4), and two tables of our own."""
+"""Experiments behind the tables: the paper's with its figures (VMLoc, Tables 1 to 4), and two of our own."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import REGISTRY
 
 CLEAN = "clean"
-# The paper's "LIDAR": whatever beside the image the data have.
+# The paper's "LIDAR": the depth image or cloud, whichever the data have.
 RANGE = "range"
 
 Errors = tuple[float, float | None]  # metres, degrees; None where the paper has "NA"
 
 
-class Damage(NamedTuple):
-    """An input's corruption; of the image or of :data:`RANGE`, the depth image or cloud."""
+class InputCorruption(NamedTuple):
+    """Corruption of the image or of :data:`RANGE`; levels are those of :class:`Corruption`."""
 
     modality: Literal["image", "range"]
     level: int
 
 
-Input = Damage | None  # None is clean
+Condition = InputCorruption | None  # of the input; None is clean
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What is trained under a name.
+    """A system with settings of its own, trained under a name.
 
     Attributes:
         system: entry of the registry; its configuration is ``config/train/systems/<system>.yaml``.
-        settings: what makes it this variant, over all other settings.
+        settings: overrides that make it this variant, over all other settings.
         recipes: for a system that the paper's settings are not made for: a file of ``config/train`` by kind of scene,
             which goes over the user's files, but not over what all systems of a table have in common: how large their
             pictures are, and the backbone and its weights.
@@ -47,11 +47,11 @@ class Variant:
 
 
 class Comparison(NamedTuple):
-    """A question to the ablation: the first's errors less the second's, each a variant and its input."""
+    """A comparison in the ablation: errors of the first less those of the second, each a variant and its input."""
 
     question: str
-    first: tuple[str, Input]
-    second: tuple[str, Input]
+    first: tuple[str, Condition]
+    second: tuple[str, Condition]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +60,22 @@ class Experiment:
 
     Attributes:
         statistic: of a sequence's errors, as the paper reports them.
-        tail: their 95th percentile, too.
-        kind: of scenes that the paper's table is of; None: of any.
         variants: in the order of the table.
-        inputs: what each variant is tested with; ``extra_inputs`` are for those named alone.
-        paper: its figures by row, variant and input.
-        notes: what a reader should know; ``paper_notes`` where the paper's figures stand beside ours.
+        kind: of the scenes in the paper's table; None: any.
+        inputs: that each variant is tested with.
+        extra_inputs: more inputs for the variants named.
+        paper: the paper's figures by row, variant and input.
+        notes: explanations below the table; ``paper_notes`` where the paper's figures stand beside ours.
+        tail: whether the table has the 95th percentile of the errors, too.
     """
 
     title: str
     statistic: Literal["median", "mean"]
     variants: tuple[str, ...]
     kind: str | None = None
-    inputs: tuple[Input, ...] = (None,)
-    extra_inputs: Mapping[str, tuple[Input, ...]] = field(default_factory=dict)
-    paper: Mapping[tuple[str, str, Input], Errors] = field(default_factory=dict)
+    inputs: tuple[Condition, ...] = (None,)
+    extra_inputs: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict)
+    paper: Mapping[tuple[str, str, Condition], Errors] = field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     notes: tuple[str, ...] = ()
     paper_notes: tuple[str, ...] = ()
@@ -82,16 +83,16 @@ class Experiment:
 
     @property
     def paper_rows(self) -> tuple[str, ...]:
-        """Scenes or sequences that the paper has figures for."""
+        """Scenes or sequences with figures in the paper."""
         return tuple(dict.fromkeys(row for row, _, _ in self.paper))
 
-    def inputs_of(self, variant: str) -> tuple[Input, ...]:
-        """What a variant is tested with."""
+    def inputs_of(self, variant: str) -> tuple[Condition, ...]:
+        """Inputs that a variant is tested with."""
         return (*self.inputs, *self.extra_inputs.get(variant, ()))
 
-    def inputs_of_all(self, variants: Sequence[Variant]) -> tuple[Input, ...]:
-        """In the order of the table."""
-        return tuple(dict.fromkeys(damage for variant in variants for damage in self.inputs_of(variant.name)))
+    def inputs_of_all(self, variants: Sequence[Variant]) -> tuple[Condition, ...]:
+        """Inputs that any of the variants is tested with, in the order of the table."""
+        return tuple(dict.fromkeys(condition for variant in variants for condition in self.inputs_of(variant.name)))
 
 
 _DENSE = tuple(name for name, system in REGISTRY.items() if system.objective == "cells")
@@ -99,7 +100,7 @@ _DENSE_RECIPES = {"7scenes": "dense_rgbd.yaml", "bags": "dense_street.yaml", "ro
 
 VARIANTS: dict[str, Variant] = {
     **{name: Variant(name, name, recipes=_DENSE_RECIPES if name in _DENSE else {}) for name in REGISTRY},
-    # Rays alone see no points to make a map of.
+    # The camera's rays alone give no points for a map.
     "dense_image": Variant("dense_image", "dense_image", ("model.map_voxel_m=0",), _DENSE_RECIPES),
 } | {
     name: Variant(name, "vmloc", settings)
@@ -113,14 +114,14 @@ VARIANTS: dict[str, Variant] = {
 
 
 def select_variants(experiment: Experiment, names: Sequence[str] | None) -> list[Variant]:
-    """Those asked for, else the table's own. Raises ConfigError: a name is unknown."""
+    """The named variants, or the table's own. Raises ConfigError: a name is unknown."""
     for name in names or ():
         if name not in VARIANTS:
             raise ConfigError(f"system {name!r} is unknown; known: {', '.join(VARIANTS)}")
     return [VARIANTS[name] for name in names or experiment.variants]
 
 
-def _figures(systems: Sequence[str], rows: Mapping[str, Sequence[Errors]]) -> dict[tuple[str, str, Input], Errors]:
+def _figures(systems: Sequence[str], rows: Mapping[str, Sequence[Errors]]) -> dict[tuple[str, str, Condition], Errors]:
     return {
         (row, system, None): errors
         for row, figures in rows.items()
@@ -158,15 +159,15 @@ _TABLE_3 = _figures(
         "FULL2": [(48.1, 9.61), (46.5, 10.1), (45.9, 10.5), (35.2, 8.99)],
     },
 )
-_IMAGE_MASKED, _IMAGE_MISSING, _IMAGE_ZEROED = (Damage("image", level) for level in (MASKED, MISSING, ZEROED))
-_RANGE_MASKED, _RANGE_MISSING, _RANGE_ZEROED = (Damage("range", level) for level in (MASKED, MISSING, ZEROED))
+_IMAGE_MASKED, _IMAGE_MISSING, _IMAGE_ZEROED = (InputCorruption("image", level) for level in (MASKED, MISSING, ZEROED))
+_RANGE_MASKED, _RANGE_MISSING, _RANGE_ZEROED = (InputCorruption("range", level) for level in (MASKED, MISSING, ZEROED))
 _FUSED = ("attention_vmloc", "poe_vmloc", "vmloc")
-_TABLE_4: dict[tuple[str, str, Input], Errors] = {
+_TABLE_4: dict[tuple[str, str, Condition], Errors] = {
     ("FULL2", "atloc", None): (48.2, 11.1),
     ("FULL2", "atloc", _IMAGE_MASKED): (314.3, 53.1),
 } | {
-    ("FULL2", system, damage): errors
-    for damage, figures in {
+    ("FULL2", system, condition): errors
+    for condition, figures in {
         None: [(46.1, 9.50), (45.8, 11.50), (35.2, 8.99)],
         _IMAGE_MASKED: [(229.1, 46.7), (235.5, 41.5), (241.9, 48.9)],
         _IMAGE_MISSING: [(484.7, 85.8), (478.0, 85.2), (464.7, 85.5)],
@@ -203,20 +204,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
     "table4": Experiment(
-        "Table 4: damaged and missing input",
+        "Table 4: masked and missing input",
         "mean",
         ("atloc", *_FUSED),
         "robotcar",
         (None, _IMAGE_MASKED, _IMAGE_MISSING, _RANGE_MASKED, _RANGE_MISSING),
         paper=_TABLE_4,
-        notes=("A system that does not take an input is untouched by what happens to it.",),
+        notes=("The corruption of an input does not change a system without that input.",),
         paper_notes=(
             "The paper does not say on which sequence; its clean figures of atloc and vmloc are those of FULL2. It "
             "prints a dash where a system does not take the input.",
         ),
     ),
     "ablation": Experiment(
-        "Ablation: what each part of VMLoc is good for (not in the paper)",
+        "Ablation of VMLoc (not in the paper)",
         "mean",
         (
             "vmloc",
@@ -257,7 +258,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 ("image_vmloc", None),
             ),
         ),
-        notes=("vmloc is trained with dreg and k = 10; the others differ from it in what their name says, alone.",),
+        notes=("vmloc is trained with dreg and k = 10; each variant differs from it only in what its name says.",),
     ),
     "systems": Experiment(
         "All systems on the same data (not in the paper)",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings and evaluations that the tables share: each is done once, kept, and found again."""
+"""Training runs and evaluations that the tables share; each is done once and stored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.config import TrainConfig, applicable, flatten, load_config, parse
 from training.evaluation.corruption import MISSING, NO_CORRUPTION, Corruption
 from training.evaluation.evaluate import evaluate_checkpoints
 from training.output import write_text
-from training.reproduction.experiments import Input, Variant
+from training.reproduction.experiments import Condition, Variant
 from training.reproduction.scenes import SceneData, TableScene
 from training.sources.caching import default_cache
 from training.trainer.run_files import RunFiles
@@ -36,12 +36,12 @@ _DATA_FILE = "test_data.txt"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train and where to keep it.
+    """How runs are trained, and where they are stored.
 
     Attributes:
         config_files: over the scene's and the system's own, but below a variant's recipe.
         overrides: ``key=value``, over all files.
-        may_train: else what is not there stays out of the table.
+        may_train: if False, variants without a checkpoint have no results.
         retrain: replace checkpoints that were trained with other settings.
         nearest_backbone: of the retrieval baseline; None takes the configuration's.
         nearest_weights: its state-dict file; None takes the configuration's, or ImageNet's where it has none.
@@ -59,7 +59,7 @@ class Settings:
 
 
 class State(Enum):
-    """Of a run's checkpoint."""
+    """State of a run's checkpoint."""
 
     ABSENT = "absent"
     UNFINISHED = "unfinished"
@@ -69,7 +69,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A variant's training on a scene."""
+    """Training of a variant on a scene."""
 
     scene: TableScene
     variant: Variant
@@ -92,7 +92,7 @@ class Run:
         return files, overrides
 
     def _recipe(self) -> list[str]:
-        """The variant's, as overrides."""
+        """The variant's recipe for this kind of scene, as overrides."""
         if self.scene.kind not in self.variant.recipes:
             return []
         values = flatten(read_layer(share_path("config", "train", self.variant.recipes[self.scene.kind])))
@@ -101,7 +101,7 @@ class Run:
         return [f"{key}={json.dumps(value)}" for key, value in values.items() if not key.startswith(_IN_COMMON)]
 
     def config(self, settings: Settings) -> TrainConfig:
-        """As a checkpoint of this run records it. Raises ConfigError, ModelError: it does not fit the system."""
+        """The configuration that a checkpoint of this run records. Raises ConfigError, ModelError: it does not fit."""
         config = load_config(*self.layers(settings))
         modalities = select_modalities(config.model.name, config.preprocess.modalities)
         return replace(config, preprocess=replace(config.preprocess, modalities=modalities))
@@ -114,13 +114,13 @@ def system_files(variant: Variant) -> list[Path]:
 
 
 def data_config(scene: TableScene, settings: Settings) -> TrainConfig:
-    """The scene's configuration for no system in particular."""
+    """The scene's configuration without that of a system."""
     files = [share_path("config", "train", scene.config), *settings.config_files]
     return load_config(files, applicable([*scene.settings, *settings.overrides], DEFAULT_SYSTEM))
 
 
 def _retrieval(config: TrainConfig, settings: Settings) -> list[str]:
-    """Features of an untrained network are no baseline: without weights of its own it gets ImageNet's."""
+    """Overrides for retrieval: without weights of its own it gets ImageNet's, as untrained features are no baseline."""
     overrides = []
     if settings.nearest_backbone:
         overrides.append(f"model.backbone={settings.nearest_backbone}")
@@ -132,7 +132,7 @@ def _retrieval(config: TrainConfig, settings: Settings) -> list[str]:
 
 
 def examine(run: Run, data: SceneData, settings: Settings) -> State:
-    """What is there of the run.
+    """The state of the run's checkpoint.
 
     Raises:
         ConfigError: a checkpoint of other settings or other data is in its place, and is not to be replaced.
@@ -164,12 +164,12 @@ def _other_data(record: Mapping[str, Any], data: SceneData) -> str:
     names = sorted(source["name"] for source in record.get("data", []))
     if names == sorted(data.train):
         return ""
-    odd = sorted(set(names) ^ set(data.train))
-    return f"other data ({len(names)} sequences, not {len(data.train)}; {odd[0] if odd else names[0]} differs)"
+    differing = sorted(set(names) ^ set(data.train)) or names
+    return f"other data ({len(names)} sequences, not {len(data.train)}; {differing[0]} differs)"
 
 
 def carry_out(run: Run, state: State, settings: Settings) -> None:
-    """Train, from where an interrupted training stopped.
+    """Train, or resume an interrupted training.
 
     Raises:
         VmlocError: as :func:`training.trainer.train.train`.
@@ -193,28 +193,28 @@ def carry_out(run: Run, state: State, settings: Settings) -> None:
     except ModelError as error:
         if run.variant.system != NEAREST:
             raise
-        raise ModelError(f"{error}; name a file with --nearest-weights, or leave {NEAREST} out of --systems") from error
+        raise ModelError(f"{error}; name a file with --nearest-weights, or omit {NEAREST} from --systems") from error
 
 
-def corruption_of(run: Run, damage: Input, settings: Settings) -> Corruption | None:
-    """What the damage does to the system's input: nothing to one that it does not take. None: nothing is left."""
-    if damage is None:
+def corruption_of(run: Run, condition: Condition, settings: Settings) -> Corruption | None:
+    """The corruption of the inputs that the system has; other inputs are ignored. None: no input is left."""
+    if condition is None:
         return NO_CORRUPTION
     taken = run.config(settings).preprocess.modalities
-    hit = [name for name in taken if (name == IMAGE) == (damage.modality == IMAGE)]
-    if damage.level == MISSING and len(hit) == len(taken):
+    corrupted = [name for name in taken if (name == IMAGE) == (condition.modality == IMAGE)]
+    if condition.level == MISSING and len(corrupted) == len(taken):
         return None
-    return Corruption(dict.fromkeys(hit, damage.level))
+    return Corruption(dict.fromkeys(corrupted, condition.level))
 
 
 def evaluation_folder(run: Run, corruption: Corruption, settings: Settings) -> Path:
-    """Where its results lie."""
+    """Folder of the run's results with this corruption."""
     name = "_".join(filter(None, (f"{run.variant.name}_seed{run.seed}", corruption.tag)))
     return settings.out / run.scene.name / "evaluation" / name
 
 
-def kept_metrics(run: Run, corruption: Corruption, data: SceneData, settings: Settings) -> dict[str, Any] | None:
-    """An evaluation's ``metrics.json``, if it is of this checkpoint and these test data."""
+def stored_metrics(run: Run, corruption: Corruption, data: SceneData, settings: Settings) -> dict[str, Any] | None:
+    """The stored ``metrics.json``, if it is of this checkpoint and these test data."""
     folder = evaluation_folder(run, corruption, settings)
     metrics, described = folder / "metrics.json", folder / _DATA_FILE
     if not (metrics.is_file() and described.is_file()) or described.read_text().strip() != data.fingerprint:
@@ -228,7 +228,7 @@ def kept_metrics(run: Run, corruption: Corruption, data: SceneData, settings: Se
 
 
 def measure(run: Run, corruption: Corruption, data: SceneData, settings: Settings) -> dict[str, Any]:
-    """Evaluate a checkpoint on the scene's test data and keep the results.
+    """Evaluate a checkpoint on the scene's test data and store the results.
 
     Raises:
         VmlocError: as :func:`training.evaluation.evaluate.evaluate_checkpoints`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the paper's scenes, and which others, lie in a folder."""
+"""Find the paper's scenes, and others, in a folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _ROBOTCAR = {  # the test sequences' names in the paper
     "loop": {"LOOP1": "2014-06-23-15-36-04", "LOOP2": "2014-06-23-15-41-25"},
     "full": {"FULL1": "2014-12-09-13-21-02", "FULL2": "2014-12-12-10-45-15"},
 }
-_ROAD_M = {"loop": 1120, "full": 9562}  # of road, as the literature has it; not measured here
+_ROAD_M = {"loop": 1120, "full": 9562}  # length of road, from the literature; not measured here
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class TableScene:
     Attributes:
         kind: ``7scenes``, ``robotcar`` or ``bags``; its configuration is ``config`` of ``config/train``.
         split: of train and of test data, for :func:`training.sources.factory.open_sources`.
-        rows: what is reported apart: a name, and the test sequence, or None for all of them together.
-        settings: over its configuration.
-        official: frames to train and to test on of the whole scene, where that is known.
-        regions: of a dense map of it, one for every 50 m of road; 0: as many as a recipe has.
+        rows: of the table, by name: the test sequence, or None for all of them together.
+        settings: overrides of its configuration.
+        official: training and test frames of the complete scene, where known.
+        regions: of a dense map, one for every 50 m of road; 0: as many as the recipe has.
     """
 
     name: str
@@ -63,11 +63,11 @@ class TableScene:
 
 @dataclass(frozen=True, slots=True)
 class SceneData:
-    """What is in a scene's files.
+    """Frames in a scene's files.
 
     Attributes:
         train, test: frames of each sequence.
-        fingerprint: of the test data; another wherever they could be others.
+        fingerprint: of the test data; it changes whenever they may have changed.
     """
 
     train: Mapping[str, int]
@@ -76,15 +76,15 @@ class SceneData:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Scenes to work on, and a line on each that is not there."""
+class FoundScenes:
+    """Scenes in a folder that a table uses, and for each missing scene a line that says what is missing."""
 
     scenes: Sequence[TableScene]
     missing: Sequence[str] = field(default_factory=list)
 
 
-def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> Found:
-    """The scenes wanted; without a wish those of the kind, or all where there is none of it.
+def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> FoundScenes:
+    """Find the wanted scenes; without ``wanted``, those of the kind, or all scenes where none is of the kind.
 
     Raises:
         DataError: the folder is missing, has no scene, or lacks one that is wanted.
@@ -104,7 +104,7 @@ def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> F
             absent = [row for row in _ROBOTCAR[name] if row not in scenes[name].rows]
             missing |= {row: f"{row}: there is no {_ROBOTCAR[name][row]}" for row in absent}
         except DataError as error:
-            missing[name] = f"{name.upper()}: {str(error).partition(';')[0]}"  # what follows is advice to `vmloc train`
+            missing[name] = f"{name.upper()}: {str(error).partition(';')[0]}"  # without its advice for `vmloc train`
     for folder in sorted(path for path in root.iterdir() if path.name not in scenes):
         if _has_bags(folder / "train") and _has_bags(folder / "test"):
             scenes[folder.name] = _bags(folder)
@@ -113,7 +113,7 @@ def find_scenes(root: Path, kind: str | None, wanted: Sequence[str] | None) -> F
 
 def _choose(
     root: Path, scenes: dict[str, TableScene], missing: dict[str, str], kind: str | None, wanted: Sequence[str] | None
-) -> Found:
+) -> FoundScenes:
     if unknown := [name for name in wanted or () if name not in scenes]:
         known = ", ".join(scenes) or "nothing"
         raise DataError(f"{missing.get(unknown[0], f'no scene {unknown[0]!r}')} in {root}; it has {known}")
@@ -125,11 +125,11 @@ def _choose(
     of_kind = [scene for scene in scenes.values() if kind in (None, scene.kind)]
     chosen = [scenes[name] for name in wanted] if wanted else of_kind or list(scenes.values())
     names = {"7scenes": tuple(_SEVEN_SCENES), "robotcar": ("loop", "full", "LOOP1", "LOOP2", "FULL1", "FULL2")}
-    return Found(chosen, [text for name, text in missing.items() if name in names.get(kind or "", ())])
+    return FoundScenes(chosen, [text for name, text in missing.items() if name in names.get(kind or "", ())])
 
 
 def read_scene(scene: TableScene, config: TrainConfig) -> SceneData:
-    """Count the frames that the configuration's options leave. Raises DataError: a file is malformed."""
+    """Count the frames that remain with the configuration's options. Raises DataError: a file is malformed."""
     train, test = (
         [s for path in paths for s in open_sources(path, split, config.source, config.preprocess.modalities)]
         for paths, split in zip((scene.train, scene.test), scene.split, strict=True)
@@ -139,7 +139,7 @@ def read_scene(scene: TableScene, config: TrainConfig) -> SceneData:
 
 
 def describe(scene: TableScene, data: SceneData) -> str:
-    """Frames, and whether they are real, in a line."""
+    """Number of frames, and whether they are real or simulated, in one line."""
     counts = []
     for number, (what, frames) in enumerate((("training", data.train), ("test", data.test))):
         total, whole = sum(frames.values()), scene.official[number] if scene.official else None
@@ -150,7 +150,7 @@ def describe(scene: TableScene, data: SceneData) -> str:
             counts.append(f"{total} {what} frames{sequences}")
     text = f"{_origin(scene)}; {', '.join(counts)}"
     if " of " in "".join(counts):
-        text += ". A SUBSET: its split is what its files say, and may be within one sequence; not the paper's test"
+        text += ". A SUBSET: its split is that of its files, and may be within one sequence; not the paper's test"
     return text
 
 
@@ -188,7 +188,7 @@ def _bags(folder: Path) -> TableScene:
     bags = [path for part in ("train", "test") for path in sorted((folder / part).iterdir()) if is_bag(path)]
     simulated = all(_is_simulated(bag) for bag in bags)
     train, test = (folder / "train",), (folder / "test",)
-    # Folders split these bags: no option shall split them once more.
+    # The folders are the split: options must not split the bags again.
     return TableScene(name, "bags", "robot_bag.yaml", train, test, ("all", "all"), {name: None}, simulated=simulated)
 
 
@@ -203,5 +203,11 @@ def _is_simulated(bag: Path) -> bool:
         values: Any = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
         topics = [entry["topic_metadata"]["name"] for entry in values["topics_with_message_count"]]
         return is_traversal(int(values["starting_time"]["nanoseconds_since_epoch"]), topics)
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):  # a bag of another kind; opening it will tell
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        yaml.YAMLError,
+    ):  # a bag of another kind; opening it reports errors
         return False

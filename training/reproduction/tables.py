@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our figures beside the paper's: Markdown, CSV and JSON."""
+"""Tables of our figures beside the paper's, as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from training.evaluation.corruption import MASKED, MISSING, ZEROED
 from training.evaluation.tables import Metrics, mean_and_std
 from training.output import markdown_table, write_csv, write_text
-from training.reproduction.experiments import CLEAN, Comparison, Errors, Experiment, Input
+from training.reproduction.experiments import CLEAN, Comparison, Condition, Errors, Experiment
 
 _WORDS = {MASKED: "masked", MISSING: "missing", ZEROED: "zeroed"}
 _AVERAGE = "average"
@@ -28,14 +28,14 @@ class Line:
 
     Attributes:
         row: scene or sequence.
-        seeds: those that there are results of; ``metrics`` are theirs.
-        why_not: where there are none.
+        seeds: of the runs that have results, in the order of ``metrics``.
+        why_not: the reason where there are no results.
     """
 
     scene: str
     row: str
     variant: str
-    damage: Input
+    condition: Condition
     seeds: tuple[int, ...]
     metrics: tuple[Metrics, ...]
     why_not: str = ""
@@ -44,24 +44,24 @@ class Line:
         return mean_and_std(self.metrics).mean[key]
 
     def std(self, key: str) -> float | None:
-        """Over seeds; None of one."""
+        """Sample standard deviation over seeds; None with a single one."""
         return mean_and_std(self.metrics).std.get(key)
 
 
-def input_name(damage: Input, range_name: str) -> str:
+def input_name(condition: Condition, range_name: str) -> str:
     """Such as ``lidar missing``."""
-    if damage is None:
+    if condition is None:
         return CLEAN
-    return f"{range_name if damage.modality == 'range' else damage.modality} {_WORDS[damage.level]}"
+    return f"{range_name if condition.modality == 'range' else condition.modality} {_WORDS[condition.level]}"
 
 
 def scene_table(lines: Sequence[Line], experiment: Experiment, range_name: str) -> str:
-    """Markdown; columns that would be empty or the same all over are left out."""
+    """Markdown table; columns that would be empty or have one value throughout are absent."""
     key, has_paper = experiment.statistic, any(_paper(experiment, line) for line in lines)
-    inputs, rows = {line.damage for line in lines} != {None}, len({line.row for line in lines}) > 1
+    inputs, rows = {line.condition for line in lines} != {None}, len({line.row for line in lines}) > 1
     columns: list[tuple[str, Callable[[Line], str]]] = [("system", lambda line: line.variant)]
     if inputs:
-        columns.insert(0, ("input", lambda line: input_name(line.damage, range_name)))
+        columns.insert(0, ("input", lambda line: input_name(line.condition, range_name)))
     if rows:
         columns.insert(0, ("data", lambda line: line.row))
     for index, (what, unit) in enumerate((("position", "m"), ("rotation", "deg"))):
@@ -79,24 +79,24 @@ def scene_table(lines: Sequence[Line], experiment: Experiment, range_name: str) 
 
 
 def averages(lines: Sequence[Line]) -> list[Line]:
-    """Over the rows, of each variant and input that has the same seeds on every row."""
+    """Averages over the rows, for each variant and input that has the same seeds on every row."""
     rows = dict.fromkeys(line.row for line in lines)
     if len(rows) < 2:
         return []
     result = []
-    for variant, damage in dict.fromkeys((line.variant, line.damage) for line in lines):
-        parts = [line for line in lines if (line.variant, line.damage) == (variant, damage)]
+    for variant, condition in dict.fromkeys((line.variant, line.condition) for line in lines):
+        parts = [line for line in lines if (line.variant, line.condition) == (variant, condition)]
         seeds = parts[0].seeds
         if not seeds or len(parts) < len(rows) or any(part.seeds != seeds for part in parts):
             continue
         metrics = tuple(mean_and_std([part.metrics[i] for part in parts]).mean for i in range(len(seeds)))
-        result.append(Line(_AVERAGE, "+".join(rows), variant, damage, seeds, metrics))
+        result.append(Line(_AVERAGE, "+".join(rows), variant, condition, seeds, metrics))
     return result
 
 
 def comparisons_table(lines: Sequence[Line], comparisons: Sequence[Comparison], statistic: str) -> str:
     """Differences of errors with their standard error over seeds; empty where nothing can be compared."""
-    known = {(line.variant, line.damage): line for line in lines if line.seeds}
+    known = {(line.variant, line.condition): line for line in lines if line.seeds}
     keys = (f"{statistic}_position_m", f"{statistic}_rotation_deg")
     rows = [
         [text, *(_gap(known[first], known[second], key) for key in keys)]
@@ -119,7 +119,7 @@ def _gap(first: Line, second: Line, key: str) -> str:
 
 
 def _decimals(value: float) -> int:
-    """For three significant digits, but at most millimetres."""
+    """Number of decimals for three significant digits, at most three."""
     return min(3, max(0, 2 - math.floor(math.log10(value)))) if value > 0 else 3
 
 
@@ -132,8 +132,8 @@ def _cell(line: Line, key: str) -> str:
 
 
 def _paper(experiment: Experiment, line: Line) -> Errors | None:
-    """The paper's figures; of an average those over the same rows, if it has them all."""
-    found = [experiment.paper.get((row, line.variant, line.damage)) for row in line.row.split("+")]
+    """The paper's figures of a line; those of an average are over the same rows, None if one is not in the paper."""
+    found = [experiment.paper.get((row, line.variant, line.condition)) for row in line.row.split("+")]
     known = [errors for errors in found if errors is not None]
     if len(known) < len(found):
         return None
@@ -150,7 +150,7 @@ def _paper_cell(errors: Errors | None, index: int) -> str:
 def write_table(
     folder: Path, name: str, text: str, lines: Sequence[Line], experiment: Experiment, record: Mapping[str, Any]
 ) -> None:
-    """``<name>.md``, ``.csv`` (a line for each seed, and mean and deviation) and ``.json``.
+    """Write ``<name>.md``, ``.csv`` (a row for each seed, their mean and deviation) and ``.json``.
 
     Raises:
         OutputError: a file cannot be written.
@@ -187,4 +187,4 @@ def _csv_rows(lines: Sequence[Line], experiment: Experiment) -> Iterator[dict[st
 
 
 def _labels(line: Line) -> dict[str, str]:
-    return {"scene": line.scene, "row": line.row, "system": line.variant, "input": input_name(line.damage, "range")}
+    return {"scene": line.scene, "row": line.row, "system": line.variant, "input": input_name(line.condition, "range")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured by turns and what is said about it; no time is asserted on."""
+"""Measurement of costs in turns, and their table; no time is asserted on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from helpers import without_padding
 from training.cli import main
 from training.config import TrainConfig, parse_config
 from training.reproduction import cost
-from training.reproduction.cost import SUBJECTS, Cost, cost_rows, cost_table, measure_cost
+from training.reproduction.cost import SUBJECTS, Cost, measure_cost
+from training.reproduction.cost_table import cost_rows, cost_table
 from vmloc_ros.core.errors import ConfigError
 
 TINY = {
@@ -51,7 +52,7 @@ def test_ratios_are_taken_within_a_turn() -> None:
 
 def test_quartiles_are_of_the_ratios() -> None:
     costs = known_costs()
-    uneven = Cost(np.array([4.0, 16.0, 48.0]), costs["atloc"].answers_s, None)  # 1, 2, 3 times poe_vmloc's
+    uneven = Cost(np.array([4.0, 16.0, 48.0]), costs["atloc"].predictions_s, None)  # 1, 2, 3 times poe_vmloc's
     row = cost_rows({**costs, "atloc": uneven})[-1]
     assert [row[f"step_per_poe_vmloc{rank}"] for rank in ("_q25", "", "_q75")] == pytest.approx([1.5, 2.0, 2.5])
 
@@ -64,8 +65,8 @@ def test_the_papers_ratios_stand_beside_ours_and_nowhere_else() -> None:
     assert sum(("1.23" in line) or ("1.02" in line) for line in lines) == 1
 
 
-def test_memory_that_is_not_told_is_a_dash() -> None:
-    costs = {key: Cost(value.steps_s, value.answers_s, None) for key, value in known_costs().items()}
+def test_memory_that_is_not_reported_is_a_dash() -> None:
+    costs = {key: Cost(value.steps_s, value.predictions_s, None) for key, value in known_costs().items()}
     assert "| – | 400.0 |" in without_padding(cost_table(cost_rows(costs)))
 
 
@@ -81,12 +82,12 @@ def test_every_subject_is_measured_with_the_configured_sizes(monkeypatch: pytest
     monkeypatch.setattr(cost, "_in_fresh_process", lambda *_: 5.0)
     costs = measure_cost(tiny_configs(), torch.device("cpu"), repeats=2, progress=False)
     assert list(costs) == list(SUBJECTS)
-    assert all(len(c.steps_s) == 2 and len(c.answers_s) == 10 and c.memory_mb == 5.0 for c in costs.values())
-    assert all((c.steps_s > 0).all() and (c.answers_s > 0).all() for c in costs.values())
+    assert all(len(c.steps_s) == 2 and len(c.predictions_s) == 10 and c.memory_mb == 5.0 for c in costs.values())
+    assert all((c.steps_s > 0).all() and (c.predictions_s > 0).all() for c in costs.values())
     assert batches == [(m, n, 32) for key in SUBJECTS for m in ((1,) if key == "atloc" else (2,)) for n in (2, 1)]
 
 
-def test_no_turn_is_refused() -> None:
+def test_zero_turns_are_rejected() -> None:
     with pytest.raises(ConfigError, match="repeats must be at least 1, got 0"):
         measure_cost({}, torch.device("cpu"), repeats=0)
 
@@ -110,7 +111,7 @@ def test_peak_memory_holds_at_least_gradients_and_moments() -> None:
     least_mb = 3 * 4 * sum(x.numel() for x in subject._model.parameters()) / 1e6
     measured = cost._in_fresh_process("poe_vmloc", config, torch.device("cpu"))
     if measured is None:
-        pytest.skip("this system does not tell how much memory a process has")
+        pytest.skip("this system does not report how much memory a process has")
     assert least_mb < measured < 4 * least_mb
 
 
