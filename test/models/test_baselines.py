@@ -68,7 +68,7 @@ def answers(model: PoseModel, batch: ModelInput) -> Tensor:
     """What the network says of each frame."""
     if not isinstance(model, DenseModel):
         return model(batch)
-    cells = [model.predict(name, look)[0] for name, look in model.look(batch).items()]
+    cells = [model.predict(name, features)[0] for name, features in model.cell_features(batch).items()]
     return torch.cat(cells, dim=1).flatten(1)
 
 

@@ -37,7 +37,7 @@ from vmloc_ros.core.frame import MODALITIES, PointCloud, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import DenseModel, Prediction, build_model
-from vmloc_ros.core.models.dense.model import CellFeatures
+from vmloc_ros.core.models.dense.cell_features import CellFeatures
 from vmloc_ros.core.models.encoder import Pyramid, make_trunk
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -149,7 +149,7 @@ def test_each_row_of_a_batch_is_localized_from_its_own_sensors_whatever_the_othe
 
 def test_geometry_is_that_of_the_networks_cells() -> None:
     model, batch = knowing(MODALITIES), input_of(room_data(SUBSETS), PREPROCESS)
-    looks = list(model.look(batch).values())
+    looks = list(model.cell_features(batch).values())
     for look, (rows, cells) in zip(looks, model.geometry(batch), strict=True):
         assert torch.equal(rows, look.rows)
         for field in fields(cells):
@@ -219,7 +219,7 @@ def test_a_frame_of_an_unknown_camera_is_lost_but_not_where_a_lidar_saw_enough()
 def test_a_lidars_points_give_the_image_its_distances_through_both_mounts() -> None:
     preprocess = replace(PREPROCESS, modalities=("image", "lidar"))
     data = room_data([("image", "lidar")] * 2, preprocess)
-    cells = knowing(("image", "lidar")).look(input_of(data, preprocess))["image"].cells
+    cells = knowing(("image", "lidar")).cell_features(input_of(data, preprocess))["image"].cells
     for row, pose in enumerate(data.poses):
         seen = cells.ranged[row]
         assert 5 < int(seen.sum()) < len(seen)
@@ -246,15 +246,15 @@ def test_a_scan_of_a_moving_body_is_deskewed_before_it_is_projected_to_the_camer
     for shown in (frame, still):
         data = prepared([Sample(shown, pose)], preprocess)
         batches.append(replace(input_of(data, preprocess), twists=twist.unsqueeze(0)))
-    moved, expected = (model.look(batch)["image"].cells for batch in batches)
+    moved, expected = (model.cell_features(batch)["image"].cells for batch in batches)
     both = (moved.ranged & expected.ranged)[0]
     assert int(both.sum()) > 5
     error = (moved.points_m - expected.points_m)[0, both].norm(dim=1)
     assert float(error.median()) < 0.1
-    as_measured = model.look(replace(batches[0], twists=None))["image"].cells
+    as_measured = model.cell_features(replace(batches[0], twists=None))["image"].cells
     assert float((as_measured.points_m - expected.points_m)[0, both].norm(dim=1).median()) > 0.3
     model.set_usual_twist(twist, torch.ones(6))  # all that a robot knows
-    assert torch.equal(model.look(replace(batches[0], twists=None))["image"].cells.points_m, moved.points_m)
+    assert torch.equal(model.cell_features(replace(batches[0], twists=None))["image"].cells.points_m, moved.points_m)
 
 
 def test_a_lidar_projected_into_the_camera_is_measured_from_the_camera() -> None:
@@ -266,7 +266,7 @@ def test_a_lidar_projected_into_the_camera_is_measured_from_the_camera() -> None
     model.set_extent(torch.zeros(3), torch.tensor(10.0))
     model.truth = data.poses
     batch = input_of(data, preprocess)
-    for look in model.look(batch).values():
+    for look in model.cell_features(batch).values():
         for row, pose in enumerate(data.poses):
             seen = look.cells.ranged[row]
             assert int(seen.sum()) > 5

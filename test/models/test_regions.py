@@ -27,7 +27,8 @@ from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import DenseModel, Prediction, model_config
 from vmloc_ros.core.models.base import ModelInput
-from vmloc_ros.core.models.dense.model import CellFeatures, PoseSet
+from vmloc_ros.core.models.dense.cell_features import CellFeatures
+from vmloc_ros.core.models.dense.pose_set import PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -85,8 +86,8 @@ class Town(DenseModel):
     opinions: dict[str, list[list[float]]]
     shifts_m: Sequence[float | None] = (0.0, None, None)
 
-    def look(self, batch: ModelInput) -> dict[str, CellFeatures]:
-        self.whole = super().look(batch)
+    def cell_features(self, batch: ModelInput) -> dict[str, CellFeatures]:
+        self.whole = super().cell_features(batch)
         return self.whole
 
     def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -151,7 +152,7 @@ def test_only_ambiguous_frames_are_solved_again_and_each_as_if_it_were_alone(
     data = room_data([("depth", "lidar")] * 4, RANGED)
     model, _ = town(4, {name: [[0.4, 0.3, 0.3]] for name in ("depth", "lidar")}, (0.0, None, None))
     asked: list[int] = []
-    answer = DenseModel._answer
+    answer = DenseModel._solve
 
     def count(self: DenseModel, looks: Any, number: int, regions: Tensor) -> PoseSet:
         asked.append(number)
@@ -163,7 +164,7 @@ def test_only_ambiguous_frames_are_solved_again_and_each_as_if_it_were_alone(
         model.truth = [data.poses[row] for row in chosen]
         return model.locate(input_of(data, RANGED, chosen), CODEC)
 
-    monkeypatch.setattr(DenseModel, "_answer", count)
+    monkeypatch.setattr(DenseModel, "_solve", count)
     whole = located([0, 1, 2, 3])
     assert asked == [4, 2]
     np.testing.assert_allclose(off_m(whole, data.poses)[[0, 1, 3]], 0.0, atol=0.02)
@@ -263,7 +264,7 @@ def test_the_loss_adds_each_classifiers_cross_entropy_to_the_cells_likelihood() 
     batch, target = input_of(data, RGBD), torch.from_numpy(CODEC.encode(data.poses))
     objective = DenseObjective(CellsConfig(), CODEC)
     before = float(objective.terms(model, batch, target)["loss"].detach())
-    looks = model.look(batch)
+    looks = model.cell_features(batch)
     for name in NAMES:
         probabilities = torch.softmax(model.regions.classifiers[name](looks[name].context), dim=1)
         west = int(model.regions.places_m[:, 0].argmin())
@@ -301,7 +302,7 @@ def test_a_trained_map_distinguishes_its_two_rooms_and_its_checkpoint_predicts_a
     assert isinstance(model, DenseModel)
     assert model.regions is not None
     batch = input_of(data, RGBD)
-    opinions = model.regions.log_probabilities("image", model.look(batch)["image"].context)
+    opinions = model.regions.log_probabilities("image", model.cell_features(batch)["image"].context)
     nearest = torch.tensor([0 if number % 2 == 0 else 1 for number in range(len(data))])
     if model.regions.places_m[0, 0] > model.regions.places_m[1, 0]:
         nearest = 1 - nearest

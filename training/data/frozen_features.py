@@ -13,8 +13,8 @@ from training.data.augment import AugmentConfig
 from training.data.dataset import PreparedDataset
 from training.data.model_input import training_input
 from vmloc_ros.core.models import DenseModel
+from vmloc_ros.core.models.dense.cell_features import CellFeatures
 from vmloc_ros.core.models.dense.cells import Cells
-from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.progress import progress_bar
 
@@ -98,7 +98,7 @@ class FrozenFeatures:
                         data.twists[chunk].to(device),
                     )
                     start = view * len(rows) + number * _BATCH
-                    for name, features in model.look(batch).items():
+                    for name, features in model.cell_features(batch).items():
                         self._store(name, features, start, config.cells, generator)
                     bar.update(len(chunk))
 
@@ -137,7 +137,7 @@ class FrozenFeatures:
         """Store a random choice of a batch's cells, in half precision, in the rows from ``start`` on."""
         count = features.cells.valid.shape[1]
         kept = min(cells, count) if cells else count
-        features = features.some(torch.randperm(count, generator=generator)[:kept].to(features.features.device))
+        features = features.select_cells(torch.randperm(count, generator=generator)[:kept].to(features.features.device))
         values = {field.name: getattr(features.cells, field.name) for field in fields(Cells)}
         values |= {"features": features.features.squeeze(-1).bfloat16(), "context": features.context.bfloat16()}
         store = self._stores.setdefault(name, {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of dense map coordinates: their likelihood, and features of frozen trunks computed once."""
+"""Objective of the dense systems: likelihood of the cells' map coordinates and of the pose solved from them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ from torch import Tensor
 from training.data.frozen_features import PrecomputedFeatures
 from training.objectives.base import Objective, ObjectiveConfig, Terms
 from vmloc_ros.core.models import DenseModel, ModelInput
+from vmloc_ros.core.models.dense.cell_features import correspondences
 from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.correspondences import Correspondences
-from vmloc_ros.core.models.dense.model import correspondences
 from vmloc_ros.core.models.dense.solver import refine
 from vmloc_ros.core.models.rotation import quaternion_exp, quaternion_product, rotation_matrix
 from vmloc_ros.core.pose_codec import PoseCodec
 
-_FREEDOM = 4.0  # degrees of it: a pose farther off than a few deviations pulls ever less
+_FREEDOM = 4.0  # degrees of freedom of the t distribution: its influence function decreases for large errors
 _DIMENSIONS = 6
 
-_BATCH = 16
 _LEAST_DEPTH_M = 0.1
-# Mean length of a standard normal vector: a cell's deviation is so that of a coordinate, whatever the likelihood.
+# m_k, mean length of a standard normal vector in k dimensions: makes sigma the standard deviation of a coordinate.
 _MEAN_LENGTH = {3: 1.5958, 2: 1.2533}
 
 
@@ -32,9 +31,8 @@ class CellsConfig(ObjectiveConfig):
     """Settings of the dense systems' objective.
 
     Attributes:
-        cells: of each picture that a step looks at, drawn at random; 0: all.
-        solver_weight: of the true pose's likelihood under what the solver makes of these cells together, see
-            :func:`solver_loss`, added to that of each cell by itself.
+        cells: cells of each image that a step uses, drawn at random; 0: all.
+        solver_weight: factor on :func:`solver_loss`, which is added to the loss of the single cells.
     """
 
     cells: int = 0
@@ -46,20 +44,19 @@ class CellsConfig(ObjectiveConfig):
 
 
 class DenseObjective(Objective):
-    """Heteroscedastic likelihood of every cell's coordinates, robust: a Laplace distribution of the residual's length.
+    """Robust heteroscedastic likelihood of every cell's coordinates: a Laplace distribution of the residual's length.
 
-    A cell with a measured point has residual ``e = R^T (X - t) - p`` (3 dimensions, k = 3), one with a ray alone the
-    part of it that is across the ray (k = 2). The negative log-likelihood is, up to a constant,
-    ``k |e| / (m_k sigma) + k log sigma``, with m_k the mean length of a standard normal vector. What a ray alone tells
-    is a direction, whose density is that of the point across the ray times the squared depth: ``- 2 log depth`` more.
-    Without it, points at the camera's own place would be the likeliest. Mean over the cells, sum over the modalities.
+    A cell with a measured point p has the residual ``e = R^T (X - t) - p`` (k = 3 dimensions); of a cell with only a
+    ray, the component across the ray counts (k = 2). The negative log-likelihood is, up to a constant,
+    ``k |e| / (m_k sigma) + k log sigma``, with m_k the mean length of a standard normal vector in k dimensions. A ray
+    alone measures a direction; its density is that of the point across the ray times the squared depth, which adds
+    ``-2 log depth``. Without this term, points at the camera's own position would be the likeliest. The loss is the
+    mean over the cells, summed over the modalities.
 
-    Where the map has regions, each frame is taken to look at one, drawn by how much it belongs to each, and every
-    modality's classifier pays the cross-entropy to these shares. Where the configuration gives it a weight,
-    :func:`training.objectives.dense.solver_loss` of a frame's cells together is added.
+    Where the map has regions, each frame's region is drawn by its soft assignment, and the cross-entropy of every
+    modality's classifier to this assignment is added. With ``solver_weight``, :func:`solver_loss` is added, too.
 
     Args:
-        config: says how many cells of each picture a step looks at.
         codec: of the map.
     """
 
@@ -75,45 +72,66 @@ class DenseObjective(Objective):
 
     def terms(self, model: DenseModel, batch: ModelInput | PrecomputedFeatures, target: Tensor) -> Terms:
         rotation, translation = true_poses(target, self._codec)
-        looks = dict(batch.by_modality if isinstance(batch, PrecomputedFeatures) else model.look(batch))
+        precomputed = isinstance(batch, PrecomputedFeatures)
+        by_modality = dict(batch.by_modality if precomputed else model.cell_features(batch))
         losses, watched, predicted = [], {}, {}
         shares = None if model.regions is None else model.regions.shares(translation)
         drawn = None if shares is None else torch.multinomial(shares, 1).squeeze(1)
-        for name, look in looks.items():
+        for name, features in by_modality.items():
             if model.regions is not None and shares is not None:
-                opinion = model.regions.log_probabilities(name, look.context)
-                losses.append(-(shares[look.rows] * opinion).sum(dim=1).mean())
-                watched[f"region_{name}"] = (opinion.argmax(dim=1) == shares[look.rows].argmax(dim=1)).float().mean()
-            count = look.cells.valid.shape[1]
+                log_probabilities, assigned = (
+                    model.regions.log_probabilities(name, features.context),
+                    shares[features.rows],
+                )
+                losses.append(-(assigned * log_probabilities).sum(dim=1).mean())
+                watched[f"region_{name}"] = (log_probabilities.argmax(dim=1) == assigned.argmax(dim=1)).float().mean()
+            count = features.cells.valid.shape[1]
             if 0 < self._cells < count:
-                look = looks[name] = look.some(torch.randperm(count, device=target.device)[: self._cells])
-            points, log_std = predicted[name] = model.predict(name, look, None if drawn is None else drawn[look.rows])
-            length, depth = residual_lengths(points, look.cells, rotation[look.rows], translation[look.rows])
-            dimensions = torch.where(look.cells.ranged, 3, 2)
-            unit = torch.where(look.cells.ranged, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
-            loss = dimensions * (length / unit * torch.exp(-log_std) + log_std)
-            loss = loss - torch.where(look.cells.ranged, 0.0, 2 * torch.log(depth))
-            weight = look.cells.valid / look.cells.valid.sum().clamp(min=1)
-            losses.append((loss * weight).sum())
-            watched[f"error_{name}_m"] = (length.detach() * weight).sum()
+                indices = torch.randperm(count, device=target.device)[: self._cells]
+                features = by_modality[name] = features.select_cells(indices)
+            rows = features.rows
+            prediction = predicted[name] = model.predict(name, features, None if drawn is None else drawn[rows])
+            loss, watched[f"error_{name}_m"] = cell_loss(*prediction, features.cells, rotation[rows], translation[rows])
+            losses.append(loss)
         loss = torch.stack(losses).sum()
         if self._solver_weight:
-            c, _ = correspondences(looks, predicted, len(target))
-            together, of_solver = solver_loss(c, rotation, translation, float(model.extent_m))
-            loss, watched = loss + self._solver_weight * together, watched | of_solver
+            c, _ = correspondences(by_modality, predicted, len(target))
+            of_poses, watched_poses = solver_loss(c, rotation, translation, float(model.extent_m))
+            loss, watched = loss + self._solver_weight * of_poses, watched | watched_poses
         return {"loss": loss, **watched}
 
 
-def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
-    """How far predicted points are from what the cells measured, and from the sensor, seen from the true pose.
+def cell_loss(
+    points_m: Tensor, log_std: Tensor, cells: Cells, rotation: Tensor, translation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean negative log-likelihood of the valid cells, see :class:`DenseObjective`, and their mean error in metres.
 
     Args:
-        points_m: ``(B, N, 3)`` predicted, in the map.
+        points_m: ``(B, N, 3)`` predicted, from the map's origin.
+        log_std: ``(B, N)`` predicted log standard deviations.
+        rotation: ``(B, 3, 3)`` true, map from body.
+        translation: ``(B, 3)`` true, from the map's origin.
+    """
+    length, depth = residual_lengths(points_m, cells, rotation, translation)
+    dimensions = torch.where(cells.ranged, 3, 2)
+    unit = torch.where(cells.ranged, _MEAN_LENGTH[3], _MEAN_LENGTH[2])
+    loss = dimensions * (length / unit * torch.exp(-log_std) + log_std)
+    loss = loss - torch.where(cells.ranged, 0.0, 2 * torch.log(depth))
+    weight = cells.valid / cells.valid.sum().clamp(min=1)
+    return (loss * weight).sum(), (length.detach() * weight).sum()
+
+
+def residual_lengths(points_m: Tensor, cells: Cells, rotation: Tensor, translation: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of the cells' residuals at the true pose, and depths of the predicted points along the rays.
+
+    Args:
+        points_m: ``(B, N, 3)`` predicted, from the map's origin.
         rotation: ``(B, 3, 3)`` map from body.
-        translation: ``(B, 3)``.
+        translation: ``(B, 3)`` from the map's origin.
 
     Returns:
-        Lengths ``(B, N)`` in metres, and depths along the rays ``(B, N)``. A ray begins a decimetre before the sensor.
+        Lengths ``(B, N)`` in metres, of which a ray alone counts only the component across it, and depths ``(B, N)``
+        of at least 0.1 m, so that a point behind the sensor is far from the ray.
     """
     with torch.autocast(points_m.device.type, enabled=False):  # half precision would round to decimetres
         residual = (points_m - translation.unsqueeze(1)) @ rotation - cells.points_m
@@ -133,28 +151,27 @@ def true_poses(target: Tensor, codec: PoseCodec) -> tuple[Tensor, Tensor]:
 def solver_loss(
     c: Correspondences, rotations: Tensor, translations: Tensor, spread_m: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative log-likelihood of true poses under the product of their cells' Gaussian experts, with heavier tails.
+    """Negative log-likelihood of true poses under a multivariate t distribution about the solver's solution.
 
-    :func:`vmloc_ros.core.models.dense.solver.refine` starts at the truth. Of its answer's error e, in position and
-    rotation, and the covariance S that it gives itself, the loss is that of a multivariate t of n = 4 degrees of
-    freedom:
-    ``(n + 6) / 2 log(1 + e^T S^-1 e / n) + log det S / 2``, up to a constant. So cells learn where they are wrong
-    together, and deviations whose product is honest. Frames that are not solved count nothing.
+    :func:`vmloc_ros.core.models.dense.solver.refine` starts at the true pose. With e the error of its solution
+    (position, rotation), S its covariance and n = 4 degrees of freedom, the loss is, up to a constant,
+    ``(n + 6) / 2 log(1 + e^T S^-1 e / n) + log det S / 2``. It trains all cells of a frame jointly: common errors are
+    reduced, and deviations become such that the covariance of the product is consistent. Unsolved frames do not count.
 
     Args:
-        c: of B frames.
+        c: correspondences of B frames.
         rotations: ``(B, 3, 3)`` true, map from body.
-        translations: ``(B, 3)`` metres.
+        translations: ``(B, 3)`` true, metres from the map's origin.
         spread_m: extent of the map.
 
     Returns:
-        Mean over the frames that are solved, 0 where none is; and what is worth watching of these, detached: the mean
-        distance ``solver_m``, and ``solver_nees``, ``e^T S^-1 e / 6``: 1 in the mean for honest covariances.
+        Mean loss over the solved frames, 0 if there is none; and detached means over these frames: the position error
+        ``solver_m``, and ``solver_nees``, ``e^T S^-1 e / 6``, whose expectation is 1 for consistent covariances.
     """
     solution = refine(c, rotations, translations, spread_m=spread_m)
     turn = _rotation_vectors(rotations.double() @ solution.rotations.mT)
     error = torch.cat([translations.double() - solution.translations, turn], dim=1)
-    # A covariance may have lost its last digits; the factor of the unit matrix keeps gradients finite.
+    # A rounded covariance may not be positive definite; the unit matrix in its place keeps gradients finite.
     solved = solution.solved & (torch.linalg.cholesky_ex(solution.covariances.detach())[1] == 0)
     unit = torch.eye(_DIMENSIONS, dtype=error.dtype, device=error.device)
     root = torch.linalg.cholesky_ex(torch.where(solved[:, None, None], solution.covariances, unit))[0]
@@ -170,7 +187,7 @@ def solver_loss(
 
 
 def _rotation_vectors(rotations: Tensor) -> Tensor:
-    """``(B, 3)`` along the axes of rotations ``(B, 3, 3)``, ``2 sin(angle / 2)`` long."""
+    """Vectors ``(B, 3)`` along the axes of rotations ``(B, 3, 3)``, of length ``2 sin(angle / 2)``."""
     skew = torch.stack([rotations[:, i, j] - rotations[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], dim=1)
     trace = torch.diagonal(rotations, dim1=1, dim2=2).sum(dim=1, keepdim=True)
     return skew / torch.sqrt((1 + trace).clamp(min=1e-3))

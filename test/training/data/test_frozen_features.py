@@ -61,7 +61,7 @@ def test_frozen_features_are_what_the_model_sees_of_each_frame() -> None:
     features = compute(data, STRONG, FrozenConfig(views=1, cells=0))
     assert len(features) == 20
     computed = in_step(features, torch.arange(20)).by_modality
-    expected = frozen_model().look(input_of(data, RGBD))
+    expected = frozen_model().cell_features(input_of(data, RGBD))
     for name, found in computed.items():
         seen = expected[name]
         assert found.features.shape[2:] == (seen.cells.valid.shape[1], 1)
@@ -84,7 +84,7 @@ def test_of_several_views_the_first_is_plain_and_the_others_vary() -> None:
     assert [pose.position_m[0] for pose in features.poses] == [data.poses[i].position_m[0] for i in (0, 2)] * 3
     computed = in_step(features, torch.arange(6)).by_modality
     model = frozen_model()
-    plain = model.look(input_of(data, RGBD, [0, 2]))["depth"].cells
+    plain = model.cell_features(input_of(data, RGBD, [0, 2]))["depth"].cells
     cells = computed["depth"].cells
     assert cells.points_m.shape == (6, 50, 3)
     for view in range(6):

@@ -92,7 +92,7 @@ def test_cells_that_were_turned_out_of_the_picture_are_invalid_and_nothing_else_
     torch.manual_seed(0)
     model = build_model(TINY, {"image": 3, "depth": 2}).eval()
     model.set_mounts(MOUNTS)
-    looks, before = model.look(batch), model.look(replace(batch, shown=None))
+    looks, before = model.cell_features(batch), model.cell_features(replace(batch, shown=None))
     shown = batch.shown[:, ::4, ::4].flatten(1)
     assert 0.5 < float(shown.float().mean()) < 1
     for name, look in looks.items():

@@ -17,8 +17,8 @@ from training.objectives.dense import CellsConfig, DenseObjective
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
+from vmloc_ros.core.models.dense.cell_features import CellFeatures
 from vmloc_ros.core.models.dense.cells import Cells
-from vmloc_ros.core.models.dense.model import CellFeatures
 from vmloc_ros.core.preprocessing import Preprocessor
 
 pytestmark = pytest.mark.numeric
@@ -32,7 +32,7 @@ class Says:
     def __init__(self, points_m: Tensor, log_std: Tensor) -> None:
         self.points_m, self.log_std, self.regions = points_m, log_std, None
 
-    def predict(self, name: str, look: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
+    def predict(self, name: str, features: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
         return self.points_m, self.log_std
 
 
@@ -48,9 +48,9 @@ def target_of(pose: Pose) -> Tensor:
     return torch.from_numpy(CODEC.encode([pose]))
 
 
-def terms(model: Any, looks: PrecomputedFeatures, pose: Pose) -> dict[str, float]:
+def terms(model: Any, cells: PrecomputedFeatures, pose: Pose) -> dict[str, float]:
     objective = DenseObjective(CellsConfig(), CODEC)
-    return {name: float(x) for name, x in objective.terms(model, looks, target_of(pose)).items()}
+    return {name: float(x) for name, x in objective.terms(model, cells, target_of(pose)).items()}
 
 
 def test_the_loss_is_the_likelihood_of_the_residuals_length_in_closed_form() -> None:
@@ -75,24 +75,24 @@ def test_a_point_behind_the_sensor_is_as_far_as_the_sensor_however_near_to_the_r
     pose, ray = in_room(4), torch.tensor([[0.0, 0.6, 0.8]])
     yes, no = torch.tensor([True]), torch.tensor([False])
     centre = torch.tensor([[0.4, 0.0, 1.2]])
-    looks = cells_of(centre, ray, no, yes)
+    cells = cells_of(centre, ray, no, yes)
     for depth, expected in ((5.0, 0.0), (-5.0, 5.0)):
         says = Says(in_map(pose, centre + depth * ray)[None], torch.zeros(1, 1))
-        assert terms(says, looks, pose)["error_depth_m"] == pytest.approx(expected, abs=0.11)  # rays begin at 0.1 m
+        assert terms(says, cells, pose)["error_depth_m"] == pytest.approx(expected, abs=0.11)  # rays begin at 0.1 m
 
 
 def test_an_angle_off_a_ray_is_as_unlikely_at_any_depth_and_the_cameras_own_place_is_no_way_out() -> None:
     pose, ray = in_room(6), torch.tensor([[0.0, 0.6, 0.8]])
     across, centre = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.4, 0.0, 1.2]])
-    looks = cells_of(centre, ray, torch.tensor([False]), torch.tensor([True]))
+    cells = cells_of(centre, ray, torch.tensor([False]), torch.tensor([True]))
     losses = []
     for depth in (0.5, 5.0, 50.0):  # one degree off, which the deviation tells
         predicted = in_map(pose, centre + depth * (ray + 0.0175 * across))[None]
-        losses.append(terms(Says(predicted, torch.full((1, 1), math.log(0.0175 * depth))), looks, pose)["loss"])
+        losses.append(terms(Says(predicted, torch.full((1, 1), math.log(0.0175 * depth))), cells, pose)["loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)
     for std in (0.005, 0.02, 0.1, 1.0):
         at_camera = Says(in_map(pose, centre)[None], torch.full((1, 1), math.log(std)))
-        assert terms(at_camera, looks, pose)["loss"] > losses[0] + 5
+        assert terms(at_camera, cells, pose)["loss"] > losses[0] + 5
 
 
 def test_the_truth_has_no_residual() -> None:
@@ -101,16 +101,16 @@ def test_the_truth_has_no_residual() -> None:
     torch.manual_seed(0)
     model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
     model.set_mounts(MOUNTS)
-    looks = model.look(input_of(data, PREPROCESS))
+    cells = model.cell_features(input_of(data, PREPROCESS))
     target = torch.from_numpy(CODEC.encode(data.poses))
-    for name, look in looks.items():
+    for name, features in cells.items():
         seen = [in_map(pose, points + 3 * rays * ~ranged.unsqueeze(1)) for pose, points, rays, ranged in zip(
-            data.poses, look.cells.points_m, look.cells.rays, look.cells.ranged, strict=True)]  # fmt: skip
-        says = Says(torch.stack(seen), torch.zeros(look.cells.valid.shape))
+            data.poses, features.cells.points_m, features.cells.rays, features.cells.ranged, strict=True)]  # fmt: skip
+        says = Says(torch.stack(seen), torch.zeros(features.cells.valid.shape))
         objective = DenseObjective(CellsConfig(), CODEC)
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                found = objective.terms(says, PrecomputedFeatures({name: look}), target)
+                found = objective.terms(says, PrecomputedFeatures({name: features}), target)
             assert float(found[f"error_{name}_m"]) < 1e-3
 
 
@@ -120,11 +120,11 @@ def test_the_likeliest_deviation_of_normal_errors_is_theirs(dimensions: int) -> 
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(5000, 3, generator=generator)
     rays = torch.tensor([1.0, 0.0, 0.0]).repeat(5000, 1)
-    looks = cells_of(points, rays, torch.full((5000,), dimensions == 3), torch.ones(5000, dtype=torch.bool))
+    cells = cells_of(points, rays, torch.full((5000,), dimensions == 3), torch.ones(5000, dtype=torch.bool))
     far = 0.0 if dimensions == 3 else 5.0
     predicted = in_map(pose, points + true_m * torch.randn(5000, 3, generator=generator) + far * rays)
     log_std = torch.linspace(math.log(0.1), math.log(0.4), 61)
-    losses = [terms(Says(predicted[None], x.expand(1, 5000)), looks, pose)["loss"] for x in log_std]
+    losses = [terms(Says(predicted[None], x.expand(1, 5000)), cells, pose)["loss"] for x in log_std]
     assert math.exp(log_std[int(np.argmin(losses))]) == pytest.approx(true_m, rel=0.04)
 
 
@@ -132,9 +132,9 @@ def test_each_step_looks_at_so_many_cells() -> None:
     seen = []
 
     class Watches(Says):
-        def predict(self, name: str, look: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
-            seen.append(look.cells.points_m[0, :, 0].int().tolist())
-            return torch.zeros(1, look.cells.valid.shape[1], 3), torch.zeros(1, look.cells.valid.shape[1])
+        def predict(self, name: str, features: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
+            seen.append(features.cells.points_m[0, :, 0].int().tolist())
+            return torch.zeros(1, features.cells.valid.shape[1], 3), torch.zeros(1, features.cells.valid.shape[1])
 
     points = torch.arange(50.0)[:, None].expand(-1, 3)
     yes = torch.ones(50, dtype=torch.bool)
@@ -152,11 +152,11 @@ def test_half_precision_rounds_neither_geometry_nor_predicted_coordinates() -> N
     model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
     model.set_mounts(MOUNTS)
     batch = input_of(data, PREPROCESS)
-    exact = model.look(batch)
+    exact = model.cell_features(batch)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        for name, look in model.look(batch).items():
-            assert torch.equal(look.cells.points_m, exact[name].cells.points_m)
-            assert torch.equal(look.cells.rays, exact[name].cells.rays)
-            coordinates, log_std = model.predict(name, look)
+        for name, features in model.cell_features(batch).items():
+            assert torch.equal(features.cells.points_m, exact[name].cells.points_m)
+            assert torch.equal(features.cells.rays, exact[name].cells.rays)
+            coordinates, log_std = model.predict(name, features)
             assert coordinates.dtype == log_std.dtype == torch.float32
             assert float((coordinates != coordinates.bfloat16()).float().mean()) > 0.9

@@ -22,9 +22,9 @@ from training.objectives.dense import CellsConfig, DenseObjective, solver_loss
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model
+from vmloc_ros.core.models.dense.cell_features import CellFeatures, correspondences
 from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.correspondences import Correspondences
-from vmloc_ros.core.models.dense.model import CellFeatures, correspondences
 from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -145,13 +145,15 @@ def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -
     torch.manual_seed(0)
     model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
     model.set_mounts(MOUNTS)
-    looks = model.look(input_of(data, PREPROCESS))
-    seen = in_true_places(looks, data.poses)
+    by_modality = model.cell_features(input_of(data, PREPROCESS))
+    seen = in_true_places(by_modality, data.poses)
     target = torch.from_numpy(CODEC.encode(data.poses))
     objectives = (DenseObjective(CellsConfig(solver_weight=w), CODEC) for w in (0.0, 0.25))
-    plain, weighted = (objective.terms(seen, PrecomputedFeatures(looks), target) for objective in objectives)
+    plain, weighted = (objective.terms(seen, PrecomputedFeatures(by_modality), target) for objective in objectives)
     assert set(weighted) - set(plain) == {"solver_m", "solver_nees"}
-    c, _ = correspondences(looks, {name: seen.predict(name, look) for name, look in looks.items()}, 4)
+    c, _ = correspondences(
+        by_modality, {name: seen.predict(name, features) for name, features in by_modality.items()}, 4
+    )
     R = torch.from_numpy(np.stack([pose.rotation for pose in data.poses]))
     t = torch.from_numpy(np.stack([pose.position_m - ORIGIN_M for pose in data.poses]))
     term, _ = solver_loss(c, R, t, 8.0)
@@ -167,17 +169,19 @@ class InTruePlaces:
     def __init__(self, points_m: dict[str, Tensor]) -> None:
         self.points_m = points_m
 
-    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.points_m[name], torch.full(look.cells.valid.shape, math.log(0.1))
+    def predict(self, name: str, features: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.points_m[name], torch.full(features.cells.valid.shape, math.log(0.1))
 
 
-def in_true_places(looks: dict[str, CellFeatures], poses: list[Pose]) -> InTruePlaces:
+def in_true_places(by_modality: dict[str, CellFeatures], poses: list[Pose]) -> InTruePlaces:
     places = {}
-    for name, look in looks.items():
-        rows = look.rows.tolist()
+    for name, features in by_modality.items():
+        rows = features.rows.tolist()
         R = torch.from_numpy(np.stack([poses[row].rotation for row in rows])).float()
         t = torch.from_numpy(np.stack([poses[row].position_m - ORIGIN_M for row in rows])).float()
-        seen = look.cells.points_m + torch.where(look.cells.ranged, 0.0, 3.0).unsqueeze(-1) * look.cells.rays
+        seen = (
+            features.cells.points_m + torch.where(features.cells.ranged, 0.0, 3.0).unsqueeze(-1) * features.cells.rays
+        )
         noise = 0.1 * torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
         places[name] = seen @ R.mT + t.unsqueeze(1) + noise
     return InTruePlaces(places)
@@ -195,8 +199,8 @@ class Simple(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 4)
 
-    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output = self.linear(look.features.squeeze(-1).mT)
+    def predict(self, name: str, features: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output = self.linear(features.features.squeeze(-1).mT)
         return 8 * output[..., :3], output[..., 3]
 
 
@@ -212,8 +216,8 @@ def seen_room(numbers: range) -> tuple[PrecomputedFeatures, list[Pose]]:
     at, alike = (torch.from_numpy(np.stack(x)).float() for x in (points, features))
     yes = torch.ones(at.shape[:2], dtype=torch.bool)
     cells = Cells(at, nn.functional.normalize(at, dim=-1), yes, yes, torch.zeros(at.shape[:2]))
-    look = CellFeatures(torch.arange(len(poses)), alike.mT.unsqueeze(-1), torch.zeros(len(poses), 1), cells)
-    return PrecomputedFeatures({"depth": look}), poses
+    depth = CellFeatures(torch.arange(len(poses)), alike.mT.unsqueeze(-1), torch.zeros(len(poses), 1), cells)
+    return PrecomputedFeatures({"depth": depth}), poses
 
 
 def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest() -> None:
@@ -232,7 +236,7 @@ def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest(
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
         with torch.no_grad():
-            predicted = {name: model.predict(name, look) for name, look in unseen.by_modality.items()}
+            predicted = {name: model.predict(name, features) for name, features in unseen.by_modality.items()}
         solution = solve(correspondences(unseen.by_modality, predicted, len(poses))[0], spread_m=8.0)
         assert bool(solution.solved.all())
         error = np.stack([pose.position_m - ORIGIN_M for pose in poses]) - solution.translations.numpy()

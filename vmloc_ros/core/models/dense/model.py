@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dense map coordinates: every cell of a feature map says where in the map it looks, and a solver finds the pose.
+"""Dense scene coordinates: each cell of a feature map predicts its point in the map, and a solver finds the pose.
 
 Scene coordinate regression (Shotton et al. 2013; Brachmann and Rother 2021, DSAC*; Brachmann et al. 2023, ACE) under
-VMLoc's product of experts: each cell is a Gaussian expert on the pose, a modality's expert is their product, and the
-joint answer is the product over the modalities that are present (see :mod:`vmloc_ros.core.models.dense.solver`).
+VMLoc's product of experts: each cell is a Gaussian expert on the pose, a modality's expert is the product of its cells,
+and the joint estimate is the product over the modalities that are present (see
+:mod:`vmloc_ros.core.models.dense.solver`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,94 +20,36 @@ from torch import Tensor, nn
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import quaternion_from_matrix
 from vmloc_ros.core.models.base import ModelInput, Prediction, require_modality
+from vmloc_ros.core.models.dense.cell_features import CellFeatures, correspondences, scatter_rows
 from vmloc_ros.core.models.dense.cell_geometry import CellGeometry
 from vmloc_ros.core.models.dense.cell_predictor import CellPredictor
-from vmloc_ros.core.models.dense.cells import Cells
 from vmloc_ros.core.models.dense.config import DenseConfig
+from vmloc_ros.core.models.dense.correspondences import Correspondences
 from vmloc_ros.core.models.dense.point_map import PointMap
+from vmloc_ros.core.models.dense.pose_set import PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
-from vmloc_ros.core.models.dense.solver import Correspondences, solve
+from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.models.encoder import ImagenetScale, Pyramid, make_trunk
 from vmloc_ros.core.pose_codec import PoseCodec
 
 _LEAST_STD_M = 0.005
-_CANDIDATES = 3  # regions that are looked into, unless they are less likely than
-_NO_DOUBT = math.log(1e-3)
-_ELSEWHERE = 0.1  # of a region's extent: answers of two regions that are closer together are one
+_CANDIDATES = 3  # likeliest regions in which a pose is solved for
+_LEAST_LOG_PROBABILITY = math.log(1e-3)  # of a candidate region beside the likeliest
+_SAME_PLACE = 0.1  # of the largest region's extent: poses that are closer together are one hypothesis
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CellFeatures:
-    """The cells of one modality, of the R samples of a batch that have it.
+class _Alternative(NamedTuple):
+    """Poses that were solved in a region but not kept.
 
     Attributes:
-        rows: ``(R,)`` of the batch.
-        features: ``(R, F, h, w)`` of the trunk.
-        context: ``(R, G)`` mean over the picture of the trunk's coarsest features.
-        cells: of N = h w cells.
+        rows: ``(n,)`` indices in the batch.
+        poses: of these n frames.
+        log_probability: ``(n,)`` of the regions that they were solved in.
     """
 
     rows: Tensor
-    features: Tensor
-    context: Tensor
-    cells: Cells
-
-    def of(self, asked: Tensor) -> CellFeatures:
-        """That of the batch's samples ``(B,)`` bool alone, which are numbered anew."""
-        kept = asked[self.rows]
-        cells = Cells(*(getattr(self.cells, field.name)[kept] for field in fields(Cells)))
-        return CellFeatures((asked.cumsum(0) - 1)[self.rows[kept]], self.features[kept], self.context[kept], cells)
-
-    def some(self, chosen: Tensor) -> CellFeatures:
-        """The cells ``(n,)`` alone, as a picture of one column."""
-        cells = Cells(*(getattr(self.cells, field.name)[:, chosen] for field in fields(Cells)))
-        return replace(self, features=self.features.flatten(2)[:, :, chosen].unsqueeze(-1), cells=cells)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PoseSet:
-    """Poses of B frames.
-
-    Attributes:
-        rotations: ``(B, 3, 3)`` map from body.
-        translations: ``(B, 3)`` metres from the map's origin.
-        covariances: ``(B, 6, 6)``.
-        solved: ``(B,)`` bool.
-        evidence: ``(B,)`` for it: the share of points that lie on the map or, without such, of cells that agree.
-        outlier_scores: ``(B,)`` each, against it.
-    """
-
-    rotations: Tensor
-    translations: Tensor
-    covariances: Tensor
-    solved: Tensor
-    evidence: Tensor
-    outlier_scores: tuple[Tensor, ...]
-
-    def where(self, chosen: Tensor, other: PoseSet) -> PoseSet:
-        """This one of the frames that are chosen ``(B,)``, the other one of the rest."""
-
-        def pick(x: Tensor, y: Tensor) -> Tensor:
-            return torch.where(chosen.view(-1, *[1] * (x.ndim - 1)), x, y)
-
-        return self._map(pick, other)
-
-    def at(self, rows: Tensor) -> PoseSet:
-        """Of the frames ``(n,)`` alone."""
-        return self._map(lambda x, _: x[rows], self)
-
-    def put(self, rows: Tensor, other: PoseSet) -> PoseSet:
-        """With the other one of the frames ``(n,)``."""
-        return self._map(lambda x, y: x.index_copy(0, rows, y), other)
-
-    def _map(self, function: Callable[[Tensor, Tensor], Tensor], other: PoseSet) -> PoseSet:
-        names = ("rotations", "translations", "covariances", "solved", "evidence")
-        return PoseSet(
-            **{name: function(getattr(self, name), getattr(other, name)) for name in names},
-            outlier_scores=tuple(
-                function(x, y) for x, y in zip(self.outlier_scores, other.outlier_scores, strict=True)
-            ),
-        )
+    poses: PoseSet
+    log_probability: Tensor
 
 
 class DenseModel(CellGeometry):
@@ -117,8 +61,8 @@ class DenseModel(CellGeometry):
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
     """
 
-    centre_m: Tensor  # (3,) mean of what training frames look at, from the map's origin
-    extent_m: Tensor  # () its standard deviation
+    centre_m: Tensor  # (3,) mean of the points that training frames observe, from the map's origin
+    extent_m: Tensor  # () standard deviation of these points
 
     def __init__(self, config: DenseConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(config, channels)
@@ -143,134 +87,144 @@ class DenseModel(CellGeometry):
     def train(self, mode: bool = True) -> DenseModel:
         super().train(mode)
         if self.frozen:
-            self._pyramids(lambda pyramid: pyramid.eval())  # or batch statistics would change them
+            self._pyramids(lambda pyramid: pyramid.eval())  # in training mode batch norm's statistics would change
         return self
 
     def set_extent(self, centre_m: Tensor, extent_m: Tensor) -> None:
-        """Learn, before training, where frames look: mean ``(3,)`` from the map's origin, and deviation."""
+        """Set, before training, mean ``(3,)`` from the map's origin and deviation ``()`` of the observed points."""
         self.centre_m.copy_(centre_m)
-        self.extent_m.copy_(extent_m.clamp(min=2 * _LEAST_STD_M))  # a robot that never moved looks somewhere, too
+        self.extent_m.copy_(extent_m.clamp(min=2 * _LEAST_STD_M))  # also where the robot never moved
 
-    def look(self, batch: ModelInput) -> dict[str, CellFeatures]:
-        """Features and geometry of the cells, by modality; modalities that no sample has are left out.
+    def cell_features(self, batch: ModelInput) -> dict[str, CellFeatures]:
+        """Features and geometry of the cells, by modality, without the modalities that no sample has.
 
         Raises:
             ModelError: a sample has no modality.
         """
         require_modality(batch, self.modalities)
-        looks = {}
+        by_modality = {}
         for name in self.modalities:
             rows = torch.nonzero(batch.present[name]).flatten()
             if len(rows):
-                pictures = batch.tensors[name][rows]
-                pictures = self.scale(pictures) if name == IMAGE else pictures
-                features, context = self._predictor(name).pyramid(pictures)
+                images = batch.tensors[name][rows]
+                images = self.scale(images) if name == IMAGE else images
+                features, context = self._predictor(name).pyramid(images)
                 with torch.autocast(features.device.type, enabled=False):  # geometry needs all of float32
                     cells = self._cells(name, batch, rows, features.shape[-2:], self._strides[name])
-                looks[name] = CellFeatures(rows, features, context, cells)
-        return looks
+                by_modality[name] = CellFeatures(rows, features, context, cells)
+        return by_modality
 
-    def predict(self, name: str, look: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``.
+    def predict(self, name: str, features: CellFeatures, regions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map coordinates ``(R, N, 3)`` in metres from the map's origin, and log standard deviations ``(R, N)``.
 
         Args:
-            regions: ``(R,)`` numbers of the regions that each picture is taken to look at, where the map has such.
+            name: the modality.
+            regions: ``(R,)`` index of the region that each sample is taken to observe, where the map has regions.
         """
-        shape = look.features.shape[-2:]
-        points = torch.where(look.cells.ranged.unsqueeze(-1), look.cells.points_m, 0.0).mT.reshape(-1, 3, *shape)
-        output = self._predictor(name)(look.features, look.context, points, regions).flatten(2)
+        shape, cells = features.features.shape[-2:], features.cells
+        points = torch.where(cells.ranged.unsqueeze(-1), cells.points_m, 0.0).mT.reshape(-1, 3, *shape)
+        output = self._predictor(name)(features.features, features.context, points, regions).flatten(2)
         centre, extent = self.centre_m, self.extent_m
         if self.regions is not None:
             centre, extent = self.regions.centres_m[regions], self.regions.extents_m[regions]
         centre, extent = centre.view(-1, 1, 3), extent.view(-1, 1)
-        # Deviations begin at the map's extent, as large as the errors then are.
+        # An untrained network gives about the map's extent as deviation: its errors are that large.
         low = math.log(_LEAST_STD_M)
         span = torch.log(4 * extent) - low
         log_std = low + span * torch.sigmoid(output[:, 3] + torch.logit(1 - math.log(4) / span))
         return centre + extent.unsqueeze(-1) * output[:, :3].mT, log_std
 
-    def correspond(
-        self, looks: Mapping[str, CellFeatures], count: int, regions: Tensor | None = None
-    ) -> tuple[Correspondences, Tensor]:
-        """Every cell's prediction beside what was measured, of all modalities, and times ``(B, M)`` of measurement.
-
-        Args:
-            looks: of :meth:`look`.
-            count: B.
-            regions: ``(B,)`` as in :meth:`predict`.
-        """
-        predicted = {
-            name: self.predict(name, look, None if regions is None else regions[look.rows])
-            for name, look in looks.items()
-        }
-        return correspondences(looks, predicted, count)
-
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
-        """The pose that all cells agree on; its covariance is the inverse Hessian of their product.
+        """Poses that maximise the product of all cells' experts; covariances are the inverse Hessian there.
 
-        A frame whose cells agree on none is answered with the map's middle and a covariance as wide as the map, and is
-        marked as lost.
+        Where the solver finds no pose, the frame is marked as lost: the position is the map's origin, and the
+        covariance is as wide as the map.
         """
-        looks = self.look(batch)
-        answer = self._answer(looks, len(batch)) if self.regions is None else self._best_region(looks, len(batch))
+        features, count = self.cell_features(batch), len(batch)
+        poses = self._solve(features, count) if self.regions is None else self._solve_in_regions(features, count)
         return Prediction(
-            answer.translations.cpu().numpy() + codec.origin_m,
-            quaternion_from_matrix(answer.rotations.cpu().numpy()),
-            covariances=answer.covariances.cpu().numpy(),
-            features=self._contexts(looks, len(batch)),
-            outlier_scores=torch.stack([x.double() for x in answer.outlier_scores], dim=1).cpu().numpy(),
-            lost=(~answer.solved).cpu().numpy(),
+            poses.translations.cpu().numpy() + codec.origin_m,
+            quaternion_from_matrix(poses.rotations.cpu().numpy()),
+            covariances=poses.covariances.cpu().numpy(),
+            features=self._contexts(features, count),
+            outlier_scores=torch.stack([x.double() for x in poses.outlier_scores], dim=1).cpu().numpy(),
+            lost=(~poses.solved).cpu().numpy(),
         )
 
     def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
-        return self._contexts(self.look(batch), len(batch))
+        return self._contexts(self.cell_features(batch), len(batch))
 
-    def _best_region(self, looks: Mapping[str, CellFeatures], count: int) -> PoseSet:
-        """Of the likeliest regions' answers the one with the most evidence.
+    def _solve_in_regions(self, by_modality: Mapping[str, CellFeatures], count: int) -> PoseSet:
+        """Solve each frame in its likeliest regions, and keep the pose with the most evidence.
 
-        Two more oddities are what speaks for a rival that lies elsewhere, as a share of what speaks for the answer: its
-        evidence, and its region's probability. Of the evidence it is 1 where two places measure the same; rays agree
-        in any region, and there the probability tells.
+        The two outlier scores of :meth:`_alternative_scores` are appended.
         """
         assert self.regions is not None
-        opinions = [
-            _spread(self.regions.log_probabilities(name, look.context), look.rows, count)
-            for name, look in looks.items()
-        ]
-        total = torch.log_softmax(torch.stack(opinions).sum(dim=0), dim=1).detach()
+        total = self._region_log_probabilities(by_modality, count)
         likely, regions = total.topk(min(_CANDIDATES, len(self.regions)), dim=1)
-        best, believed = self._answer(looks, count, regions[:, 0]), likely[:, 0].clone()
-        rivals = []
+        best, log_probability = self._solve(by_modality, count, regions[:, 0]), likely[:, 0].clone()
+        alternatives = []
         for place in range(1, likely.shape[1]):
-            asked = likely[:, place] > _NO_DOUBT
-            rows = torch.nonzero(asked).flatten()
+            tried = likely[:, place] > _LEAST_LOG_PROBABILITY
+            rows = torch.nonzero(tried).flatten()
             if not len(rows):
                 break
-            others = {name: look.of(asked) for name, look in looks.items() if bool(asked[look.rows].any())}
-            other, before = self._answer(others, len(rows), regions[rows, place]), best.at(rows)
+            own = {name: x.select_samples(tried) for name, x in by_modality.items() if bool(tried[x.rows].any())}
+            other, before = self._solve(own, len(rows), regions[rows, place]), best.at(rows)
             better = other.solved & (~before.solved | (other.evidence > before.evidence))
-            ours, theirs = believed[rows], likely[rows, place]
-            rivals.append((rows, other.where(~better, before), torch.where(better, ours, theirs)))
-            best, believed[rows] = best.put(rows, other.where(better, before)), torch.where(better, theirs, ours)
-        ambiguity, doubt = torch.zeros_like(best.evidence), torch.zeros_like(best.evidence)
-        for rows, other, log_probability in rivals:
-            chosen = best.at(rows)
-            apart = (chosen.translations - other.translations).norm(dim=1)
-            elsewhere = apart > _ELSEWHERE * float(self.regions.extents_m.max())
-            rival = chosen.solved & other.solved & elsewhere
-            for told, ratio in (
-                (ambiguity, other.evidence / chosen.evidence.clamp(min=1e-9)),
-                (doubt, torch.exp(log_probability - believed[rows]).to(doubt)),
-            ):
-                told[rows] = torch.maximum(told[rows], torch.where(rival, ratio.clamp(max=1), 0.0))
-        return replace(best, outlier_scores=(*best.outlier_scores, ambiguity, doubt))
+            ours, theirs = log_probability[rows], likely[rows, place]
+            alternatives.append(_Alternative(rows, other.where(~better, before), torch.where(better, ours, theirs)))
+            best, log_probability[rows] = (
+                best.put(rows, other.where(better, before)),
+                torch.where(better, theirs, ours),
+            )
+        scores = self._alternative_scores(best, log_probability, alternatives)
+        return replace(best, outlier_scores=(*best.outlier_scores, *scores))
 
-    def _answer(self, looks: Mapping[str, CellFeatures], count: int, regions: Tensor | None = None) -> PoseSet:
-        """From the coordinates of these regions, where the map has such."""
-        c, times_s = self.correspond(looks, count, regions)
+    def _alternative_scores(
+        self, best: PoseSet, log_probability: Tensor, alternatives: Sequence[_Alternative]
+    ) -> tuple[Tensor, Tensor]:
+        """Outlier scores ``(B,)`` from 0 to 1: strength of the strongest alternative at another place.
+
+        The first is the alternative's evidence as a share of the best pose's: 1 where two places measure the same. The
+        second is that of its region's probability: rays agree in any region, so that there only the classifiers
+        discriminate.
+        """
+        assert self.regions is not None
+        by_evidence, by_probability = torch.zeros_like(best.evidence), torch.zeros_like(best.evidence)
+        for rows, other, other_log_probability in alternatives:
+            kept = best.at(rows)
+            distance = (kept.translations - other.translations).norm(dim=1)
+            elsewhere = distance > _SAME_PLACE * float(self.regions.extents_m.max())
+            counts = kept.solved & other.solved & elsewhere
+            for score, ratio in (
+                (by_evidence, other.evidence / kept.evidence.clamp(min=1e-9)),
+                (by_probability, torch.exp(other_log_probability - log_probability[rows]).to(by_probability)),
+            ):
+                score[rows] = torch.maximum(score[rows], torch.where(counts, ratio.clamp(max=1), 0.0))
+        return by_evidence, by_probability
+
+    def _region_log_probabilities(self, by_modality: Mapping[str, CellFeatures], count: int) -> Tensor:
+        """Log probabilities ``(B, K)`` of the regions: product of the classifiers of the modalities present."""
+        assert self.regions is not None
+        experts = [
+            scatter_rows(self.regions.log_probabilities(name, x.context), x.rows, count)
+            for name, x in by_modality.items()
+        ]
+        return torch.log_softmax(torch.stack(experts).sum(dim=0), dim=1).detach()
+
+    def _solve(self, by_modality: Mapping[str, CellFeatures], count: int, regions: Tensor | None = None) -> PoseSet:
+        """Solve for the poses and register them to the point map, if there is one.
+
+        Args:
+            by_modality: of :meth:`cell_features`.
+            count: B, samples of the batch.
+            regions: ``(B,)`` index of the region whose coordinates are predicted, where the map has regions.
+        """
+        c, times_s = self._correspondences(by_modality, count, regions)
         spread_m = float(self.extent_m if self.regions is None else self.regions.extents_m.max())
         solution = solve(c, hypotheses=self.hypotheses, spread_m=spread_m)
-        # What is lost may be anywhere in the map, not in a region alone.
+        # A lost frame may be anywhere in the map, not only in one region.
         wide = solution.covariances.new_tensor([float(self.extent_m) ** 2] * 3 + [math.pi**2] * 3).diag()
         covariances = torch.where(solution.solved[:, None, None], solution.covariances, wide)
         pose = solution.rotations, solution.translations, covariances
@@ -280,17 +234,26 @@ class DenseModel(CellGeometry):
             ranged = c.ranged & c.valid & solution.solved.unsqueeze(1)
             registered = self.map.register_scan(c.points_m, times_s, ranged, *pose, self.twist_std)
             pose = registered.rotations, registered.translations, registered.covariances
-            # What measured nothing cannot lie beside the map.
-            some = ranged.any(dim=1)
-            outlier_scores = *outlier_scores, torch.where(some, 1 - registered.share, 0.0)
-            evidence = torch.where(some, registered.share.to(evidence), evidence)
+            measured = ranged.any(dim=1)  # without a measured point the map is no evidence for or against a pose
+            outlier_scores = *outlier_scores, torch.where(measured, 1 - registered.share, 0.0)
+            evidence = torch.where(measured, registered.share.to(evidence), evidence)
         return PoseSet(*pose, solution.solved, evidence, outlier_scores)
 
-    def _contexts(self, looks: Mapping[str, CellFeatures], count: int) -> dict[str, Tensor]:
-        """``(count, G)`` of every modality, zeros where it is absent."""
+    def _correspondences(
+        self, by_modality: Mapping[str, CellFeatures], count: int, regions: Tensor | None
+    ) -> tuple[Correspondences, Tensor]:
+        """Correspondences of all modalities and times of measurement ``(B, M)``; arguments as of :meth:`_solve`."""
+        predicted = {
+            name: self.predict(name, features, None if regions is None else regions[features.rows])
+            for name, features in by_modality.items()
+        }
+        return correspondences(by_modality, predicted, count)
+
+    def _contexts(self, by_modality: Mapping[str, CellFeatures], count: int) -> dict[str, Tensor]:
+        """Context vectors ``(B, G)`` of every modality, zeros where it is absent."""
         widths = {name: self._predictor(name).pyramid.context_channels for name in self.modalities}
         contexts = {name: self.centre_m.new_zeros(count, width) for name, width in widths.items()}
-        return contexts | {name: _spread(look.context, look.rows, count) for name, look in looks.items()}
+        return contexts | {name: scatter_rows(x.context, x.rows, count) for name, x in by_modality.items()}
 
     def _predictor(self, name: str) -> CellPredictor:
         predictor = self.predictors[name]
@@ -300,24 +263,3 @@ class DenseModel(CellGeometry):
     def _pyramids(self, change: Callable[[Pyramid], object]) -> None:
         for name in self.modalities:
             change(self._predictor(name).pyramid)
-
-
-def correspondences(
-    looks: Mapping[str, CellFeatures], predicted: Mapping[str, tuple[Tensor, Tensor]], count: int
-) -> tuple[Correspondences, Tensor]:
-    """What :meth:`DenseModel.predict` said of each modality's cells beside what was measured, and times ``(B, M)``."""
-    parts = []
-    for name, look in looks.items():
-        points, log_std = predicted[name]
-        cells = look.cells
-        part = points, torch.exp(log_std), cells.points_m, cells.rays, cells.ranged, cells.valid, cells.times_s
-        parts.append([_spread(x, look.rows, count) for x in part])
-    *joined, times_s = (torch.cat(x, dim=1) for x in zip(*parts, strict=True))
-    return Correspondences(*joined), times_s
-
-
-def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Values ``(R, ...)`` of some rows as ``(count, ...)``; zeros, such as "not valid", for the others."""
-    if len(rows) == count:
-        return values
-    return values.new_zeros((count, *values.shape[1:])).index_copy(0, rows, values)
