@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parent
 NAME = "vmloc_ros"
 SHARE = f"share/{NAME}"
 
-# The only place where versions of the ROS 2 Jazzy wheels are written. They bring rclpy and messages to
-# machines that have no ROS 2 distribution; never install them beside one.
+# The only place with the versions of the ROS 2 Jazzy wheels. They provide rclpy and messages on machines without a
+# ROS 2 distribution; never install them beside one.
 ROS_WHEELS = [
     "ros-jazzy-rclpy[fastrtps]==7.1.6",
     "ros-jazzy-std-msgs==5.3.6",
@@ -77,7 +77,7 @@ setup(
             "catkin_pkg",
             "hypothesis",
             "import-linter",
-            "mypy~=2.4.1",  # newer ones of these two find new faults
+            "mypy~=2.4.1",  # newer versions of mypy and ruff report new errors
             "pytest>=7",
             "pytest-timeout",
             "ruff~=0.17.6",

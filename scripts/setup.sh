@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Makes .venv in the project root ready to run vmloc_ros, or finds that it is. Needs no root.
+# Makes .venv in the project root, unless it is ready to run vmloc_ros already. Needs no root.
 #   bash scripts/setup.sh       run alone, or sourced first by demo.sh and test.sh
 #
 # With a ROS 2 distribution sourced, .venv sees the distribution's packages and gets only what they lack. Without one it
@@ -13,7 +13,7 @@ log="$venv/setup.log"
 identity="$venv/made_by_setup" # what the venv was made for: another distribution or place needs another venv
 stamp="$venv/ready"            # written last: a venv without it is completed first
 
-# The Python of a venv with ROS wheels leaves these to its children; here they would load that venv's libraries.
+# The Python of a venv with ROS wheels passes these variables on to its children, which would load that venv's libraries.
 if [ -n "${_ROS_WHEELS_BOOTSTRAP_COMPLETE:-}" ]; then
     unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH
 fi

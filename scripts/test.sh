@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sets everything up, then checks style, types and import directions and runs the tests.
 #   scripts/test.sh [PYTEST ARGUMENTS]      e.g. scripts/test.sh -k node, scripts/test.sh -m slow
-# Without arguments the tests marked numeric run a second time, with kernels for a processor that knows neither AVX nor
-# FMA: these add in another order, as another maker's do.
+# Without arguments the tests marked numeric run a second time, with kernels for a processor without AVX and FMA: these
+# add in another order, as those of other processors do.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

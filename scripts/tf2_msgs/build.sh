@@ -8,7 +8,7 @@ source_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="$(cd "${1:?usage: build.sh VENV}" && pwd)"
 build_dir="$venv/build_tf2_msgs"
 
-# Another venv's Python must not hand its wheels' paths down, and find_package must see this venv only.
+# Variables of another venv's Python must not name that venv's libraries, and find_package must see this venv only.
 unset _ROS_WHEELS_BOOTSTRAP_COMPLETE LD_LIBRARY_PATH PYTHONPATH PYTHONHOME
 export AMENT_PREFIX_PATH="$venv" CMAKE_PREFIX_PATH="$venv" PATH="$venv/bin:$PATH"
 
