@@ -81,8 +81,8 @@ def test_the_option_it_prints_puts_depth_where_the_colour_camera_would_measure_i
     options = parse_config(yaml.safe_load(found.text.splitlines()[-1]), None, "printed").source
     assert apart(options.colour_from_depth, found.camera_from_sensor)[0] < 1e-4
     assert apart(options.colour_from_depth, found.camera_from_sensor)[1] < 0.01
-    source = SevenScenesSource(boards, "train", register_depth=True, colour_from_depth=options.colour_from_depth)
-    plain = SevenScenesSource(boards, "train", register_depth=True)
+    source = SevenScenesSource(boards, "train", options)
+    plain = SevenScenesSource(boards, "train", SourceOptions(register_depth=True))
     wrong = []
     for chosen in (source, plain):
         _, registered = chosen.read(5)

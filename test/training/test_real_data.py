@@ -14,6 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from training.conversion.datasets import convert_seven_scenes
 from training.evaluation.evaluate import evaluate_checkpoints
+from training.sources.options import SourceOptions
 from training.testing import write_random_checkpoint
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
@@ -25,7 +26,7 @@ def test_the_node_gives_the_poses_of_evaluate(real_data: Path, tmp_path: Path) -
     scene = real_data / "7scenes" / "redkitchen"
     checkpoint, bag = tmp_path / "random.safetensors", tmp_path / "bag"
     write_random_checkpoint(checkpoint, ("image", "depth"), body_frame="camera_optical_frame")
-    convert_seven_scenes(scene, "test", bag, stride=10, progress=False)
+    convert_seven_scenes(scene, "test", bag, options=SourceOptions(stride=10), progress=False)
     report = evaluate_checkpoints(
         [checkpoint], [scene], out=tmp_path / "evaluation", overrides=["source.stride=10"], device="cpu", progress=False
     )

@@ -45,20 +45,14 @@ def _convert(options: argparse.Namespace) -> None:
     from training.sources.options import SourceOptions
 
     check_positive("--stride", options.stride)
+    source = SourceOptions(stride=options.stride, skip_invalid=options.skip_invalid)
     if options.dataset == "7scenes":
-        convert_seven_scenes(
-            options.path,
-            options.split,
-            options.out,
-            stride=options.stride,
-            overwrite=options.overwrite,
-            skip_invalid=options.skip_invalid,
-        )
+        convert_seven_scenes(options.path, options.split, options.out, options=source, overwrite=options.overwrite)
     elif options.dataset == "robotcar":
         _convert_robotcar(options)
     else:
         convert = {"kitti": convert_kitti, "tum": convert_tum}[options.dataset]
-        convert(options.path, options.out, options=SourceOptions(stride=options.stride), overwrite=options.overwrite)
+        convert(options.path, options.out, options=source, overwrite=options.overwrite)
     print(f"wrote {options.out}")
 
 

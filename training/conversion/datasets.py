@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.sources.base import Source
+from training.sources.base import Source, report_text
 from training.sources.kitti.source import KittiSource
 from training.sources.options import SourceOptions
 from training.sources.seven_scenes import SevenScenesSource
@@ -37,10 +37,8 @@ def convert_seven_scenes(
     split: str,
     out: Path,
     *,
-    stride: int = 1,
-    rate_hz: float = 30.0,
+    options: SourceOptions | None = None,
     overwrite: bool = False,
-    skip_invalid: bool = False,
     progress: bool = True,
 ) -> None:
     """Write a split of a 7-Scenes scene as a bag, with the stamps and poses of :class:`SevenScenesSource`.
@@ -51,17 +49,13 @@ def convert_seven_scenes(
         scene: the scene's folder.
         split: ``train``, ``test`` or ``all``.
         out: the bag's folder; it appears when it is complete.
-        stride: use every ``stride``-th frame of each sequence.
-        rate_hz: of the camera.
         overwrite: replace an existing bag.
-        skip_invalid: leave out frames without a valid pose instead of stopping.
         progress: show a progress bar.
 
     Raises:
         DataError: the scene is malformed, or the bag exists or cannot be written.
     """
-    source = SevenScenesSource(scene, split, stride=stride, skip_invalid=skip_invalid, rate_hz=rate_hz)
-    write_bag(source, out, overwrite=overwrite, progress=progress)
+    write_bag(SevenScenesSource(scene, split, options), out, overwrite=overwrite, progress=progress)
 
 
 def convert_tum(
@@ -126,7 +120,7 @@ def write_bag(
     Raises:
         DataError: the source is malformed, or the bag exists or cannot be written.
     """
-    logger.info("%s: %s", source.name, ", ".join(f"{n} {what}" for what, n in source.report.items() if n))
+    logger.info("%s: %s", source.name, report_text(source.report))
     with BagWriter(out, overwrite=overwrite) as bag:
         if mounts:
             stamp_ns = source.stamps_ns()[0]

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.sources.base import report_text
 from training.sources.options import SourceOptions
 from training.sources.robotcar.calibration import (
     BASE_FRAME,
@@ -82,15 +83,13 @@ def convert_robotcar(
     source = RobotCarSource(sequence, options, modalities)
     extrinsics = find_folder(sequence, "extrinsics", options.robotcar.extrinsics)
     models = find_folder(sequence, "models", options.robotcar.models)
-    logger.info("%s: %s", source.name, ", ".join(f"{n} {what}" for what, n in source.report.items() if n))
+    logger.info("%s: %s", source.name, report_text(source.report))
     odometry = _odometry(sequence, extrinsics)
     start_ns = min([source.stamps_ns()[0], *([] if odometry is None else odometry.stamps_ns[:1].tolist())])
     with BagWriter(out, overwrite=overwrite) as bag:
         bag.write("/tf_static", tf_message(_static_transforms(extrinsics, models, start_ns)), start_ns)
-        streams = [_frame_records(source, compressed, progress)]
-        if odometry is not None:
-            streams.append(_odometry_records(odometry))
-        for stamp_ns, topic, message in heapq.merge(*streams, key=lambda record: record[0]):
+        frames = _frame_records(source, compressed, progress)
+        for stamp_ns, topic, message in heapq.merge(frames, _odometry_records(odometry), key=lambda record: record[0]):
             bag.write(topic, message, stamp_ns)
 
 
@@ -134,8 +133,10 @@ def _frame_records(source: RobotCarSource, compressed: bool, progress: bool) -> 
             yield stamp_ns, "/lidar/points", point_cloud_message(stamp_ns, VEHICLE_FRAME, frame.cloud)
 
 
-def _odometry_records(track: StampedPoses) -> Iterator[_Record]:
+def _odometry_records(track: StampedPoses | None) -> Iterator[_Record]:
     """Odometry at the end of every motion, with the motion's mean velocity."""
+    if track is None:
+        return
     stamps: list[int] = track.stamps_ns.tolist()
     for before_ns, stamp_ns, before, pose in zip(stamps, stamps[1:], track.poses, track.poses[1:], strict=False):
         motion, elapsed_s = before.inverse() @ pose, (stamp_ns - before_ns) / 1e9

@@ -14,7 +14,6 @@ from vmloc_ros.core.geometry import Pose, quaternion_from_matrix
 Array = NDArray[np.float64]
 
 MIN_SPEED_M_S, MAX_SPEED_M_S = 3.0, 7.0
-MAX_LATERAL_M = 2.35  # farther out the vehicle would touch parked cars
 _WANDER_M = 0.5
 _GRID_M = 0.01
 _WHEELBASE_M = 2.4

@@ -41,5 +41,10 @@ class Source(Protocol):
     def stamps_ns(self) -> list[int]: ...
 
     def fingerprint(self) -> str:
-        """Another text wherever the frames could be others: the cache's key."""
+        """A text that changes whenever the frames may have changed; part of the cache's key."""
         ...
+
+
+def report_text(report: Mapping[str, int]) -> str:
+    """The counts of :attr:`Source.report` that are not zero, such as ``90 frames, 10 images without depth``."""
+    return ", ".join(f"{count} {what}" for what, count in report.items() if count)

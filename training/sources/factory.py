@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.sources.base import Source
+from training.sources.base import Source, report_text
 from training.sources.caching import default_cache
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError
@@ -29,7 +29,7 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
     from training.sources.kitti.source import KittiSource, is_kitti
     from training.sources.robotcar.source import RobotCarSource, is_folder_of_sequences, is_sequence, select_sequences
     from training.sources.rosbag.source import is_bag
-    from training.sources.seven_scenes import SevenScenesSource
+    from training.sources.seven_scenes import SevenScenesSource, is_scene
     from training.sources.tum import TumSource, is_tum
 
     if not path.exists():
@@ -38,17 +38,8 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
         )
     if is_bag(path):
         return _open_bags(path, [path], split, options, modalities)
-    if path.is_dir() and ((path / "TrainSplit.txt").exists() or any(path.glob("seq-*"))):
-        return [
-            SevenScenesSource(
-                path,
-                split,
-                stride=options.stride,
-                skip_invalid=options.skip_invalid,
-                register_depth=options.register_depth,
-                colour_from_depth=options.colour_from_depth,
-            )
-        ]
+    if is_scene(path):
+        return [SevenScenesSource(path, split, options)]
     if is_tum(path):
         return [TumSource(path, options, modalities)]
     if is_kitti(path):
@@ -86,6 +77,5 @@ def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modaliti
     """:func:`open_sources` of several paths, with a line in the log for each source: frames, and those left out."""
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
     for source in sources:
-        counts = ", ".join(f"{count} {what}" for what, count in source.report.items() if count)
-        logger.info("%s: %s", source.name, counts or f"{len(source)} frames")
+        logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
     return sources

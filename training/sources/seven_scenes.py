@@ -21,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.caching import fingerprint
-from vmloc_ros.core.encodings import depth_metres, rgb_from_compressed, unpack_image
-from vmloc_ros.core.errors import DataError, MessageError
+from training.sources.files import read_depth, read_rgb
+from training.sources.options import SourceOptions
+from vmloc_ros.core.encodings import depth_metres
+from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
 
@@ -31,6 +33,7 @@ _FRAME_FILE = re.compile(r"frame-(\d+)\.(color\.png|color\.jpg|depth\.png|pose\.
 _OFFICIAL_SIZE, _FOCAL_LENGTH, _COLOR_FOCAL_LENGTH = (640, 480), 585.0, 525.0
 _INVALID_DEPTH_MM = 65535
 # The dataset has no clock: the first frame gets this stamp, and sequences follow each other after a pause.
+_RATE_HZ = 30.0
 _FIRST_STAMP_NS = 1_000_000_000_000
 _PAUSE_NS = 2_000_000_000
 
@@ -44,21 +47,20 @@ class _Entry:
     map_from_camera: Pose
 
 
+def is_scene(path: Path) -> bool:
+    """Whether the path looks like a scene of 7-Scenes."""
+    return path.is_dir() and ((path / "TrainSplit.txt").exists() or any(path.glob("seq-*")))
+
+
 class SevenScenesSource:
     """Frames of one scene; poses are read at once, pictures when asked for.
 
-    Stamps are made up from frame numbers at ``rate_hz``; the stride does not change them.
+    Stamps are made up from frame numbers at 30 Hz; the stride does not change them.
 
     Args:
         root: the scene's folder.
         split: ``train``, ``test`` or ``all`` (every ``seq-XX`` folder; needs no split files).
-        stride: use every ``stride``-th frame of each sequence.
-        sequences: restrict the split to these numbers.
-        skip_invalid: leave out frames whose pose is missing, malformed or NaN and count them in ``report``.
-        rate_hz: of the camera; 7-Scenes was recorded at 30 Hz.
-        register_depth: give depth as the colour camera would see it.
-        colour_from_depth: where the depth camera is in the colour camera's frame, for ``register_depth``; None where
-            the colour camera is.
+        options: ``stride`` (of each sequence), ``skip_invalid``, ``register_depth`` and ``depth_mount`` concern it.
 
     Raises:
         DataError: a folder or file is missing or malformed, or nothing is left.
@@ -68,34 +70,23 @@ class SevenScenesSource:
     body_frame = "camera_optical_frame"
     modalities: tuple[str, ...] = (IMAGE, DEPTH)
 
-    def __init__(
-        self,
-        root: Path,
-        split: str,
-        stride: int = 1,
-        sequences: list[int] | None = None,
-        skip_invalid: bool = False,
-        rate_hz: float = 30.0,
-        register_depth: bool = False,
-        colour_from_depth: Pose | None = None,
-    ) -> None:
-        if stride < 1 or not rate_hz > 0:
-            raise DataError(f"stride must be at least 1 and rate_hz positive, got {stride} and {rate_hz}")
+    def __init__(self, root: Path, split: str, options: SourceOptions | None = None) -> None:
+        options = options or SourceOptions()
         self.name = f"{root.name}/{split}"
-        self._focal_length = _COLOR_FOCAL_LENGTH if register_depth else _FOCAL_LENGTH
-        self._colour_from_depth = colour_from_depth
+        self._focal_length = _COLOR_FOCAL_LENGTH if options.register_depth else _FOCAL_LENGTH
+        self._colour_from_depth = colour_from_depth = options.colour_from_depth
         # The body is the depth camera. Registered depth is what the colour camera would measure, from its place.
         mount = Pose.identity() if colour_from_depth is None else colour_from_depth.inverse()
         self.mounts: Mapping[str, Pose] = dict.fromkeys(self.modalities, mount)
         self._entries: list[_Entry] = []
         self.report = {"frames": 0, "frames without a valid pose": 0}
         start_ns = _FIRST_STAMP_NS
-        for number in _sequence_numbers(root, split, sequences):
+        for number in _sequence_numbers(root, split):
             frames = _list_frames(root / f"seq-{number:02d}")
             first = min(frames)
-            stamps = {frame: start_ns + round((frame - first) * 1e9 / rate_hz) for frame in frames}
-            for frame in sorted(frames)[::stride]:
-                self._add(frames[frame], stamps[frame], skip_invalid)
+            stamps = {frame: start_ns + round((frame - first) * 1e9 / _RATE_HZ) for frame in frames}
+            for frame in sorted(frames)[:: options.stride]:
+                self._add(frames[frame], stamps[frame], options.skip_invalid)
             start_ns = max(stamps.values()) + _PAUSE_NS
         if not self._entries:
             raise DataError(f"{root}: no frame of the {split} split has a valid pose")
@@ -129,11 +120,8 @@ class SevenScenesSource:
             DataError: a file is missing, corrupt or of another kind.
         """
         entry = self._entries[index]
-        try:
-            image = rgb_from_compressed(entry.color.read_bytes(), entry.color.suffix.lstrip("."))
-        except (OSError, MessageError) as error:
-            raise DataError(f"{entry.color}: {error}") from error
-        depth_mm = _read_depth_mm(entry.depth)
+        image, depth_mm = read_rgb(entry.color), read_depth(entry.depth)
+        depth_mm = np.where(depth_mm == _INVALID_DEPTH_MM, np.uint16(0), depth_mm)
         registered = self._focal_length != _FOCAL_LENGTH
         return image, register_depth(depth_mm, self._colour_from_depth) if registered else depth_mm
 
@@ -201,7 +189,7 @@ def _reproject(
     return registered.reshape(depth_mm.shape)
 
 
-def _sequence_numbers(root: Path, split: str, wanted: list[int] | None) -> list[int]:
+def _sequence_numbers(root: Path, split: str) -> list[int]:
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; give a 7-Scenes scene such as .../redkitchen")
     if split == "all":
@@ -210,10 +198,6 @@ def _sequence_numbers(root: Path, split: str, wanted: list[int] | None) -> list[
         numbers = _read_split(root / _SPLIT_FILES[split])
     else:
         raise DataError(f"split must be train, test or all, got {split!r}")
-    absent = sorted(set(wanted or []) - set(numbers))
-    if absent:
-        raise DataError(f"{root}: the {split} split has no sequence {absent[0]}; it has {numbers}")
-    numbers = [number for number in numbers if wanted is None or number in wanted]
     if not numbers:
         raise DataError(f"{root}: the {split} split has no sequences (seq-XX folders)")
     return numbers
@@ -261,14 +245,3 @@ def _read_pose(path: Path) -> Pose:
         absent = isinstance(error, FileNotFoundError)
         problem = "is missing" if absent else f"is not a camera-to-world matrix ({error})"
         raise DataError(f"{path} {problem}; skip_invalid (--skip-invalid) leaves it out") from error
-
-
-def _read_depth_mm(path: Path) -> NDArray[np.uint16]:
-    try:
-        depth_mm = unpack_image(path.read_bytes(), "depth")
-    except (OSError, MessageError) as error:
-        raise DataError(f"{path}: {error}") from error
-    if depth_mm.dtype != np.uint16 or depth_mm.ndim != 2:
-        got = f"{depth_mm.dtype} {depth_mm.shape}"
-        raise DataError(f"{path}: depth must be a 16-bit single-channel PNG, got {got}")
-    return np.where(depth_mm == _INVALID_DEPTH_MM, np.uint16(0), depth_mm)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.sources.base import report_text
 from training.sources.caching import fingerprint
 from training.sources.files import (
     check_increasing,
@@ -70,7 +71,6 @@ class TumSource:
         root: the sequence's folder.
         options: ``stride``, ``slop_s`` and ``pose_gap_s`` concern it.
         modalities: ``image``, ``depth`` or both; alone, either needs no partner and its own stamp counts.
-        camera: the intrinsics, instead of those chosen by the folder's name.
 
     Raises:
         DataError: a file is missing or malformed, or no frame is left.
@@ -84,7 +84,6 @@ class TumSource:
         root: Path,
         options: SourceOptions | None = None,
         modalities: Sequence[str] = (IMAGE, DEPTH),
-        camera: PinholeCamera | None = None,
     ) -> None:
         options = options or SourceOptions()
         root = root.absolute()
@@ -93,7 +92,7 @@ class TumSource:
         self.name = root.name
         self.modalities = tuple(name for name in _LISTS if name in modalities)
         self.mounts = dict.fromkeys(self.modalities, Pose.identity())
-        self._camera = camera or _documented_camera(root.name)
+        self._camera = _documented_camera(root.name)
         self._lists = [root / "groundtruth.txt", *(root / _LISTS[name] for name in self.modalities)]
         truth, *lists = self._lists
         streams = {name: _read_list(path) for name, path in zip(self.modalities, lists, strict=True)}
@@ -106,7 +105,7 @@ class TumSource:
         ]
         self.report = {"frames": len(self._entries), **unpaired, **unlabelled, "repeated poses": repeated}
         if not self._entries:
-            reasons = ", ".join(f"{count} {what}" for what, count in self.report.items() if count)
+            reasons = report_text(self.report)
             raise DataError(f"{root}: no frame has all of {', '.join(self.modalities)} and a pose ({reasons})")
 
     def __len__(self) -> int:

@@ -87,10 +87,10 @@ def test_bag_holds_the_scene_bit_by_bit(scene: Path, tmp_path: Path) -> None:
 
 
 def test_bag_gives_training_the_same_samples_as_the_folder(scene: Path, tmp_path: Path) -> None:
-    convert_seven_scenes(scene, "all", tmp_path / "bag", stride=2, progress=False)
+    convert_seven_scenes(scene, "all", tmp_path / "bag", options=SourceOptions(stride=2), progress=False)
     options = SourceOptions(body_frame="camera_optical_frame")
     from_bag = list(RosbagSource(tmp_path / "bag", options, ("image", "depth")))
-    from_folder = list(SevenScenesSource(scene, "all", stride=2))
+    from_folder = list(SevenScenesSource(scene, "all", SourceOptions(stride=2)))
     assert len(from_bag) == len(from_folder) == 2
     for bag, folder in zip(from_bag, from_folder, strict=True):
         assert bag.frame.stamp_ns == folder.frame.stamp_ns
@@ -104,7 +104,9 @@ def test_existing_bag_is_kept_unless_overwriting(scene: Path, tmp_path: Path) ->
     convert_seven_scenes(scene, "all", tmp_path / "bag", progress=False)
     with pytest.raises(DataError, match="bag exists already"):
         convert_seven_scenes(scene, "all", tmp_path / "bag", progress=False)
-    convert_seven_scenes(scene, "all", tmp_path / "bag", stride=4, overwrite=True, progress=False)
+    convert_seven_scenes(
+        scene, "all", tmp_path / "bag", options=SourceOptions(stride=4), overwrite=True, progress=False
+    )
     assert len(read(tmp_path / "bag")["/camera/image_raw"]) == 1
 
 
@@ -119,7 +121,7 @@ def test_invalid_poses_stop_the_conversion_or_are_skipped(scene: Path, tmp_path:
     (scene / "seq-01" / "frame-000001.pose.txt").write_text("nan " * 16)
     with pytest.raises(DataError, match=r"frame-000001.pose.txt is not a camera-to-world matrix"):
         convert_seven_scenes(scene, "all", tmp_path / "bag", progress=False)
-    convert_seven_scenes(scene, "all", tmp_path / "bag", skip_invalid=True, progress=False)
+    convert_seven_scenes(scene, "all", tmp_path / "bag", options=SourceOptions(skip_invalid=True), progress=False)
     assert len(read(tmp_path / "bag")["/ground_truth/pose"]) == 3
 
 

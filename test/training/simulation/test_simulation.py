@@ -19,7 +19,7 @@ from training.simulation.scene import Scene
 from training.simulation.styles import PLAIN, Style, StyleTable
 from training.simulation.textures import Noise, Textures, band, stripes
 from training.simulation.traffic import Traffic
-from training.simulation.trajectory import MAX_LATERAL_M, Trajectory
+from training.simulation.trajectory import Trajectory
 from training.simulation.traversal import BASE_FROM_CAMERA, BASE_FROM_LIDAR
 from training.simulation.world import World, build_world
 from vmloc_ros.bags.files import open_bag
@@ -353,7 +353,7 @@ def test_drive_keeps_to_the_road_and_to_plausible_speeds(seed):
     times = np.arange(0, drive.duration_s, 0.02)
     position, rotation = drive.at(times)
     _, lateral = street.project(*position[:, :2].T.astype(np.float32))
-    assert np.abs(lateral).max() < MAX_LATERAL_M + 0.02
+    assert np.abs(lateral).max() < 2.37  # farther out the vehicle would touch parked cars
     assert lateral.max() - lateral.min() > 0.1
     speed = np.linalg.norm(np.diff(position[:, :2], axis=0), axis=1) / 0.02
     assert 2.4 < speed.min() < 5

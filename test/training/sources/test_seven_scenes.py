@@ -109,21 +109,13 @@ def test_stamps_follow_frame_numbers_at_30_hz_with_a_pause_between_sequences(sce
     stamps = SevenScenesSource(scene, "all").stamps_ns()
     np.testing.assert_allclose(np.diff(stamps) / 1e9, [*[1 / 30] * 4, 2.0, 1 / 30, 2.0, 0.1], atol=1e-8)
     assert stamps[0] > 0
-    slower = SevenScenesSource(scene, "train", rate_hz=10).stamps_ns()
-    np.testing.assert_allclose(np.diff(slower)[:4], 1e8)
 
 
 def test_stride_keeps_the_stamps_of_what_it_keeps(scene: Path) -> None:
     everything = SevenScenesSource(scene, "train")
-    some = SevenScenesSource(scene, "train", stride=2)
+    some = SevenScenesSource(scene, "train", SourceOptions(stride=2))
     assert frames_of(some) == [(1, 0), (1, 2), (1, 4), (12, 0)]
     assert some.stamps_ns() == [everything.stamps_ns()[i] for i in (0, 2, 4, 5)]
-
-
-def test_sequences_restrict_the_split(scene: Path) -> None:
-    assert frames_of(SevenScenesSource(scene, "train", sequences=[12])) == [(12, 0), (12, 3)]
-    with pytest.raises(DataError, match=r"the train split has no sequence 2; it has \[1, 12\]"):
-        SevenScenesSource(scene, "train", sequences=[1, 2])
 
 
 def test_jpeg_colour_is_accepted(scene: Path) -> None:
@@ -168,7 +160,7 @@ def test_bad_pose_is_named_or_skipped_and_counted(scene: Path, kind: str) -> Non
     with pytest.raises(DataError, match=r"^\S*frame-000002.pose.txt is .*--skip-invalid") as caught:
         SevenScenesSource(scene, "train")
     assert "\n" not in str(caught.value)
-    source = SevenScenesSource(scene, "train", skip_invalid=True)
+    source = SevenScenesSource(scene, "train", SourceOptions(skip_invalid=True))
     assert frames_of(source) == [(1, 0), (1, 1), (1, 3), (1, 4), (12, 0), (12, 3)]
     assert source.report == {"frames": 6, "frames without a valid pose": 1}
 
@@ -177,7 +169,7 @@ def test_scene_without_any_valid_pose_is_refused(scene: Path) -> None:
     for path in scene.glob("seq-02/*.pose.txt"):
         path.write_text(BAD_POSES["nan"])
     with pytest.raises(DataError, match="no frame of the test split has a valid pose"):
-        SevenScenesSource(scene, "test", skip_invalid=True)
+        SevenScenesSource(scene, "test", SourceOptions(skip_invalid=True))
 
 
 @pytest.mark.parametrize("kind", ["depth.png", "color.png"])
@@ -185,7 +177,7 @@ def test_scene_without_any_valid_pose_is_refused(scene: Path) -> None:
 def test_missing_picture_is_named_at_once(scene: Path, kind: str, skip_invalid: bool) -> None:
     (scene / "seq-02" / f"frame-000011.{kind}").unlink()
     with pytest.raises(DataError, match=rf"frame-000011.{kind}.* is missing"):
-        SevenScenesSource(scene, "test", skip_invalid=skip_invalid)
+        SevenScenesSource(scene, "test", SourceOptions(skip_invalid=skip_invalid))
 
 
 def truncate(path: Path) -> None:
@@ -200,7 +192,7 @@ def truncate(path: Path) -> None:
         ("color.png", lambda path: path.write_bytes(b""), "neither JPEG nor PNG: 0 bytes"),
         ("depth.png", lambda path: path.write_bytes(b"hello"), "neither JPEG nor PNG"),
         ("depth.png", lambda path: cv2.imwrite(str(path), color_of(0, 0)[..., 0]), "16-bit .* got uint8"),
-        ("depth.png", Path.unlink, "No such file"),
+        ("depth.png", Path.unlink, "is missing"),
     ],
 )
 def test_corrupt_picture_is_named_when_it_is_read(
@@ -210,7 +202,7 @@ def test_corrupt_picture_is_named_when_it_is_read(
     damage(scene / "seq-02" / f"frame-000011.{kind}")
     samples = iter(source)
     next(samples)
-    with pytest.raises(DataError, match=rf"frame-000011.{kind}: .*{text}"):
+    with pytest.raises(DataError, match=rf"frame-000011.{kind}.* {text}"):
         next(samples)
 
 
@@ -236,12 +228,6 @@ def test_unfit_folders_are_refused(scene: Path, tmp_path: Path) -> None:
         SevenScenesSource(tmp_path / "void", "all")
 
 
-@pytest.mark.parametrize("arguments", [{"stride": 0}, {"rate_hz": 0.0}])
-def test_impossible_arguments_are_refused(scene: Path, arguments: dict[str, float]) -> None:
-    with pytest.raises(DataError, match="stride must be at least 1 and rate_hz positive"):
-        SevenScenesSource(scene, "train", **arguments)  # type: ignore[arg-type]
-
-
 def test_scene_folder_is_recognised_as_a_source(scene: Path) -> None:
     (source,) = open_sources(scene, "test", SourceOptions(stride=2), ("image", "depth"))
     assert source.name == "chess/test"
@@ -252,7 +238,7 @@ def test_real_recording_is_consistent(real_data: Path) -> None:
     """A frame's points, moved to another frame, lie where its depth says: depth, pose, intrinsics fit."""
     scene = real_data / "7scenes" / "redkitchen"
     assert len(SevenScenesSource(scene, "train")) == 650
-    test = SevenScenesSource(scene, "test", stride=5)
+    test = SevenScenesSource(scene, "test", SourceOptions(stride=5))
     assert len(test) == 40
     first, second = itertools.islice(test, 2)
     camera, depth_m, seen_m = first.frame.camera, first.frame.depth_m, second.frame.depth_m
@@ -296,7 +282,10 @@ def test_the_depth_camera_does_not_reach_the_colour_pictures_edge() -> None:
 
 
 def test_registered_frames_have_the_colour_cameras_intrinsics_and_other_cache_entries(scene: Path) -> None:
-    plain, registered = SevenScenesSource(scene, "train"), SevenScenesSource(scene, "train", register_depth=True)
+    plain, registered = (
+        SevenScenesSource(scene, "train"),
+        SevenScenesSource(scene, "train", SourceOptions(register_depth=True)),
+    )
     first, second = next(iter(plain)).frame, next(iter(registered)).frame
     assert second.camera.fx / first.camera.fx == pytest.approx(525 / 585)
     assert (second.depth_m == 0).sum() >= (first.depth_m == 0).sum()
@@ -326,7 +315,7 @@ def test_moved_depth_is_what_a_search_over_all_measurements_finds() -> None:
 def test_a_colour_camera_beside_the_depth_camera_is_mounted_there(scene: Path) -> None:
     options = SourceOptions(register_depth=True, depth_mount=(-0.03, 0.0, 0.01, 0.0, 0.0, np.pi / 2))
     (source,) = open_sources(scene, "train", options, ("image", "depth"))
-    plain = SevenScenesSource(scene, "train", register_depth=True)
+    plain = SevenScenesSource(scene, "train", SourceOptions(register_depth=True))
     for name in ("image", "depth"):
         np.testing.assert_allclose(source.mounts[name].transform([-0.03, 0.0, 0.01]), 0, atol=1e-12)
         np.testing.assert_allclose(source.mounts[name].rotation @ [0, 1, 0], [1, 0, 0], atol=1e-12)

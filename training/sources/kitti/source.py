@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.sources.base import report_text
 from training.sources.caching import fingerprint
 from training.sources.files import read_rgb
 from training.sources.kitti.files import (
@@ -119,8 +120,7 @@ class KittiSource:
         alone = sum(len(entry.files) < len(files) for entry in self._entries)
         self.report = {"frames": len(self._entries), "images without a scan": alone, **unlabelled}
         if not self._entries:
-            reasons = ", ".join(f"{count} {what}" for what, count in self.report.items() if count)
-            raise DataError(f"{folder}: no frame has a pose ({reasons})")
+            raise DataError(f"{folder}: no frame has a pose ({report_text(self.report)})")
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from training.sources.base import report_text
 from training.sources.caching import fingerprint
 from training.sources.files import read_table
 from training.sources.labels import label_frames
@@ -135,8 +136,7 @@ class RobotCarSource:
         self.report["frames"] = len(self._labels)
         self._stamps = list(self._labels)
         if not self._stamps:
-            reasons = ", ".join(f"{count} {what}" for what, count in self.report.items() if count)
-            raise DataError(f"{sequence}: no frame is left ({reasons or 'there are none'})")
+            raise DataError(f"{sequence}: no frame is left ({report_text(self.report) or 'there are none'})")
 
     def __len__(self) -> int:
         return len(self._stamps)
