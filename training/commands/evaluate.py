@@ -33,11 +33,7 @@ def add_evaluate(commands: Any) -> None:
     parser.add_argument("--out", type=Path, help="folder for results (default: evaluation/CHECKPOINT)")
     add_source_overrides(parser)
     add_device(parser)
-    parser.add_argument(
-        "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
-    )
-    parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
-    parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")
+    _add_nearest(parser)
     parser.add_argument(
         "--lookahead", type=int, default=0, metavar="N", help="answer N frames late (models that read clips: vidloc)"
     )
@@ -56,6 +52,15 @@ def add_evaluate(commands: Any) -> None:
         "leave out one that is strange by itself, as on the robot",
     )
     parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' places")
+
+
+def _add_nearest(parser: argparse.ArgumentParser) -> None:
+    """Options of the retrieval baseline."""
+    parser.add_argument(
+        "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
+    )
+    parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
+    parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

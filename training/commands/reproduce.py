@@ -48,6 +48,12 @@ def add_reproduce(commands: Any) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, over all files")
     add_device(parser)
+    _add_more(parser)
+    parser.set_defaults(interrupt_hint="; the same command goes on from there")
+
+
+def _add_more(parser: argparse.ArgumentParser) -> None:
+    """Options on existing checkpoints, the system ``nearest`` and the table ``cost``."""
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--no-train", action="store_true", help="use the checkpoints that are there")
     existing.add_argument("--retrain", action="store_true", help="replace checkpoints that have other settings")
@@ -56,7 +62,6 @@ def add_reproduce(commands: Any) -> None:
         "--nearest-weights", type=Path, metavar="FILE", help="its state-dict file (default: pretrained, or ImageNet's)"
     )
     parser.add_argument("--repeats", type=int, default=20, help="cost: how often each step is timed")
-    parser.set_defaults(interrupt_hint="; the same command goes on from there")
 
 
 def _reproduce(options: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ class AugmentConfig:
 
 
 def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch.Generator) -> dict[str, Tensor]:
-    """Colour jitter on images, noisy and lost measurements on depth and lidar.
+    """Jitter the colours of images; add noise to, and drop, measurements of depth and lidar.
 
     Args:
         batch: prepared tensors ``(B, C, H, W)``: uint8 images, measurements whose last channel is validity.
@@ -77,15 +77,16 @@ def augment(batch: Mapping[str, Tensor], config: AugmentConfig, generator: torch
 def move_pixels(
     batch: Mapping[str, Tensor], intrinsics: Tensor, config: AugmentConfig, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], Tensor, Tensor | None]:
-    """Pictures of the camera turned and scaled about their centre, each its own way, and the matrices that fit them.
-
-    Last comes which pixels ``(B, H, W)`` show a part of the old picture, the others being filled with its border (None:
-    all do, as nothing was moved).
+    """Rotate and scale the camera's images about their centre, at random for each sample.
 
     Args:
-        batch: prepared tensors ``(B, C, H, W)``; those in the camera's view (image, depth, a projected lidar's) are of
-            one size.
+        batch: prepared tensors ``(B, C, H, W)``; those in the camera's view (image, depth, projected lidar) have one
+            size.
         intrinsics: ``(B, 3, 3)``.
+
+    Returns:
+        The moved batch, the camera matrices ``(B, 3, 3)`` that fit it, and which pixels ``(B, H, W)`` show a part of
+        the original image (the others repeat its border); None where nothing was moved.
 
     Raises:
         DataError: sizes differ.
@@ -94,17 +95,33 @@ def move_pixels(
     in_camera += [LIDAR] if LIDAR in batch and batch[LIDAR].shape[1] == 2 else []
     if not (config.moves_pixels and in_camera):
         return dict(batch), intrinsics, None
-    count, device = len(intrinsics), intrinsics.device
     height, width = batch[in_camera[0]].shape[-2:]
     if any(batch[name].shape[-2:] != (height, width) for name in in_camera):
         sizes = ", ".join(f"{name} {'x'.join(map(str, batch[name].shape[-2:]))}" for name in in_camera)
-        raise DataError(
-            f"pictures differ in size after scaling ({sizes}); set augment.rotation_deg 0 and augment.zoom 1"
-        )
+        raise DataError(f"images differ in size after scaling ({sizes}); set augment.rotation_deg 0 and augment.zoom 1")
+    warp, grid = _random_warps(len(intrinsics), (height, width), config, generator, intrinsics.device)
+    moved = dict(batch)
+    for name in in_camera:
+        # Nearest for measurements: a mean across an edge lies on no surface.
+        options = ("bilinear", "border") if name == IMAGE else ("nearest", "zeros")
+        moved[name] = torch.nn.functional.grid_sample(batch[name].float(), grid, *options, align_corners=False)
+    return moved, warp @ intrinsics, (grid.abs() <= 1).all(dim=-1)
+
+
+def _random_warps(
+    count: int, size: tuple[int, int], config: AugmentConfig, generator: torch.Generator, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Similarity transforms about the centre of images of a size (H, W).
+
+    Returns:
+        Pixel transforms ``(B, 3, 3)``, new from old, and for each new pixel its place in the old image,
+        ``(B, H, W, 2)`` as :func:`torch.nn.functional.grid_sample` takes it.
+    """
+    height, width = size
     draws = 2 * torch.rand(2, count, generator=generator).to(device) - 1
     angle, scale = math.radians(config.rotation_deg) * draws[0], torch.exp(math.log(config.zoom) * draws[1])
     cosine, sine, zero = scale * torch.cos(angle), scale * torch.sin(angle), torch.zeros_like(scale)
-    linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)  # new from old pixels
+    linear = torch.stack([torch.stack([cosine, -sine], 1), torch.stack([sine, cosine], 1)], 1)
     centre = torch.tensor([(width - 1) / 2, (height - 1) / 2], device=device)
     offset = centre - linear @ centre
     last = torch.stack([zero, zero, torch.ones_like(zero)], 1).unsqueeze(1)
@@ -112,14 +129,8 @@ def move_pixels(
     v, u = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     pixels = torch.stack([u, v], dim=-1).float() - offset[:, None, None]
     old = pixels.flatten(1, 2) @ torch.linalg.inv(linear).mT
-    size = torch.tensor([width, height], device=device)
-    grid = ((2 * old + 1) / size - 1).unflatten(1, (height, width))
-    moved = dict(batch)
-    for name in in_camera:
-        # Nearest for measurements: a mean across an edge lies on no surface.
-        options = ("bilinear", "border") if name == IMAGE else ("nearest", "zeros")
-        moved[name] = torch.nn.functional.grid_sample(batch[name].float(), grid, *options, align_corners=False)
-    return moved, warp @ intrinsics, (grid.abs() <= 1).all(dim=-1)
+    grid = (2 * old + 1) / torch.tensor([width, height], device=device) - 1
+    return warp, grid.unflatten(1, (height, width))
 
 
 def drop_modalities(present: Mapping[str, Tensor], probability: float, generator: torch.Generator) -> dict[str, Tensor]:

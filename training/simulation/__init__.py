@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from training.simulation.lidar import BEAMS
 from training.simulation.light import LIGHTS
@@ -66,10 +67,14 @@ def simulate(
     with BagWriter(out, overwrite=overwrite) as bag:
         rates = Rates(camera_rate_hz, lidar_rate_hz)
         traversal = Traversal(seed, world_seed, laps, image_size, rates, duration_s, beams, centre_m, light)
-        total = len(traversal.image_times_s) + len(traversal.scan_times_s)
-        with progress_bar(total, f"simulating {Path(out).name}", "scans", disable=not progress) as bar:
-            for record in traversal.records(on_frame=bar.update):
-                bag.write(record.topic, record.message, record.log_ns)
+        _write(traversal, bag, f"simulating {Path(out).name}", progress)
+
+
+def _write(traversal: Traversal, bag: BagWriter, description: str, progress: bool) -> None:
+    total = len(traversal.image_times_s) + len(traversal.scan_times_s)
+    with progress_bar(total, description, "scans", disable=not progress) as bar:
+        for record in traversal.records(on_frame=bar.update):
+            bag.write(record.topic, record.message, record.log_ns)
 
 
 def simulate_many(
@@ -113,7 +118,11 @@ def simulate_many(
         for folder, drive in drives.items():
             simulate(folder, **drive)
             yield folder
-        return
+    else:
+        yield from _simulate_in_parallel(drives, jobs)
+
+
+def _simulate_in_parallel(drives: Mapping[Path, Mapping[str, Any]], jobs: int) -> Iterator[Path]:
     # Spawned, not forked: the ray caster's threads would not survive a fork.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         tasks = {pool.submit(simulate, folder, progress=False, **drive): folder for folder, drive in drives.items()}

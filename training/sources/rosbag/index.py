@@ -119,6 +119,17 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
             else:
                 poses.add(message, logged_ns)
         stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.flush())
+    return _index_of(streams, frames, poses, stamps, options)
+
+
+def _index_of(
+    streams: dict[str, str],
+    frames: FrameReader,
+    poses: PoseCollector,
+    stamps: list[tuple[int, int]],
+    options: SourceOptions,
+) -> BagIndex:
+    """The index of a bag that was read through; stamps and log times of its frames are in nanoseconds."""
     chain = poses.finish()
     stamps_ns, frames_logged_ns = np.array(stamps, np.int64).reshape(-1, 2).T
     mixed = chain.is_of_other_pass(stamps_ns, frames_logged_ns)
