@@ -109,6 +109,6 @@ def test_dusk_is_darker_than_day_and_night_darker_still(seed: int) -> None:
     assert dusk < 0.9 * day
 
 
-def test_an_unknown_light_is_refused(tmp_path) -> None:
+def test_an_unknown_light_is_rejected(tmp_path) -> None:
     with pytest.raises(ConfigError, match="light must be one of day, dusk, night, got 'noon'"):
         simulate(tmp_path / "bag", seed=1, light="noon", progress=False)

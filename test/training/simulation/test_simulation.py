@@ -1,63 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulator: reproducible, consistent between sensors, geometry and truth, stamped like real sensors."""
+"""The simulated bag: reproducible, consistent between sensors, geometry and truth, stamped like real sensors."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import trimesh
 
-from training.simulation import Traversal, simulate, simulate_many, street, street_centre
+from simulated_bags import CAMERA, LIDAR, POINT, SMALL, Messages, mounts, raw, read, stamp_ns, truth
+from training.simulation import Traversal, simulate, street
 from training.simulation.camera import CameraRenderer
 from training.simulation.light import Light
 from training.simulation.mesh import MeshBuilder
 from training.simulation.scene import Scene
 from training.simulation.styles import PLAIN, Style, StyleTable
-from training.simulation.textures import Noise, Textures, band, stripes
-from training.simulation.traffic import Traffic
-from training.simulation.trajectory import Trajectory
+from training.simulation.textures import Noise, Textures
 from training.simulation.traversal import BASE_FROM_CAMERA, BASE_FROM_LIDAR
 from training.simulation.world import World, build_world
-from vmloc_ros.bags.files import open_bag
-from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.geometry import Pose, interpolate_poses, rotation_angle_deg
-
-SMALL: dict[str, Any] = {"image_size": (64, 48), "duration_s": 2.5, "progress": False}
-POINT = np.dtype([("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("intensity", "<f4"), ("ring", "<u2"), ("time", "<f4")])
-CAMERA, LIDAR = "camera_optical_frame", "lidar_link"
-
-Messages = dict[str, list[tuple[int, Any]]]
-
-
-def stamp_ns(message: Any) -> int:
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-
-
-def read(path: Path) -> Messages:
-    """Log times and messages by topic."""
-    messages: Messages = {}
-    with open_bag(path) as reader:
-        for connection, log_ns, data in reader.messages():
-            message = reader.deserialize(data, connection.msgtype)
-            messages.setdefault(connection.topic, []).append((log_ns, message))
-    return messages
-
-
-def raw(path: Path) -> list[tuple[str, int, bytes]]:
-    with open_bag(path) as reader:
-        return [(c.topic, log_ns, bytes(data)) for c, log_ns, data in reader.messages()]
-
-
-def pose_of(position: Any, orientation: Any) -> Pose:
-    return Pose(
-        np.array([position.x, position.y, position.z]),
-        np.array([orientation.w, orientation.x, orientation.y, orientation.z]),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +39,6 @@ def bag(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def messages(bag) -> Messages:
     return read(bag)
-
-
-def truth(messages: Messages) -> tuple[list[int], list[Pose]]:
-    poses = [message for _, message in messages["/ground_truth/pose"]]
-    return [stamp_ns(m) for m in poses], [pose_of(m.pose.position, m.pose.orientation) for m in poses]
-
-
-def mounts(messages: Messages) -> dict[str, Pose]:
-    [(_, tree)] = messages["/tf_static"]
-    assert {t.header.frame_id for t in tree.transforms} == {"base_link"}
-    return {t.child_frame_id: pose_of(t.transform.translation, t.transform.rotation) for t in tree.transforms}
 
 
 # --- the bag ---
@@ -342,179 +295,3 @@ def test_the_same_place_looks_different_in_another_traversal_and_different_place
     first, second, elsewhere = skyline(3, 20.0), skyline(4, 20.0), skyline(4, 55.0)
     assert np.abs(first - second).max() > 0.1
     assert np.median(np.abs(first - second)) < 0.5 * np.median(np.abs(first - elsewhere))
-
-
-# --- driving ---
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_drive_keeps_to_the_road_and_to_plausible_speeds(seed):
-    drive = Trajectory(np.random.default_rng(seed), laps=1.2)
-    times = np.arange(0, drive.duration_s, 0.02)
-    position, rotation = drive.at(times)
-    _, lateral = street.project(*position[:, :2].T.astype(np.float32))
-    assert np.abs(lateral).max() < 2.37  # farther out the vehicle would touch parked cars
-    assert lateral.max() - lateral.min() > 0.1
-    speed = np.linalg.norm(np.diff(position[:, :2], axis=0), axis=1) / 0.02
-    assert 2.4 < speed.min() < 5
-    assert 5 < speed.max() < 9
-    travelled = drive.distance([times[-1]])[0] - drive.distance([0.0])[0]
-    assert travelled == pytest.approx(1.2 * street.LENGTH_M, rel=0.01)
-    yaw = np.unwrap(np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0]))
-    assert yaw[-1] - yaw[0] == pytest.approx(1.2 * 2 * np.pi, abs=1.2)  # counter-clockwise
-    forward = np.einsum("ni,ni->n", rotation[:-1, :, 0], np.diff(position, axis=0)) / 0.02
-    assert np.all(forward > 0.97 * speed)
-    tilt = np.degrees(np.arccos(rotation[:, 2, 2]))
-    assert 0.1 < tilt.max() < 1.5
-    assert np.abs(position[:, 2]).max() < 0.05
-
-
-def rectangles_overlap(first: np.ndarray, second: np.ndarray) -> bool:
-    """Separating-axis test of two convex quadrilaterals ``(4, 2)``."""
-    for shape in (first, second):
-        for edge in np.roll(shape, -1, axis=0) - shape:
-            axis = np.array([-edge[1], edge[0]])
-            a, b = first @ axis, second @ axis
-            if a.max() < b.min() or b.max() < a.min():
-                return False
-    return True
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_nothing_drives_or_stands_where_we_drive(world, seed):
-    drive = Trajectory(np.random.default_rng(seed), laps=1.0)
-    traffic = Traffic(world, drive, np.random.default_rng(100 + seed))
-    body = np.array([[-2.1, -0.9], [2.1, -0.9], [2.1, 0.9], [-2.1, 0.9]])
-    car = np.array([[-2.45, -0.98], [2.45, -0.98], [2.45, 0.98], [-2.45, 0.98]])
-    parked = []
-    for slot in world.slots:
-        c, s = np.cos(slot.heading_rad), np.sin(slot.heading_rad)
-        parked.append(car @ np.array([[c, s], [-s, c]]) + slot.xy_m)
-    for time_s in np.arange(0, drive.duration_s, 0.1):
-        position, rotation = drive.at([time_s])
-        ego = body @ rotation[0, :2, :2].T + position[0, :2]
-        for other in [*traffic.footprints(float(time_s)), *parked]:
-            assert not rectangles_overlap(ego, other), time_s
-
-
-def test_odometry_drifts_but_keeps_its_scale(tmp_path):
-    simulate(tmp_path / "lap", seed=5, image_size=(16, 12), camera_rate_hz=0.5, lidar_rate_hz=0.5, progress=False)
-    messages = read(tmp_path / "lap")
-    odometry = [m for _, m in messages["/odom"]]
-    first = pose_of(odometry[0].pose.pose.position, odometry[0].pose.pose.orientation)
-    np.testing.assert_array_equal(first.matrix, np.eye(4))
-    stamps, poses = truth(messages)
-    inside = [m for m in odometry if stamps[0] <= stamp_ns(m) <= stamps[-1]]
-    true = interpolate_poses(stamps, poses, [stamp_ns(m) for m in inside])
-    odom_xy = np.array([[m.pose.pose.position.x, m.pose.pose.position.y] for m in inside])
-    true_xy = np.array([pose.position_m[:2] for pose in true])
-    lengths = [np.linalg.norm(np.diff(xy, axis=0), axis=1).sum() for xy in (odom_xy, true_xy)]
-    assert lengths[0] == pytest.approx(lengths[1], rel=0.04)
-    assert lengths[0] != pytest.approx(lengths[1], rel=1e-5)
-    # Over a second it is nearly right, over the lap it is metres away.
-    start = true[0].inverse()
-    error = np.linalg.norm(odom_xy - start.transform([pose.position_m for pose in true])[:, :2], axis=1)
-    assert error[50] < 0.3
-    assert 0.3 < error.max() < 20
-    speed = np.array([m.twist.twist.linear.x for m in inside[1:]])
-    assert speed.mean() == pytest.approx(lengths[0] / (len(inside) * 0.02), rel=0.01)
-
-
-# --- textures ---
-
-
-def test_filtered_stripes_keep_their_mean_at_every_footprint():
-    x = np.linspace(0, 40, 4001, dtype=np.float32)
-    for footprint in (0.01, 0.3, 2.0, 7.0):
-        covered = stripes(x, 2.0, 0.5, np.full_like(x, footprint))
-        assert covered.mean() == pytest.approx(0.25, abs=0.01)
-        if footprint >= 7:
-            assert np.ptp(covered) < 0.1
-    fine = stripes(x, 2.0, 0.5, np.full_like(x, 0.001))
-    away = np.abs((x + 0.1) % 0.5 - 0.1) > 0.01
-    np.testing.assert_allclose(fine[away], (x % 2.0 < 0.5)[away], atol=1e-2)
-
-
-def test_band_is_the_share_of_the_footprint_inside():
-    share = band(np.array([0.0, 1.0, 2.0, 5.0], np.float32), 0.0, 2.0, np.full(4, 1.0, np.float32))
-    np.testing.assert_allclose(share, [0.5, 1.0, 0.5, 0.0])
-
-
-@pytest.mark.parametrize("lateral_m", [-6.0, -1.5, 0.0, 2.3, 6.0])
-def test_street_coordinates_invert_each_other(lateral_m):
-    s = np.linspace(0, street.LENGTH_M, 500, endpoint=False)
-    point, _ = street.point_at(s, np.full(500, lateral_m))
-    found_s, found_lateral = street.project(*point.T.astype(np.float32))
-    gap = np.abs(found_s - s)
-    assert np.minimum(gap, street.LENGTH_M - gap).max() < 1e-3
-    assert np.abs(found_lateral - lateral_m).max() < 1e-4
-
-
-# --- arguments ---
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ({"seed": -1}, "seed must not be negative, got -1"),
-        ({"seed": 0, "world_seed": -2}, "world_seed must not be negative, got -2"),
-        ({"seed": 0, "laps": 0.0}, r"laps must lie within \(0, 1000\], got 0.0"),
-        ({"seed": 0, "laps": float("nan")}, "laps must lie within"),
-        ({"seed": 0, "lidar_rate_hz": -10}, "lidar_rate_hz must lie within"),
-        ({"seed": 0, "image_size": (320, 4)}, "image_size must be at least 8x8 pixels, got 320x4"),
-        ({"seed": 0, "beams": 1}, "beams must be 2 to 128, got 1"),
-        ({"seed": 0, "duration_s": 0.5}, "duration_s must be more than 1 s, got 0.5"),
-    ],
-)
-def test_impossible_arguments_are_named_and_leave_nothing(tmp_path, arguments, text):
-    with pytest.raises(ConfigError, match=text):
-        simulate(tmp_path / "bag", progress=False, **arguments)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_existing_bag_is_kept_unless_asked(bag):
-    before = raw(bag)
-    with pytest.raises(DataError, match="exists already"):
-        simulate(bag, seed=9, **SMALL)
-    assert raw(bag) == before
-
-
-def test_traversals_driven_at_the_same_time_are_those_driven_one_by_one(tmp_path: Path) -> None:
-    for jobs in (1, 2):
-        folders = list(simulate_many(tmp_path / str(jobs), seeds=range(3, 5), laps=0.01, jobs=jobs))
-        assert sorted(folder.name for folder in folders) == ["seed_3", "seed_4"]
-    for seed in (3, 4):
-        first, second = (tmp_path / str(jobs) / f"seed_{seed}" / f"seed_{seed}.mcap" for jobs in (1, 2))
-        assert first.read_bytes() == second.read_bytes()
-
-
-def test_a_traversal_that_fails_in_another_process_stops_the_rest(tmp_path: Path) -> None:
-    (tmp_path / "seed_3").mkdir()
-    with pytest.raises(DataError, match="seed_3 exists already"):
-        list(simulate_many(tmp_path, seeds=range(3, 5), laps=0.01, jobs=2))
-
-
-# --- a town ---
-
-
-def test_streets_of_a_town_lie_apart_and_fill_squares():
-    centres = np.array([street_centre(number) for number in range(36)])
-    assert tuple(centres[0]) == (0.0, 0.0)
-    apart = np.linalg.norm(centres[:, None] - centres, axis=2)[~np.eye(36, dtype=bool)]
-    assert apart.min() > 2 * np.abs(street.centre_line(np.linspace(0, street.LENGTH_M, 200))[0]).max() + 40.0
-    for side in (1, 2, 3, 6):
-        assert np.ptp(centres[: side**2], axis=0).max() == (side - 1) * apart.min()
-
-
-def test_a_street_of_a_town_is_the_one_of_its_world_seed_in_another_place(tmp_path: Path) -> None:
-    small = {"laps": 0.01, "image_size": (32, 24), "camera_rate_hz": 5.0, "beams": 4}
-    folders = list(simulate_many(tmp_path / "town", seeds=[3], world_seed=5, streets=2, **small))
-    assert [folder.name for folder in folders] == ["street_0_seed_3", "street_1_seed_3"]
-    for number, folder in enumerate(folders):
-        simulate(tmp_path / f"alone{number}", seed=3, world_seed=5 + number, progress=False, **small)
-        town, alone = raw(folder), raw(tmp_path / f"alone{number}")
-        assert [entry for entry in town if "truth" not in entry[0]] == [e for e in alone if "truth" not in e[0]]
-        placed, own = (truth(read(path))[1] for path in (folder, tmp_path / f"alone{number}"))
-        for there, here in zip(placed, own, strict=True):
-            np.testing.assert_array_equal(there.position_m[:2], here.position_m[:2] + street_centre(number))
-            np.testing.assert_array_equal(there.quaternion_wxyz, here.quaternion_wxyz)
