@@ -46,7 +46,7 @@ def clock() -> Clock:
 def attach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attach]:
     """Makes standard error and the log one stream; called by the test, as pytest sets sys.stderr after its fixtures."""
     stream_handler = logging.StreamHandler()
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    logger.setLevel(logging.INFO)
     logger.addHandler(stream_handler)
 
     def attach(terminal: bool) -> Stream:
@@ -57,6 +57,7 @@ def attach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Attach]:
 
     yield attach
     logger.removeHandler(stream_handler)
+    logger.setLevel(logging.NOTSET)
 
 
 def lines(stream: Stream) -> list[str]:
