@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the return value is the exit code."""
     # Before torch is imported: spinning OpenMP threads make a busy machine many times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING  # torchrun: one tells for all
+    # Of torchrun's processes only the first one logs INFO.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(format="%(levelname)s: %(message)s", level=level)
     options = _parser().parse_args(arguments)
     try:

@@ -30,13 +30,13 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
     """Write a contact sheet: some frames of every kind of measurement, and all poses.
 
     Args:
-        frames: how many, evenly spread over all data.
+        frames: number of frames, evenly spread over all data.
 
     Returns:
         Frames by source.
 
     Raises:
-        DataError: there is nothing to show; the message says what is missing.
+        DataError: there is nothing to show.
         OutputError: the picture cannot be written.
     """
     sources = [source for path in data for source in _open(path, split, options)]

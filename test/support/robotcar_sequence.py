@@ -97,7 +97,7 @@ def identity_lut() -> np.ndarray:
 
 
 def color_scene(number: int) -> np.ndarray:
-    """``(H, W, 3)`` RGB: two colours side by side, told apart from image to image by their green."""
+    """``(H, W, 3)`` RGB: two colours side by side, distinguished from image to image by their green."""
     scene = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     scene[:, : WIDTH // 2] = [200, 10 + number, 30]
     scene[:, WIDTH // 2 :] = [20, 110 + number, 180]

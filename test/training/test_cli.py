@@ -257,7 +257,7 @@ def test_the_nearest_image_is_trained_and_evaluated_like_any_system(
     assert [float(line.split(",")[1]) == 0 for line in errors] == [True] * 4 + [False] * 4  # the last four: held out
 
 
-def test_evaluation_can_corrupt_the_input_and_says_so(
+def test_evaluation_can_corrupt_the_input_and_reports_it(
     scene: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -429,7 +429,7 @@ def test_a_scene_with_a_broken_frame(
     assert not out.exists()
 
 
-def test_convert_refuses_what_is_no_scene_and_what_exists(
+def test_convert_rejects_what_is_no_scene_and_what_exists(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert_one_line(capsys, run("convert", "7scenes", tmp_path / "nothing", "--out", tmp_path / "b"), "nothing")
@@ -473,7 +473,7 @@ def test_wrong_settings_of_a_training_run(
     assert not (tmp_path / "m.safetensors").exists()
 
 
-def test_a_checkpoint_that_could_not_be_written_is_refused_before_the_data_are_read(
+def test_a_checkpoint_that_could_not_be_written_is_rejected_before_the_data_are_read(
     scene: Path, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.trainer.train.load_dataset", None)

@@ -139,7 +139,7 @@ def edge_frames(boards: Path) -> list[EdgeFrame]:
     ]
 
 
-def test_what_does_not_determine_the_mount_is_refused(boards: Path) -> None:
+def test_what_does_not_determine_the_mount_is_rejected(boards: Path) -> None:
     frames = edge_frames(boards)
     with pytest.raises(DataError, match="2 of 24 images are blank"):
         estimate_correction([replace(f, image=np.zeros_like(f.image)) if i < 2 else f for i, f in enumerate(frames)])
@@ -200,6 +200,6 @@ def test_an_edge_of_a_scan_lies_halfway_to_the_next_return_whatever_the_order() 
     np.testing.assert_allclose(found, [9.5, 9.5, 20.5, 20.5], atol=1e-3)
 
 
-def test_an_offset_without_registration_is_refused() -> None:
+def test_an_offset_without_registration_is_rejected() -> None:
     with pytest.raises(ConfigError, match="depth_mount needs register_depth"):
         parse_config({"source": {"depth_mount": [0, 0, 0, 0, 0, 0]}}, None, "test")

@@ -30,11 +30,11 @@ def test_the_node_gives_the_poses_of_evaluate(real_data: Path, tmp_path: Path) -
     report = evaluate_checkpoints(
         [checkpoint], [scene], out=tmp_path / "evaluation", overrides=["source.stride=10"], device="cpu", progress=False
     )
-    answered = served_poses(checkpoint, bag, [IMAGE, DEPTH], tmp_path)
+    served = served_poses(checkpoint, bag, [IMAGE, DEPTH], tmp_path)
     expected = np.loadtxt(report.folder / "estimate.tum")
-    assert len(answered) == len(expected) == report.metrics["frames"] == 20
-    poses = [answered[stamp] for stamp in sorted(answered)]
-    np.testing.assert_allclose(np.array(sorted(answered)) * 1e-9, expected[:, 0], atol=1e-6)
+    assert len(served) == len(expected) == report.metrics["frames"] == 20
+    poses = [served[stamp] for stamp in sorted(served)]
+    np.testing.assert_allclose(np.array(sorted(served)) * 1e-9, expected[:, 0], atol=1e-6)
     np.testing.assert_allclose([pose.position_m for pose in poses], expected[:, 1:4], atol=1e-3)
     quaternions = np.array([pose.quaternion_wxyz for pose in poses])
     alignment = np.abs(np.sum(quaternions * expected[:, [7, 4, 5, 6]], axis=1))

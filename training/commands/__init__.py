@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of ``vmloc``, each with its options and the call to the library that does the work.
 
-Commands import what they need when they run: ``vmloc --help`` answers at once and without torch.
+Commands import what they need when they run, so that ``vmloc --help`` is fast and needs no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Run = Callable[[argparse.Namespace], None]
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults that say something, and none where the text tells its own."""
+    """Appends defaults to help texts, except empty ones and where the text states its own."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default

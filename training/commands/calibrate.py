@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vmloc calibrate``: covariance and confidence anew."""
+"""``vmloc calibrate``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_calibrate(commands: Any) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="drives that training has not seen; without, the blocks of --train-data that training held out",
+        help="recordings not used in training (default: the blocks of --train-data that training held out)",
     )
     add_split(parser, "all", "of --data, where it has splits")
     parser.add_argument(
@@ -40,7 +40,7 @@ def add_calibrate(commands: Any) -> None:
         type=Path,
         nargs="+",
         default=[],
-        help="what it was trained on, for the confidence; without, what the checkpoint remembers of it",
+        help="training data, for the confidence (default: the reference features stored in the checkpoint)",
     )
     add_split(parser, "train", "of --train-data, where it has splits", name="--train-split")
     add_checkpoint_out(parser)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vmloc confidence``: how well confidence tells good frames from bad ones."""
+"""``vmloc confidence``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def add_confidence(commands: Any) -> None:
         commands,
         "confidence",
         _confidence,
-        "Measure how well a checkpoint's confidence tells good frames from bad ones; write tables and ROC curves.",
+        "Measure how well a checkpoint's confidence detects gross errors, corrupted input and unknown places; write "
+        "tables and ROC curves.",
     )
     parser.add_argument("checkpoint", type=Path)
     add_data(parser, " that the map holds")
@@ -25,7 +26,7 @@ def add_confidence(commands: Any) -> None:
         "--foreign", type=Path, nargs="+", default=[], metavar="DATA", help="recordings of places outside of the map"
     )
     add_split(parser, "test", "of data that have splits")
-    parser.add_argument("--frames", type=int, default=1000, help="about how many of the data to use, evenly spread")
+    parser.add_argument("--frames", type=int, default=1000, help="about how many frames to use, evenly spread")
     parser.add_argument("--out", type=Path, help="folder for results (default: confidence/CHECKPOINT)")
     add_source_overrides(parser)
     add_device(parser)

@@ -28,7 +28,7 @@ def add_convert(commands: Any) -> None:
     add_overwrite(parser, "a bag that exists")
     robotcar = parser.add_argument_group("robotcar")
     robotcar.add_argument("--compressed", action="store_true", help="write images as JPEG")
-    robotcar.add_argument("--no-undistort", action="store_true", help="leave images as they are; needs no lookup table")
+    robotcar.add_argument("--no-undistort", action="store_true", help="keep images distorted; needs no lookup table")
     for folder in ("extrinsics", "models"):
         text = f"of the dataset's SDK; without, {folder} in the sequence's folder or the one above"
         robotcar.add_argument(f"--{folder}", metavar="DIR", help=text)
@@ -36,7 +36,7 @@ def add_convert(commands: Any) -> None:
         "--lidar",
         choices=["lms_front", "lms_rear", "ldmrs", "velodyne_left", "velodyne_right", "none"],
         default="lms_front",
-        help="whose scans become clouds",
+        help="lidar whose scans are converted",
     )
 
 

@@ -24,7 +24,7 @@ def add_demo(commands: Any) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, help="default: dense_street.safetensors, which ships with the package"
     )
-    parser.add_argument("--beams", type=int, default=16, help="of the lidar; a checkpoint wants as many as in training")
+    parser.add_argument("--beams", type=int, default=16, help="beams of the lidar, as many as in training")
     parser.add_argument("--rate", type=float, default=1.0, help="replay speed")
     add_device(parser)
 

@@ -27,7 +27,7 @@ def add_evaluate(commands: Any) -> None:
         action="append",
         default=[],
         metavar="CHECKPOINT",
-        help="another one that differs in its seed: mean and standard deviation are reported; can be repeated",
+        help="another checkpoint that differs in its seed: mean and standard deviation are reported; can be repeated",
     )
     add_split(parser, "test")
     parser.add_argument("--out", type=Path, help="folder for results (default: evaluation/CHECKPOINT)")
@@ -35,29 +35,37 @@ def add_evaluate(commands: Any) -> None:
     add_device(parser)
     _add_nearest(parser)
     parser.add_argument(
-        "--lookahead", type=int, default=0, metavar="N", help="answer N frames late (models that read clips: vidloc)"
+        "--lookahead",
+        type=int,
+        default=0,
+        metavar="N",
+        help="use N later frames, too (models of clips: vidloc)",
     )
     parser.add_argument(
         "--corrupt",
         action="append",
         default=[],
         metavar="MODALITY=LEVEL",
-        help="damage the input as in the paper's Table 4: 1 masks a square of it, 2 takes it away (3 leaves it there "
-        "but black or empty, as published code does); can be repeated",
+        help="corrupt the input as in the paper's Table 4: 1 masks a square of it, 2 removes it (3 keeps it, but "
+        "black or empty, as published code does); can be repeated",
     )
     parser.add_argument(
         "--all-sensors",
         action="store_true",
-        help="answer by every sensor whatever it sees, as the paper's systems do; else checkpoints with a confidence "
-        "leave out one that is strange by itself, as on the robot",
+        help="use every sensor, as the paper's systems do; by default, checkpoints with a confidence drop a sensor "
+        "whose input is an outlier, as the node does",
     )
-    parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' places")
+    parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' positions")
 
 
 def _add_nearest(parser: argparse.ArgumentParser) -> None:
     """Options of the retrieval baseline."""
     parser.add_argument(
-        "--nearest", type=Path, nargs="+", metavar="DATA", help="also answer with the nearest image of these"
+        "--nearest",
+        type=Path,
+        nargs="+",
+        metavar="DATA",
+        help="also evaluate retrieval of the nearest of these images",
     )
     parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
     parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")

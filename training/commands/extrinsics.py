@@ -16,7 +16,7 @@ def add_extrinsics(commands: Any) -> None:
         commands,
         "extrinsics",
         _extrinsics,
-        "Estimate from a recording, without a target, where the lidar or depth camera is, seen from the camera.",
+        "Estimate the pose of the lidar or depth camera in the camera's frame from a recording, without a target.",
     )
     add_data(parser, ", all of one robot")
     add_split(parser, "train", "of data that have splits")

@@ -43,10 +43,10 @@ def add_reproduce(commands: Any) -> None:
         type=Path,
         action="append",
         default=[],
-        help="YAML file over the scene's and the system's own, such as config/train/reduced/street.yaml; repeatable; "
-        "over it are dense systems' own recipe, but for pictures and backbone, and --set",
+        help="YAML file that overrides the scene's and the system's own, such as config/train/reduced/street.yaml; "
+        "repeatable; dense systems' own files (except images and backbone) and --set override it",
     )
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, over all files")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of all files")
     add_device(parser)
     _add_more(parser)
     parser.set_defaults(interrupt_hint="; the same command goes on from there")

@@ -14,7 +14,10 @@ from training.commands.options import add_data, add_source_overrides, add_split,
 def add_show(commands: Any) -> None:
     """``vmloc show``."""
     parser = add_command(
-        commands, "show", _show, "Draw some frames and all poses of data, to see topics and extrinsics before training."
+        commands,
+        "show",
+        _show,
+        "Draw some frames and all poses of data, to check topics and extrinsics.",
     )
     add_data(parser)
     add_split(parser, "all")

@@ -36,9 +36,7 @@ def add_simulate(commands: Any) -> None:
     )
     parser.add_argument("--camera-rate", type=float, default=10.0, metavar="HZ", help="images a second")
     parser.add_argument("--beams", type=int, default=32, help="of the lidar, evenly spread from -20 to 12 degrees")
-    parser.add_argument(
-        "--light", default="day", help="day, dusk or night: what the camera sees by; the lidar brings its own light"
-    )
+    parser.add_argument("--light", default="day", help="day, dusk or night; changes images, not scans")
     parser.add_argument("--jobs", type=int, default=1, help="how many to drive at the same time, each on one core")
     parser.add_argument("--world-seed", type=int, default=0, help="another seed is another street")
     add_overwrite(parser, "bags that exist")

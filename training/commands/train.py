@@ -14,7 +14,7 @@ from training.commands.options import add_cache, add_checkpoint_out, add_device,
 
 def add_train(commands: Any) -> None:
     """``vmloc train``."""
-    parser = add_command(commands, "train", _train, "Fit a model to bags or a dataset.")
+    parser = add_command(commands, "train", _train, "Train a model on bags or a dataset.")
     parser.add_argument(
         "--config",
         type=Path,

@@ -18,7 +18,7 @@ from vmloc_ros.core.projection import HEIGHT
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """How strongly training data are varied.
+    """Strength of the augmentation.
 
     Attributes:
         colour_jitter: brightness, contrast and saturation vary by factors within ``1 +- colour_jitter``, each
@@ -27,11 +27,11 @@ class AugmentConfig:
             this.
         modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
         measurement_noise_m: standard deviation of noise added to measured depths and, along the beam, ranges, metres.
-        rotation_deg: images (and depth with them) are turned about their centre by up to this, for dense systems alone:
-            a pose would turn with the picture.
-        zoom: likewise they are scaled by factors from ``1 / zoom`` to ``zoom``.
-        dropped: what modality dropout makes of an input: ``absent``, or ``zeroed``: there, but black and without
-            measurements, as published code has it.
+        rotation_deg: images and depth are rotated about their centre by up to this angle, in dense systems only: for
+            others the true pose would have to change, too.
+        zoom: images and depth are scaled by factors from ``1 / zoom`` to ``zoom``, likewise.
+        dropped: ``absent`` if modality dropout removes an input, ``zeroed`` if it keeps it, but black and without
+            measurements, as published code does.
     """
 
     colour_jitter: float = 0.4
@@ -134,9 +134,9 @@ def _random_warps(
 
 
 def drop_modalities(present: Mapping[str, Tensor], probability: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Absence drawn per sample (VMLoc Eq. 18): with ``probability`` one modality is kept, else all.
+    """Draw modality dropout per sample (VMLoc Eq. 18): with ``probability`` one modality is kept, else all.
 
-    A sample never loses its last modality: one that lacks the modality chosen to stay is left as it was.
+    A sample never loses its last modality: one that lacks the modality drawn keeps all that it has.
     """
     names = list(present)
     matrix = torch.stack([present[name] for name in names])  # (M, B)
@@ -179,7 +179,7 @@ def _drop_measurements(x: Tensor, most: float, generator: torch.Generator) -> Te
 
 
 def _add_noise(x: Tensor, deviation_m: float, generator: torch.Generator) -> Tensor:
-    """On the first channel, depth or range, where the last says that there is a measurement."""
+    """Add noise to the first channel (depth or range) where the last one (validity) marks a measurement."""
     if deviation_m == 0:
         return x
     noise = deviation_m * torch.randn(len(x), 1, *x.shape[2:], generator=generator).to(x.device)

@@ -2,8 +2,8 @@
 """Prepared frames on disk, mapped into memory: decoding and projection happen once per source, not once per run.
 
 One folder per source and preprocessing: ``<modality>.npy`` as :meth:`Preprocessor.prepare` gives it, ``labels.npz``
-with presence, intrinsics, poses and stamps, and ``entry.json`` that says what it is. An entry appears whole or not at
-all; any entry may be deleted at any time.
+with presence, intrinsics, poses and stamps, and ``entry.json``, a summary. An entry appears whole or not at all; any
+entry may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_dataset(
 
 def entry_key(source: Source, config: PreprocessConfig) -> str:
     """Name of an entry: changes with everything that changes its content."""
-    # Ranges and crop come after: normalising is done on batches.
+    # Ranges and crop are applied later, to batches.
     fields = ("modalities", "shortest_side", "lidar_projection", "cylinder")
     settings = {name: value for name, value in asdict(config).items() if name in fields}
     identity = [_LAYOUT_VERSION, PREPARED_VERSION, source.fingerprint(), settings]
@@ -86,7 +86,7 @@ def _load_or_build(source: Source, preprocessor: Preprocessor, cache: Path, prog
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The kernel lets go of the lock when a process dies, however it dies."""
+    """Hold an entry's lock; the kernel releases it when the process dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -94,7 +94,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _build(source: Source, preprocessor: Preprocessor, folder: Path, progress: bool) -> None:
-    """Write the entry aside and rename it; under the entry's lock."""
+    """Write the entry to a temporary folder and rename it; the caller holds the entry's lock."""
     building = folder.with_suffix(".building")
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
     building.mkdir(parents=True)
@@ -134,7 +134,7 @@ def _in_files(folder: Path) -> Allocate:
 
 
 def _load(folder: Path, mounts: Mapping[str, Pose]) -> PreparedSource | None:
-    """The entry, its tensors mapped; None where it is absent or damaged."""
+    """The entry, its tensors mapped into memory; None where it is absent or damaged."""
     try:
         entry = json.loads((folder / "entry.json").read_text())
         with np.load(folder / "labels.npz") as labels:

@@ -25,11 +25,11 @@ from vmloc_ros.core.geometry import (
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.progress import ProgressBar, progress_bar
 
-_MAX_GAP_NS = 1_000_000_000  # as the localizer's Stream has it
+_MAX_GAP_NS = 1_000_000_000  # the same as the localizer's Stream
 _LEAST_TWIST_STD = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.2])  # m/s and rad/s
-_SAME_MOUNT_M, _SAME_MOUNT_DEG = 0.01, 0.5  # two calibrations of one body agree so well
+_SAME_MOUNT_M, _SAME_MOUNT_DEG = 0.01, 0.5  # mounts that differ less are the same
 
-# Makes a zeroed tensor of that name, shape and type: in memory, or in a file of the cache.
+# Allocates a zeroed tensor of a name, shape and type, in memory or in a file of the cache.
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
 
 
@@ -38,13 +38,13 @@ class PreparedSource:
     """Frames of one source after :meth:`Preprocessor.prepare`.
 
     Attributes:
-        name: the source's.
+        name: name of the source.
         tensors: per modality that occurs ``(N, C, H, W)``; rows of absent measurements are zero.
         present: per modality ``(N,)`` bool.
         poses: N true poses.
-        stamps_ns: N stamps.
+        stamps_ns: N stamps, nanoseconds.
         intrinsics: ``(N, 3, 3)`` camera matrices of the prepared images, NaN where unknown; None where all are.
-        mounts: the source's.
+        mounts: see :class:`Source`.
     """
 
     name: str
@@ -62,13 +62,13 @@ class PreparedSource:
 class PreparedDataset:
     """The frames of several sources, one after the other.
 
-    Decoding and projection happened once, not once per epoch; augmentation works on these tensors.
+    Decoding and projection are done once, not in every epoch; augmentation works on these tensors.
 
     Attributes:
         parts: the sources that have frames.
         poses: N true poses.
         twists: ``(N, 6)`` velocities of the body in its own axes, m/s and rad/s; NaN for a frame without neighbours.
-        sequences: ``(N,)`` int64; rows of one number are one recording without a break, in the order of time.
+        sequences: ``(N,)`` int64; rows of one number are one recording without a gap, in time order.
 
     Raises:
         DataError: there are no frames, a modality does not occur at all, or sizes differ between sources.
@@ -100,7 +100,7 @@ class PreparedDataset:
         return self._intrinsics[rows].to(device, non_blocking=True)
 
     def _gather(self, name: str, places: list[tuple[int, int]], pinned: bool) -> Tensor:
-        """Frames ``(B, C, H, W)`` of the (part, row) given; zeros where a part lacks the modality."""
+        """Frames ``(B, C, H, W)`` at these places (part, row); zeros where a part lacks the modality."""
         shape, dtype = self._shapes[name]
         absent = torch.zeros(shape, dtype=dtype)
         sources = [part.tensors.get(name) for part in self.parts]
@@ -128,10 +128,10 @@ def in_memory(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocate, bar: ProgressBar) -> PreparedSource:
-    """Read every sample of a source; a source may yield fewer samples than it announced.
+    """Prepare every sample of a source; it may yield fewer samples than its length.
 
     Args:
-        allocate: where the tensors shall be.
+        allocate: allocates the tensors.
         bar: advances by one with every sample.
 
     Raises:
@@ -169,10 +169,10 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
 
 
 def common_mounts(*datasets: PreparedDataset) -> dict[str, Pose]:
-    """``body_from_sensor`` of each modality whose mount a source of the datasets knows; it holds for all of them.
+    """``body_from_sensor`` of each modality whose mount any source has.
 
     Raises:
-        DataError: sources say different things of a modality.
+        DataError: sources disagree on the mount of a modality.
     """
     found: dict[str, tuple[str, Pose]] = {}
     for part in (part for data in datasets for part in data.parts):
@@ -190,7 +190,7 @@ def common_mounts(*datasets: PreparedDataset) -> dict[str, Pose]:
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """One torch thread: a single frame is too small to share out, and on a busy machine waiting for threads is slow."""
+    """Use one torch thread: for single frames more threads gain nothing, and on a busy machine they cost time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -227,7 +227,7 @@ def body_twists(poses: Sequence[Pose], stamps_ns: Sequence[int], sequences: Tens
 
 
 def usual_twist(twists: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean ``(6,)`` of twists ``(N, 6)``, and twice their deviation: a robot does what it did not do in training."""
+    """Mean ``(6,)`` of twists ``(N, 6)``, and twice their standard deviation: robots exceed the training's motions."""
     known = twists[torch.isfinite(twists).all(dim=1)].double()
     if len(known) < 2:
         return torch.zeros(6), _LEAST_TWIST_STD
@@ -237,7 +237,7 @@ def usual_twist(twists: Tensor) -> tuple[Tensor, Tensor]:
 def _common_shapes(
     parts: Sequence[PreparedSource], modalities: tuple[str, ...]
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape of a frame and type per modality."""
+    """Shape of a frame and data type by modality."""
     if not parts:
         raise DataError("the data hold no frame with a pose; check the topics, the split and the pose's time span")
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
@@ -262,7 +262,7 @@ def _intrinsics(part: PreparedSource) -> Tensor:
 
 
 def _sequences(parts: Sequence[PreparedSource]) -> Tensor:
-    """A number per row that grows where another source begins or time goes back or leaves a gap."""
+    """A sequence number per row, which grows at every source, step back in time and gap."""
     breaks: list[Tensor] = []
     for part in parts:
         steps = torch.tensor(part.stamps_ns).diff()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prepared frames to what a model takes."""
+"""Model input from prepared frames."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BATCH = 64
 
 
 def model_input(tensors: dict[str, Tensor], present: dict[str, Tensor]) -> ModelInput:
-    """Channels-last is what fast convolutions want, on the CPU by a factor of about two."""
+    """Model input in channels-last layout, with which convolutions on the CPU are about twice as fast."""
     return ModelInput({name: x.contiguous(memory_format=torch.channels_last) for name, x in tensors.items()}, present)
 
 
@@ -33,10 +33,12 @@ def prepared_input(
     twists: Tensor | None = None,
     shown: Tensor | None = None,
 ) -> ModelInput:
-    """A prepared batch, cropped and normalised.
+    """Crop and normalise a prepared batch.
 
     Args:
-        offset: where the crop lies, as :meth:`Preprocessor.normalise` has it.
+        tensors: prepared tensors ``(B, C, H, W)`` by modality.
+        present: ``(B,)`` bool by modality.
+        offset: position of the crop, see :meth:`Preprocessor.normalise`.
         intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
         twists: ``(B, 6)`` true velocities of the body, for training.
         shown: ``(B, H, W)`` bool of the prepared images, see :class:`ModelInput`.
@@ -54,9 +56,9 @@ def prepared_input(
 
 
 def sensor_sets(data: PreparedDataset, rows: Tensor, modalities: Sequence[str]) -> dict[tuple[str, ...], Tensor]:
-    """For each set of modalities, the largest first, those of the rows that have all of it; sets without any left out.
+    """Rows that have all modalities of a set, by set, the largest first; sets that no row has are missing.
 
-    They are what a robot may be left with when sensors fail.
+    The sets are the sensors that a robot may have left when others fail.
     """
     cpu = torch.device("cpu")
     chunks = [data.batch(chunk, cpu)[1] for chunk in rows.split(_BATCH)]
@@ -73,7 +75,7 @@ def batches(
     device: torch.device,
     geometry: bool = False,
 ) -> Iterator[ModelInput]:
-    """The rows in their order, as they are, for networks in evaluation mode.
+    """Batches of the rows in their order, without augmentation, for networks in evaluation mode.
 
     Args:
         geometry: add measurements and intrinsics, for systems that need them.
@@ -92,11 +94,14 @@ def training_input(
     intrinsics: Tensor | None = None,
     twists: Tensor | None = None,
 ) -> ModelInput:
-    """A prepared batch, augmented, cropped at random and normalised, some of its sensors withheld.
+    """Augment, randomly crop and normalise a prepared batch, and withhold some of its modalities.
 
     Args:
+        tensors: prepared tensors ``(B, C, H, W)`` by modality.
+        present: ``(B,)`` bool by modality.
+        generator: on the CPU; draws all that is random.
         intrinsics: ``(B, 3, 3)`` of the prepared images, for systems that need geometry; None for all others.
-        twists: ``(B, 6)`` of the body, likewise.
+        twists: ``(B, 6)`` true velocities of the body, likewise.
     """
     tensors = augment(tensors, config, generator)
     shown = None

@@ -27,8 +27,8 @@ def prefetch(
 
     Args:
         plan: rows of each batch, int64 on the CPU.
-        depth: batches that are ready or being made while the caller works on one; up to ``depth + 2`` are in memory. 0
-            makes each when it is asked for, without a thread.
+        depth: batches that are ready or being loaded while the caller works on one; up to ``depth + 2`` are in memory.
+            0 loads each batch on demand, without a thread.
 
     Raises:
         Exception: what ``data.batch`` raised, where its batch would have come.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames each training step sees, and how they are varied: decided by the seed and the step alone."""
+"""Frames of each training step, and seeds of its random draws: functions of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Sampler:
     """Random order of the training frames, or of the clips that end at them.
 
     Args:
-        rows: of the data, to train on.
-        model: says how long its clips are.
-        batch_size: frames of a step, of all processes together.
+        rows: rows of the data to train on.
+        model: has the length and spacing of its clips.
+        batch_size: frames of a step, over all processes.
         seed: of the order, and of :meth:`seeds`.
 
     Attributes:
         clips: ``(N, T)`` rows.
-        steps: of an epoch.
-        frames: of a step.
+        steps: steps of an epoch.
+        frames: frames of a step.
 
     Raises:
         DataError: too few frames, or none that follow each other where the model reads clips.
@@ -64,7 +64,7 @@ class Sampler:
         return [order[step * count : (step + 1) * count] for step in range(self.steps)]
 
     def seeds(self, *place: int) -> tuple[int, int]:
-        """Two seeds for a place in the training: draws depend on nothing that was drawn before it."""
+        """Two seeds for a place in the training, such as (epoch, step), independent of what was drawn before."""
         first, second = np.random.SeedSequence([self._seed, *place]).generate_state(2, np.uint32).tolist()
         return first, second
 
@@ -74,7 +74,7 @@ def segments(sequences: Tensor, rows: Tensor) -> list[Tensor]:
 
     Args:
         sequences: ``(N,)`` which sequence each row of the data belongs to.
-        rows: ``(R,)`` increasing; a row left out (a held-out block, say) ends a run.
+        rows: ``(R,)`` increasing; a missing row (of a held-out block, say) ends a run.
     """
     if not len(rows):
         return []

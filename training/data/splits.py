@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which frames are for training, which for validation, and which are held out in turn."""
+"""Splits of the data into training and validation rows, and into cross-validation folds."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.geometry import Pose
 
 logger = logging.getLogger(__name__)
-FEWEST = 50  # frames that a distribution is fitted to
+FEWEST = 50  # frames; no distribution is fitted to fewer
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationConfig:
-    """Held-out part of the training data: every ``every``-th block of ``block`` successive frames, or each in its turn.
+    """Held-out part of the training data: every ``every``-th block of frames, or each block in turn (folds).
 
-    Blocks, not single frames: a neighbour 30 ms away in the training set would make the figure meaningless.
+    Blocks, not single frames: errors of frames whose neighbours 30 ms away are trained on would be meaningless.
 
     Attributes:
-        every: 0 takes no validation data (the covariance is then fitted on training errors, too small).
-        interval: validate after so many epochs.
-        patience: stop after so many validations in a row without a better one; 0: train all epochs.
-        folds: from 2 on, cross-validation in place of ``every``: the model is trained on all frames, and then so many
-            others for the covariance and the metrics alone. Each of these is asked for the blocks that it was not
-            trained on, every ``folds``-th one, as far as the other blocks show these views, too.
-        fold_epochs: of these trainings; 0: as many as of the model's own.
+        every: hold out every ``every``-th block; 0 holds out none, and the covariance is fitted to training errors,
+            which are too small.
+        block: frames of a block.
+        interval: validate after every ``interval``-th epoch.
+        patience: stop after this many validations in a row without improvement; 0 trains all epochs.
+        folds: from 2 on, cross-validation in place of ``every``: the model is trained on all frames, and ``folds`` more
+            models are trained for the covariance and the metrics only. Each holds out every ``folds``-th block and
+            predicts those of its frames whose views the other blocks also show.
+        fold_epochs: epochs of each fold's training; 0 takes those of the model's own training.
     """
 
     every: int = 10
@@ -57,15 +59,14 @@ class ValidationConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Rows of the data.
+    """Rows of the data for training and validation.
 
     Attributes:
-        train: that the model is trained on.
-        held_out: that it is validated on; of the validation data, where there are any of their own.
-        folds: that each further training is trained on, and that it is asked for: of the blocks that are held out
-            those frames whose views it has been shown, see :func:`training.data.coverage.known_views`. What a model
-            says of places that it does not know is wide of the mark however it was trained: no covariance could hold
-            it.
+        train: rows that the model is trained on.
+        held_out: rows that it is validated on, of the separate validation data where they are given.
+        folds: per fold the rows to train on and the held-out rows to predict. Of the latter only those are kept whose
+            views the fold is trained on, see :func:`training.data.coverage.known_views`: estimates at unknown places
+            are gross errors, which no covariance describes.
     """
 
     train: Tensor
@@ -73,44 +74,45 @@ class Split:
     folds: list[tuple[Tensor, Tensor]]
 
     @staticmethod
-    def of(config: ValidationConfig, poses: Sequence[Pose], own: int | None) -> Split:
-        """Of frames with these poses.
+    def of(config: ValidationConfig, poses: Sequence[Pose], validation_frames: int | None) -> Split:
+        """Split the training data.
 
         Args:
-            own: frames of validation data; None where there are none.
+            poses: true poses of the training data, one per row.
+            validation_frames: size of the separate validation data; None where there are none.
 
         Raises:
             ConfigError: folds beside validation data.
             DataError: there are fewer blocks than folds.
         """
         count, rows = len(poses), torch.arange(len(poses))
-        if config.crosses and own is not None:
+        if config.crosses and validation_frames is not None:
             raise ConfigError(
-                f"validation.folds is {config.folds}, and validation data are given: they take the place of folds; "
-                "set validation.folds=0 or give none"
+                f"validation.folds is {config.folds}, and validation data are given: they replace the folds; "
+                "set validation.folds=0 or give no validation data"
             )
         if config.crosses:
             return Split(rows, rows[:0], _known(split_folds(count, config.block, config.folds), poses))
-        if own is not None:
-            return Split(rows, torch.arange(own), [])
+        if validation_frames is not None:
+            return Split(rows, torch.arange(validation_frames), [])
         return Split(*split_blocks(count, config.block, config.every), [])
 
 
 def _known(folds: list[tuple[Tensor, Tensor]], poses: Sequence[Pose]) -> list[tuple[Tensor, Tensor]]:
-    """The folds, asked for known views alone; as they are where these are too few."""
+    """The folds with held-out rows of known views only; unchanged where these are too few."""
     kept = []
-    for train, asked in folds:
-        near = known_views([poses[i] for i in train.tolist()], [poses[i] for i in asked.tolist()])
-        kept.append((train, asked[torch.from_numpy(near)]))
-    count, known = len(poses), sum(len(asked) for _, asked in kept)
+    for train, held_out in folds:
+        near = known_views([poses[i] for i in train.tolist()], [poses[i] for i in held_out.tolist()])
+        kept.append((train, held_out[torch.from_numpy(near)]))
+    count, known = len(poses), sum(len(held_out) for _, held_out in kept)
     if known >= FEWEST:
         logger.info(
-            "folds: %d of %d frames show views that the other blocks show, too; only they are judged", known, count
+            "folds: %d of %d frames show views that other blocks also show; only these are predicted", known, count
         )
-        return [(train, asked) for train, asked in kept if len(asked)]
+        return [(train, held_out) for train, held_out in kept if len(held_out)]
     logger.warning(
-        "folds: only %d of %d frames show views that the other blocks show, too; all are judged, and the covariance "
-        "will be that of unknown places: record every place twice, or reduce validation.block",
+        "folds: only %d of %d frames show views that other blocks also show; all are predicted, and the covariance "
+        "will be that of unknown places; record every place twice, or reduce validation.block",
         known,
         count,
     )

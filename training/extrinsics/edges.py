@@ -16,9 +16,9 @@ from vmloc_ros.core.frame import PinholeCamera
 Array = NDArray[np.float64]
 
 _JUMP_M, _JUMP_SHARE = 0.1, 0.1  # range jumps when it grows by more than the first plus this share of itself
-_BRIDGED = 0.05  # of a depth picture's width: holes up to it, as there are beside near things, are passed over
+_BRIDGED = 0.05  # of a depth image's width: holes up to this, as there are beside near objects, are bridged
 _RING_RAD = np.radians(0.25)  # returns whose elevations differ by less are compared
-_STEPS = 3.5  # so many usual steps of azimuth may lie between neighbours: single returns get lost
+_STEPS = 3.5  # neighbours are at most this many median steps of azimuth apart, as single returns may be missing
 
 
 def image_edges(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -49,9 +49,9 @@ def depth_edges(depth_m: NDArray[np.float32], camera: PinholeCamera) -> Array:
 def scan_edges(xyz_m: NDArray[np.float32]) -> tuple[Array, NDArray[np.int64]]:
     """Points ``(N, 3)`` at the edges of a scan's nearer surfaces, and which returns of ``(M, 3)`` they come from.
 
-    The scan must be seen from one place, the origin: rings are told apart by elevation, whatever the order of points.
+    The scan must be seen from one place, the origin: rings are separated by elevation, whatever the order of points.
     An edge lies between two returns of a ring, on average halfway: taking the nearer return itself makes all things
-    narrower by a step of the scan. Rows that are not finite or zero are passed over.
+    narrower by a step of the scan. Rows that are not finite, or zero, are ignored.
     """
     xyz = np.asarray(xyz_m, np.float64)
     distance = np.linalg.norm(xyz, axis=1)

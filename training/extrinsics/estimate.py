@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a depth camera or lidar is, seen from the camera, estimated from a recording without a target.
+"""Pose of a depth camera or lidar in the camera's frame, estimated from a recording without a target.
 
 Edges of range are projected into the image; the transform that puts them on the image's edges is the estimate
 (Levinson and Thrun, "Automatic Online Calibration of Cameras and Lasers", RSS 2013). The score is the mean edge
-strength below the projected points, after each image's strengths were given zero mean and unit deviation: chance
-scores 0. It is maximised with ever less smoothing.
+strength below the projected points, after normalising each image's strengths to zero mean and unit deviation: chance
+scores 0. It is maximised with decreasing smoothing.
 
-How sure that is, is judged by leaving out one stretch of the recording after the other (delete-a-group jackknife): the
-spread of the estimates gives the deviation, and the stretch left out tells whether the gain holds elsewhere.
+The uncertainty comes from a delete-a-group jackknife over stretches of the recording: the spread of the estimates gives
+the standard deviation, and the gain in score on each held-out stretch shows whether the estimate generalises.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NEAREST_M = 0.1
 _STRETCHES = 8
 _POINTS = 400  # of a frame, at most
 _FEWEST_POINTS = 1000  # in all
-# Of the rotation in radians, and of the position in units of the points' median distance: what looks alike from there.
+# Rotations in radians; positions in units of the points' median distance, so that both move the image alike.
 _SEARCHED = 0.1
 _LARGEST_STD = 0.01
 _APART = 0.015
@@ -41,7 +41,7 @@ _AXES = ("x", "y", "z", "rotation about x", "rotation about y", "rotation about 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EdgeFrame:
-    """A frame's edges.
+    """Edges of a frame.
 
     Attributes:
         image: ``(H, W)`` strength of the image's edges.
@@ -56,14 +56,14 @@ class EdgeFrame:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Correction:
-    """An estimate.
+    """An estimated correction of a mount.
 
     Attributes:
         true_from_present: takes points from where the present mounts put them in the optical frame to where they are.
         std: ``(6,)`` standard deviations of its position (metres) and rotation vector (radians).
-        score_before: of the present mounts.
-        score_after: of the estimate.
-        gain: of the score on frames that the estimate was not made from.
+        score_before: score of the present mounts.
+        score_after: score of the estimate.
+        gain: gain in score on held-out frames.
         gain_std: the gain's standard error.
     """
 
@@ -76,7 +76,7 @@ class Correction:
 
     @property
     def better(self) -> bool:
-        """Whether frames that it was not made from prefer it to the present mounts."""
+        """Whether held-out frames prefer it to the present mounts."""
         return self.gain > _SIGNIFICANT * self.gain_std
 
 
@@ -92,7 +92,7 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
     score = _Score(frames)
     stretch = np.arange(len(frames)) * _STRETCHES // len(frames)
     kept = [np.ones(len(frames), bool), *(stretch != number for number in range(_STRETCHES))]
-    # From starts apart: where the score is flat, the estimates stay apart.
+    # From different starts: where the score is flat, the estimates stay different.
     estimates = np.random.default_rng(0).uniform(-_APART, _APART, (len(kept), 6))
     estimates[0] = 0
     for blur in _BLURS:
@@ -141,7 +141,7 @@ class _Score:
 
     def __init__(self, frames: Sequence[EdgeFrame]) -> None:
         if len(frames) < _STRETCHES:
-            raise DataError(f"{len(frames)} frames are too few to tell how certain a mount is; {_STRETCHES} are needed")
+            raise DataError(f"{len(frames)} frames are too few to estimate a mount; {_STRETCHES} are needed")
         self._camera, self._images = frames[0].camera, [frame.image for frame in frames]
         if blank := sum(float(np.ptp(image)) == 0 for image in self._images):
             raise DataError(f"{blank} of {len(frames)} images are blank: they have no edges to align with")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job behind ``vmloc extrinsics``: read a recording's edges, estimate, and say what to put where."""
+"""The job behind ``vmloc extrinsics``: estimate a mount from a recording, and print where to put the result."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
 
 Array = NDArray[np.float64]
 
-_LONGEST_GAP_NS = 1_000_000_000  # frames farther apart say nothing of the velocity
+_LONGEST_GAP_NS = 1_000_000_000  # frames farther apart give no velocity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MountEstimate:
-    """What came out.
+    """An estimated mount.
 
     Attributes:
         sensor: ``depth`` or ``lidar``.
-        camera_from_sensor: by the estimate.
-        correction: what it was made from.
-        text: for the user.
+        camera_from_sensor: the estimate.
+        correction: its difference from the present mount, with uncertainty and scores.
+        text: report for the user.
     """
 
     sensor: str
@@ -52,11 +52,11 @@ def estimate_mount(
 
     Args:
         data: recordings of one arrangement of sensors.
-        frames: how many to use, evenly spread.
-        sensor: ``depth`` or ``lidar``; None takes what the data have, a lidar first.
+        frames: number of frames to use, evenly spread.
+        sensor: ``depth`` or ``lidar``; None takes the lidar, or depth where the data have no lidar.
 
     Raises:
-        DataError: data lack a sensor, intrinsics or a first guess of the mount, or do not determine the estimate.
+        DataError: data lack a sensor, intrinsics or a present mount, or do not determine the estimate.
     """
     # Depth must lie in the depth camera's own frame: an offset from the options is where the search begins.
     plain = replace(options, register_depth=True, depth_mount=None)
@@ -78,7 +78,7 @@ def estimate_mount(
 
 
 def _open(data: Sequence[Path], split: str, options: SourceOptions, sensor: str | None) -> tuple[str, list[Source]]:
-    """The sensor to be used, and sources that have it beside images."""
+    """The sensor to use, and sources that have both it and images."""
     problems: list[str] = []
     for name in (LIDAR, DEPTH) if sensor is None else (sensor,):
         try:
@@ -123,7 +123,7 @@ def edges_of(source: Source, frame: Frame, sensor: str, given: Pose, twist: Arra
     else:
         assert frame.cloud is not None
         if frame.camera_from_lidar is None:
-            raise DataError(f"{source.name}: /tf_static does not say where the lidar is; a first guess is needed")
+            raise DataError(f"{source.name}: /tf_static has no transform to the lidar; give an approximate one")
         points, returns = scan_edges(frame.cloud.xyz_m)
         present = frame.camera_from_lidar
         if frame.cloud.time_s is not None and LIDAR in source.mounts:
@@ -156,15 +156,15 @@ def _text(source: Source, sensor: str, frames: int, present: Pose, estimate: Pos
             )
         ),
         f"edges meet (0 is chance): {correction.score_before:.3f} before, {correction.score_after:.3f} after; "
-        f"on frames left out {correction.gain:+.3f} +- {correction.gain_std:.3f}",
+        f"on held-out frames {correction.gain:+.3f} +- {correction.gain_std:.3f}",
     ]
     if not correction.better:
-        return "\n".join([*lines, "Frames left out do not prefer it: keep the present mount."])
+        return "\n".join([*lines, "Held-out frames do not prefer it: keep the present mount."])
     return "\n".join([*lines, *instructions(source, sensor, estimate)])
 
 
 def instructions(source: Source, sensor: str, camera_from_sensor: Pose) -> list[str]:
-    """Lines that say where an estimate goes: into options, the robot's description, or wherever the user keeps it."""
+    """Lines on where to put an estimate: into options, the robot's description, or wherever the user keeps mounts."""
     if isinstance(source, SevenScenesSource):
         values = ", ".join(f"{value:.5f}" for value in [*camera_from_sensor.position_m, *_rpy(camera_from_sensor)])
         return ["Train and evaluate with:", f"  source: {{register_depth: true, depth_mount: [{values}]}}"]

@@ -13,7 +13,7 @@ from training.simulation.trajectory import Trajectory
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
 
-BEAMS, COLUMNS = 32, 720  # BEAMS unless asked for others
+BEAMS, COLUMNS = 32, 720  # BEAMS is the default
 ELEVATION_DEG = (-20.0, 12.0)
 MIN_RANGE_M, MAX_RANGE_M = 1.0, 80.0
 RANGE_NOISE_M = 0.02

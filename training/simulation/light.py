@@ -16,7 +16,7 @@ DAY_CLOUD = (0.86, 0.87, 0.89)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Light:
-    """Light of one traversal and how the camera answers it; colours are linear RGB ``(3,)``.
+    """Light of one traversal, and the camera's response; colours are linear RGB ``(3,)``.
 
     A surface that faces a light of irradiance 1 and reflects all of it has radiance 1.
     """
@@ -97,7 +97,7 @@ def _night(rng: np.random.Generator) -> Light:
     """No sun: the glow of a town, street lamps and our own dipped headlamps, and a camera at the end of its gain.
 
     Illuminances of some 20 lx below a street lamp, 5 lx at 40 m before the car and less than 1 lx elsewhere, in units
-    of 20 lx. Lit windows, other cars' lamps and the blur of long exposures are left out.
+    of 20 lx. Lit windows, other cars' lamps and the blur of long exposures are not simulated.
     """
     glow = np.array([0.020, 0.018, 0.017]) * rng.uniform(0.5, 1.5)
     return Light(

@@ -96,7 +96,7 @@ Painter = Callable[[Hits], Surface]
 
 
 class Textures:
-    """Evaluates the surface of every kind of style; ``ground`` answers for GROUND."""
+    """Evaluates the surface of every kind of style; ``ground`` evaluates GROUND."""
 
     def __init__(self, table: StyleTable, noise: Noise, ground: Painter) -> None:
         self._table, self._noise, self._ground = table, noise, ground

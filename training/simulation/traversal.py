@@ -38,7 +38,7 @@ HORIZONTAL_FOV_RAD = np.pi / 2
 _FIRST_STAMP_NS = 1_717_228_800_000_000_000  # 2024-06-01 08:00 UTC; every seed has its own hour after it
 _SEED_STEP_NS = 3_600_000_000_000
 _DISTINCT_STARTS = 100_000
-_LIDAR_RATE_SHARE = 0.997  # no two oscillators agree: at 10 Hz asked the lidar turns at 9.97 Hz
+_LIDAR_RATE_SHARE = 0.997  # no two oscillators agree: at a nominal 10 Hz the lidar turns at 9.97 Hz
 _MARGIN_S = 0.15  # truth reaches this much beyond the first and last exposure and revolution
 
 _TOPICS = {STATIC_TOPIC, TRUTH_TOPIC, ODOMETRY_TOPIC, CAMERA_INFO_TOPIC, IMAGE_TOPIC, CLOUD_TOPIC}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every data source has."""
+"""The interface of data sources."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Source(Protocol):
 
     Attributes:
         name: for messages and records.
-        map_frame: frame of the poses.
-        body_frame: the frame whose poses these are.
-        modalities: what frames may have.
+        map_frame: frame that the poses are given in.
+        body_frame: frame whose poses they are.
+        modalities: modalities that frames may have.
         mounts: ``body_from_sensor`` of each modality as far as it is known: of the camera's optical frame for image and
             depth, of the frame that clouds lie in for lidar.
         report: counts of frames dropped, by reason.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where prepared data are kept, and what tells one state of a source from another without reading its data."""
+"""The cache's default folder, and fingerprints of sources, which need no reading of their data."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def fingerprint(files: Iterable[Path], *settings: object) -> str:
     """A digest of the files' paths, sizes and times of change, and of what decides how they are read.
 
     Args:
-        files: all that the source reads; a missing one counts as such.
-        settings: anything whose ``repr`` tells it from another.
+        files: all files that the source reads; whether one is missing changes the digest, too.
+        settings: values whose ``repr`` identifies them.
     """
     digest = hashlib.sha256()
     for path in sorted(files):

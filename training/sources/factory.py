@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From paths to data sources."""
+"""Open data sources by path."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
     """Sources at ``path``: a 7-Scenes scene, a TUM RGB-D, KITTI or RobotCar recording, a bag, or a folder of bags.
 
     Args:
-        split: ``train``, ``test`` or ``all``; of those with a split: 7-Scenes, a folder of RobotCar sequences, and bags
-            where the options split them.
-        modalities: what the model wants; nothing else is read, except of 7-Scenes.
+        split: ``train``, ``test`` or ``all``; applies to 7-Scenes, folders of RobotCar sequences, and bags where the
+            options split them.
+        modalities: modalities to read; 7-Scenes always reads images and depth.
 
     Raises:
         DataError: the path is missing, of no known kind, or malformed.
@@ -63,7 +63,7 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
 def _open_bags(
     path: Path, bags: list[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]
 ) -> list[Source]:
-    """Those of the bags that have frames in the split; a bag may be too short to have a test part."""
+    """Open the bags and keep those with frames in the split; a bag may be too short to have a test part."""
     from training.sources.rosbag.source import RosbagSource
 
     sources = [RosbagSource(bag, options, modalities, split, default_cache() / "index") for bag in bags]
@@ -74,7 +74,7 @@ def _open_bags(
 
 
 def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
-    """:func:`open_sources` of several paths, with a line in the log for each source: frames, and those left out."""
+    """Open the sources at several paths as :func:`open_sources` does; log the frames and dropped frames of each."""
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
     for source in sources:
         logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that datasets are made of, read so that an error names the file and the line: tables of text, pictures."""
+"""Readers of text tables and images of datasets; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STAMP_LIMIT_S = 2**31  # of builtin_interfaces/Time
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file without what surrounds them; empty ones stay, so that line ``i`` is number ``i + 1``.
+    """Stripped lines of a text file; empty ones stay, so that line ``i`` is number ``i + 1``.
 
     Raises:
         DataError: the file is missing or no text.
@@ -41,8 +41,8 @@ def read_table(path: Path, columns: int, layout: str) -> dict[int, list[str]]:
     """Words of every line that is neither empty nor a comment (#), by line number from 1.
 
     Args:
-        columns: how many words a line has.
-        layout: names them in the error.
+        columns: number of words per line.
+        layout: names of the columns, for the error.
 
     Raises:
         DataError: the file is missing, no text or without a line, or a line has another number of words.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How to read a source; one set of options for all datasets, each uses those that concern it."""
+"""Options for reading data; one set for all datasets, of which each uses some."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class RobotCarOptions:
     Attributes:
         scene: which sequences of a folder of sequences are for training and which for testing: ``loop``, ``full``, or
             a text file with lines ``train NAME`` and ``test NAME``.
-        allow_missing: use those sequences of the split that are there, instead of stopping.
+        allow_missing: use the sequences of the split that exist, instead of raising an error.
         poses: ``ins``, ``rtk`` (the post-processed file, published apart), ``gps`` (heading from the direction of
             motion, no roll and pitch) or ``vo`` (integrated; drifts, starts at the origin).
-        drop_bad_status: do without the INS's rows whose status is not INS_SOLUTION_GOOD.
-        lidar: whose scans. ``lms_front`` and ``lms_rear`` sweep an upright plane across the road: what they saw in the
-            past lies beside and behind the car, in a cylindrical picture but not in the camera's.
-        accumulate_m: scans of so many metres driven before the image make its cloud; 0 takes the latest scan alone.
-            None is 0 for a Velodyne, whose scan shows the surroundings, and 20 for the others: of a planar scanner that
-            is the facades on both sides in 100,000 points, driven in three to five seconds, within which the poses
-            hardly drift.
-        undistort: by the camera model's lookup table; without, frames carry no intrinsics.
+        drop_bad_status: ignore rows of the INS whose status is not INS_SOLUTION_GOOD.
+        lidar: lidar whose scans are used. ``lms_front`` and ``lms_rear`` sweep an upright plane across the road, so
+            past scans lie beside and behind the car: in a cylindrical projection, but not in the camera's view.
+        accumulate_m: distance driven before the image, metres, whose scans make its cloud; 0 takes the latest scan
+            alone. None is 0 for a Velodyne, whose scan covers the surroundings, and 20 for the others: for a planar
+            scanner that is the facades on both sides in 100,000 points, driven in three to five seconds, within which
+            the poses hardly drift.
+        undistort: undistort images by the camera model's lookup table; otherwise frames have no intrinsics.
         extrinsics: folder of the sensors' extrinsics (of the dataset's SDK); empty looks for ``extrinsics`` in the
             sequence's folder and in the folder above.
-        models: folder of the camera models and lookup tables; likewise ``models``.
+        models: folder of the camera models and lookup tables; empty looks for ``models`` likewise.
     """
 
     scene: str = "loop"
@@ -63,19 +63,19 @@ class SourceOptions:
 
     Attributes:
         stride: use every ``stride``-th frame.
-        image_topic: of a bag; empty finds the only topic of a fitting type. Likewise the other topics.
-        map_frame: of a bag whose poses are transforms (/tf): where their chain begins.
-        body_frame: likewise where it ends; of a bag whose pose messages name no child frame (PoseStamped).
+        image_topic: topic of a bag; empty chooses the only topic of a suitable type. Likewise the other topics.
+        map_frame: for bags whose poses are transforms (/tf): first frame of their chain.
+        body_frame: likewise the last frame; also for bags whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
         pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
-        skip_invalid: 7-Scenes and bags: skip and count what has an invalid pose instead of stopping.
+        skip_invalid: 7-Scenes and bags: skip and count invalid poses instead of raising an error.
         register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
-        depth_mount: likewise: where the depth camera is in the colour camera's optical frame: x, y, z in metres and
-            fixed-axis roll, pitch, yaw in radians; None is the same place. ``vmloc extrinsics`` estimates it.
-        test_from_s: of a bag: frames this long after its first one, or longer, are its test split, seconds; 0 has none.
-        test_every: of a bag: every ``test_every``-th block of time is its test split; 0 has none.
+        depth_mount: pose of the depth camera in the colour camera's optical frame, for ``register_depth``: x, y, z in
+            metres and fixed-axis roll, pitch, yaw in radians; None is the identity. ``vmloc extrinsics`` estimates it.
+        test_from_s: bags: frames at least this long after the first one are the test split, seconds; 0: no test split.
+        test_every: bags: every ``test_every``-th block of time is the test split; 0: no test split.
         test_block_s: length of a block, seconds.
-        robotcar: what concerns RobotCar alone.
+        robotcar: options of RobotCar sequences.
     """
 
     stride: int = 1

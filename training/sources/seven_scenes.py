@@ -30,7 +30,7 @@ from vmloc_ros.core.geometry import Pose
 
 _SPLIT_FILES = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 _FRAME_FILE = re.compile(r"frame-(\d+)\.(color\.png|color\.jpg|depth\.png|pose\.txt)")
-_OFFICIAL_SIZE, _FOCAL_LENGTH, _COLOR_FOCAL_LENGTH = (640, 480), 585.0, 525.0
+_OFFICIAL_SIZE, _FOCAL_LENGTH, _COLOUR_FOCAL_LENGTH = (640, 480), 585.0, 525.0
 _INVALID_DEPTH_MM = 65535
 # The dataset has no clock: the first frame gets this stamp, and sequences follow each other after a pause.
 _RATE_HZ = 30.0
@@ -40,7 +40,7 @@ _PAUSE_NS = 2_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    color: Path
+    colour: Path
     depth: Path
     pose: Path
     stamp_ns: int
@@ -53,9 +53,9 @@ def is_scene(path: Path) -> bool:
 
 
 class SevenScenesSource:
-    """Frames of one scene; poses are read at once, pictures when asked for.
+    """Frames of one scene; poses are read on opening, images and depth on iteration.
 
-    Stamps are made up from frame numbers at 30 Hz; the stride does not change them.
+    Stamps are generated from frame numbers at 30 Hz; the stride does not change them.
 
     Args:
         root: the scene's folder.
@@ -73,7 +73,7 @@ class SevenScenesSource:
     def __init__(self, root: Path, split: str, options: SourceOptions | None = None) -> None:
         options = options or SourceOptions()
         self.name = f"{root.name}/{split}"
-        self._focal_length = _COLOR_FOCAL_LENGTH if options.register_depth else _FOCAL_LENGTH
+        self._focal_length = _COLOUR_FOCAL_LENGTH if options.register_depth else _FOCAL_LENGTH
         self._colour_from_depth = colour_from_depth = options.colour_from_depth
         # The body is the depth camera. Registered depth is what the colour camera would measure, from its place.
         mount = Pose.identity() if colour_from_depth is None else colour_from_depth.inverse()
@@ -109,7 +109,7 @@ class SevenScenesSource:
         return [entry.stamp_ns for entry in self._entries]
 
     def fingerprint(self) -> str:
-        files = [path for entry in self._entries for path in (entry.color, entry.depth, entry.pose)]
+        files = [path for entry in self._entries for path in (entry.colour, entry.depth, entry.pose)]
         moved = () if self._colour_from_depth is None else (self._colour_from_depth.matrix.tolist(),)
         return fingerprint(files, self.stamps_ns(), self._focal_length, *moved)
 
@@ -120,7 +120,7 @@ class SevenScenesSource:
             DataError: a file is missing, corrupt or of another kind.
         """
         entry = self._entries[index]
-        image, depth_mm = read_rgb(entry.color), read_depth(entry.depth)
+        image, depth_mm = read_rgb(entry.colour), read_depth(entry.depth)
         depth_mm = np.where(depth_mm == _INVALID_DEPTH_MM, np.uint16(0), depth_mm)
         registered = self._focal_length != _FOCAL_LENGTH
         return image, register_depth(depth_mm, self._colour_from_depth) if registered else depth_mm
@@ -133,8 +133,8 @@ class SevenScenesSource:
                 raise
             self.report["frames without a valid pose"] += 1
             return
-        color = files.get("color.png") or files["color.jpg"]
-        self._entries.append(_Entry(color, files["depth.png"], files["pose.txt"], stamp_ns, pose))
+        colour = files.get("color.png") or files["color.jpg"]
+        self._entries.append(_Entry(colour, files["depth.png"], files["pose.txt"], stamp_ns, pose))
 
 
 def camera_of(image: NDArray[Any], focal_length: float = _FOCAL_LENGTH) -> PinholeCamera:
@@ -145,18 +145,17 @@ def camera_of(image: NDArray[Any], focal_length: float = _FOCAL_LENGTH) -> Pinho
 
 
 def register_depth(depth_mm: NDArray[np.uint16], colour_from_depth: Pose | None = None) -> NDArray[np.uint16]:
-    """Depth ``(H, W)`` as a camera of the colour camera's focal length sees it; 0 where the depth camera is blind.
+    """Depth ``(H, W)`` seen by a camera of the colour camera's focal length; 0 where there is no measurement.
 
-    Without an offset the cameras share their centre and axis, so a ray's depth stays and the picture only shrinks: each
-    pixel takes the depth of the one that looks along its ray. Nearest, never averaged: a mean across an edge lies on no
-    surface. With an offset each measurement goes to the pixel that sees it, and of several the nearest counts, as it
-    hides the others.
+    Without an offset the cameras share their centre and axis, so each pixel takes the depth of the source pixel on its
+    ray, without interpolation: a mean across an edge lies on no surface. With an offset each measurement is projected
+    into the target image, and of several in one pixel the nearest counts (z-buffer).
 
     Args:
         depth_mm: ``(H, W)``, 0 = none.
-        colour_from_depth: where the depth camera is in the colour camera's frame.
+        colour_from_depth: pose of the depth camera in the colour camera's frame; None is the identity.
     """
-    target, source = camera_of(depth_mm, _COLOR_FOCAL_LENGTH), camera_of(depth_mm)
+    target, source = camera_of(depth_mm, _COLOUR_FOCAL_LENGTH), camera_of(depth_mm)
     if colour_from_depth is not None:
         return _reproject(depth_mm, source, target, colour_from_depth)
     rows, columns = (np.arange(count, dtype=np.float64) for count in depth_mm.shape)
@@ -207,7 +206,7 @@ def _read_split(path: Path) -> list[int]:
     try:
         lines = path.read_text().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is missing or no text; the split 'all' does without") from error
+        raise DataError(f"{path} is missing or no text; the split 'all' needs no such file") from error
     matches = [re.fullmatch(r"sequence(\d+)", line) for line in lines]
     if None in matches:
         raise DataError(f"{path}: expected lines like 'sequence1', got {lines[matches.index(None)]!r}")
@@ -244,4 +243,4 @@ def _read_pose(path: Path) -> Pose:
     except (OSError, ValueError) as error:
         absent = isinstance(error, FileNotFoundError)
         problem = "is missing" if absent else f"is not a camera-to-world matrix ({error})"
-        raise DataError(f"{path} {problem}; skip_invalid (--skip-invalid) leaves it out") from error
+        raise DataError(f"{path} {problem}; skip_invalid (--skip-invalid) skips it") from error

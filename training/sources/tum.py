@@ -64,13 +64,13 @@ class TumSource:
     """Frames of one sequence, with the pose interpolated at the colour image's stamp.
 
     Each colour image goes with the depth image of the nearest stamp, one to one. Images without a partner and frames
-    outside the poses' time span, or between poses far apart, are dropped and counted in ``report``. So are poses with
-    the stamp of the one before, which the dataset has (in freiburg2_desk); the first of them counts.
+    outside the poses' time span, or between poses far apart, are dropped and counted in ``report``. So are poses that
+    repeat the stamp of the one before, as some in freiburg2_desk do.
 
     Args:
         root: the sequence's folder.
         options: ``stride``, ``slop_s`` and ``pose_gap_s`` concern it.
-        modalities: ``image``, ``depth`` or both; alone, either needs no partner and its own stamp counts.
+        modalities: ``image``, ``depth`` or both; a single one needs no partner, and frames have its stamps.
 
     Raises:
         DataError: a file is missing or malformed, or no frame is left.
@@ -135,14 +135,14 @@ class TumSource:
 
 
 def associate(first_ns: Sequence[int], second_ns: Sequence[int], slop_ns: int) -> list[tuple[int, int]]:
-    """Indices of stamps that belong together, one to one: of all pairs within the slop, the nearest come first.
+    """Match stamps one to one within the slop, nearest pairs first.
 
     Args:
         first_ns: increasing stamps.
         second_ns: increasing stamps.
 
     Returns:
-        Pairs in the order of ``first_ns``.
+        Pairs of indices, in the order of ``first_ns``.
     """
     first, second = np.asarray(first_ns, np.int64), np.asarray(second_ns, np.int64)
     low, high = np.searchsorted(second, first - slop_ns), np.searchsorted(second, first + slop_ns, side="right")
@@ -161,7 +161,7 @@ def associate(first_ns: Sequence[int], second_ns: Sequence[int], slop_ns: int) -
 def _pair(
     streams: dict[str, dict[int, Path]], slop_ns: int
 ) -> tuple[list[tuple[int, dict[str, Path]]], dict[str, int]]:
-    """Stamp and files of every frame, and the counts of files that are in none."""
+    """Stamp and files of every frame, and the counts of files without a partner."""
     if len(streams) == 1:
         ((name, stream),) = streams.items()
         return [(stamp, {name: path}) for stamp, path in stream.items()], {}
@@ -188,7 +188,7 @@ def _read_list(path: Path) -> dict[int, Path]:
 
 
 def _read_truth(path: Path) -> tuple[list[int], list[Pose], int]:
-    """Stamps, poses, and how many were left out because they repeat a stamp."""
+    """Stamps, poses, and the number of poses dropped because they repeat a stamp."""
     stamps: dict[int, int] = {}
     poses: list[Pose] = []
     repeated, newest_ns = 0, None

@@ -184,7 +184,7 @@ def test_mounts_become_static_transforms_of_the_body(tmp_path: Path) -> None:
 
 
 class CountingSource(ListSource):
-    """Makes its samples when they are asked for, and counts how many are alive then; fails at ``fails_at``."""
+    """Makes its samples on demand, and counts how many are alive then; fails at ``fails_at``."""
 
     def __init__(self, count: int, fails_at: int | None = None) -> None:
         super().__init__(samples(count, ("image",)))

@@ -162,7 +162,7 @@ def test_noise_moves_a_lidar_point_along_its_beam() -> None:
     assert not bool(result.masked_select(picture[:, VALIDITY:] == 0).any())
 
 
-def test_negative_noise_is_refused() -> None:
+def test_negative_noise_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"measurement_noise_m must not be negative, got -0\.1"):
         AugmentConfig(measurement_noise_m=-0.1)
 

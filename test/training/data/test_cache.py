@@ -70,7 +70,7 @@ def test_without_a_cache_every_frame_is_read_into_memory_and_no_file_is_written(
         load(Unreadable(samples()), None)
 
 
-def test_intrinsics_are_kept_and_mounts_are_those_that_the_source_says_now(tmp_path: Path) -> None:
+def test_intrinsics_are_stored_and_mounts_are_the_present_ones_of_the_source(tmp_path: Path) -> None:
     blind = samples()
     blind[1] = Sample(replace(blind[1].frame, camera=None), blind[1].map_from_body)
     expected = prepare_dataset([ListSource(blind)], Preprocessor(CONFIG), progress=False)
@@ -95,7 +95,7 @@ def test_the_key_changes_with_all_that_changes_the_content_and_with_nothing_else
     assert entry_key(ListSource(samples()), normalised) == entry_key(source, CONFIG)
 
 
-def test_a_fingerprint_tells_files_their_state_and_settings_apart(tmp_path: Path) -> None:
+def test_a_fingerprint_changes_with_files_their_state_and_settings(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_text("x")
     before = fingerprint([file], 1)
@@ -138,7 +138,7 @@ def test_a_source_that_fails_leaves_no_entry(tmp_path: Path) -> None:
 
 
 class Slow(ListSource):
-    """Dies, or tells that it is read, in the middle of its frames."""
+    """Dies, or signals that it is read, in the middle of its frames."""
 
     def __init__(self, die: bool, log: Path) -> None:
         super().__init__(samples())
@@ -168,7 +168,7 @@ def test_a_process_that_is_killed_while_building_leaves_nothing_that_counts(tmp_
     assert not list((tmp_path / "cache").glob("*.building"))
 
 
-def test_processes_that_want_the_same_entry_build_it_once(tmp_path: Path) -> None:
+def test_processes_that_need_the_same_entry_build_it_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     arguments = (False, tmp_path / "cache", tmp_path / "log")
     processes = [context.Process(target=_load_in_process, args=arguments) for _ in range(3)]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path: Path, monkeypatch: py
         load(ListSource(samples()), tmp_path)
 
 
-def test_the_entry_says_what_it_is(tmp_path: Path) -> None:
+def test_the_entry_has_a_summary(tmp_path: Path) -> None:
     load(ListSource(samples(), "garden"), tmp_path)
     (entry,) = tmp_path.glob("*/entry.json")
     assert json.loads(entry.read_text())["source"] == "garden"

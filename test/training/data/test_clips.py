@@ -48,7 +48,7 @@ def rows_of(lengths: list[int], held_out: set[int]) -> tuple[Tensor, Tensor]:
     return sequences, torch.tensor([row for row in range(len(sequences)) if row not in held_out], dtype=torch.long)
 
 
-def test_runs_end_at_the_end_of_a_sequence_and_at_rows_left_out() -> None:
+def test_runs_end_at_the_end_of_a_sequence_and_at_missing_rows() -> None:
     sequences, rows = rows_of([4, 5], {1, 6})
     runs = segments(sequences, rows)
     assert [run.tolist() for run in runs] == [[0], [2, 3], [4, 5], [7, 8]]
@@ -157,16 +157,16 @@ def test_training_shows_whole_clips_one_after_the_other(
     torch.testing.assert_close(targets, (rows - 11.5) / scale, atol=1e-3, rtol=1e-3)
 
 
-def test_data_without_two_successive_frames_are_refused(tmp_path: Path) -> None:
+def test_data_without_two_successive_frames_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="MapNet trains on clips of 3 frames, but no two of the training frames follow"):
         trainer(prepared(8, break_before=range(8)), tmp_path / "m.safetensors", config("mapnet"))
 
 
-# --- answers to prepared data ------------------------------------------------------------------------------------
+# --- predictions on prepared data -----------------------------------------------------------------------------------
 
 
 class Adder(ClipModel):
-    """Answers a clip with running sums of its frames' rows, and so tells what it was shown; keeps each clip's rows."""
+    """Predicts running sums of a clip's rows, which identify the frames of the clip; stores each clip's rows."""
 
     def __init__(self, clip_length: int = 3) -> None:
         super().__init__(("image",))
@@ -208,7 +208,7 @@ def test_training_shows_each_frame_with_the_history_that_validation_and_a_robots
     assert validated.shown == trained_on
 
 
-def test_validation_and_a_robots_stream_give_the_same_answers() -> None:
+def test_validation_and_a_robots_stream_give_the_same_estimates() -> None:
     """Prepared in batches and decoded run by run, or frame by frame through the localizer, with modalities lost."""
     sizes = model_config("vidloc", "squeezenet1_1", feature_dim=8, recurrent_dim=8, clip_length=3)
     preprocess = PreprocessConfig(("image", "lidar"), 32)
@@ -219,12 +219,12 @@ def test_validation_and_a_robots_stream_give_the_same_answers() -> None:
     torch.manual_seed(0)
     model = build_model(sizes, preprocessor.channels)
     with torch.no_grad():
-        model(next(batches(data, rows, preprocessor, CPU)))  # a step of training, which tells the image's size
+        model(next(batches(data, rows, preprocessor, CPU)))  # a step of training, which sets the image's size
     prediction = predict(model, data, rows, preprocessor, METRES, CPU)
 
     stream = Localizer(CheckpointHeader(sizes, preprocess, METRES, "map", "base_link"), model).stream()
-    answers = [estimate for frame in frames for estimate in stream.feed(frame)]
-    positions = [estimate.map_from_body.position_m for estimate in answers]
+    estimates = [estimate for frame in frames for estimate in stream.feed(frame)]
+    positions = [estimate.map_from_body.position_m for estimate in estimates]
     np.testing.assert_allclose(positions, prediction.positions_m, atol=1e-5)
 
 
@@ -235,7 +235,7 @@ CLIP = 4
 
 @pytest.fixture(scope="module")
 def localizer(tmp_path_factory: pytest.TempPathFactory) -> Localizer:
-    """A vidloc with random weights that looks at four frames."""
+    """A vidloc with random weights and clips of four frames."""
     path = tmp_path_factory.mktemp("vidloc") / "model.safetensors"
     write_random_checkpoint(path, system="vidloc")
     header, model = load_checkpoint(path)
@@ -280,7 +280,7 @@ def test_only_a_bidirectional_vidloc_uses_the_future(bidirectional: bool) -> Non
     assert moved == ([True] * 5 if bidirectional else [False, False, False, True, True])
 
 
-def test_without_lookahead_each_frame_is_answered_at_once_from_the_past_window(localizer: Localizer) -> None:
+def test_without_lookahead_each_frame_is_estimated_at_once_from_the_past_window(localizer: Localizer) -> None:
     frames = drive(np.arange(7) * 0.1)
     stream = localizer.stream()
     moved = 0.0
@@ -293,7 +293,7 @@ def test_without_lookahead_each_frame_is_answered_at_once_from_the_past_window(l
     assert stream.flush() == []
 
 
-def test_a_frame_by_itself_is_answered_as_the_first_of_a_stream(localizer: Localizer) -> None:
+def test_a_frame_by_itself_is_estimated_as_the_first_of_a_stream(localizer: Localizer) -> None:
     for frame in drive(np.arange(3) * 0.1):
         assert_at(localizer.localize(frame), frame, decoded(localizer, [frame])[0])
         assert_at(localizer.stream().feed(frame)[0], frame, decoded(localizer, [frame])[0])
@@ -316,12 +316,12 @@ def test_with_lookahead_each_frame_waits_for_its_future(localizer: Localizer, lo
 
 
 @pytest.mark.parametrize("jump_s", [-0.05, 3.0], ids=["back", "gap"])
-def test_a_break_in_time_answers_what_waits_and_begins_anew(localizer: Localizer, jump_s: float) -> None:
+def test_a_break_in_time_estimates_what_waits_and_begins_anew(localizer: Localizer, jump_s: float) -> None:
     frames = drive([0.0, 0.1, 0.2, jump_s, jump_s + 0.1, jump_s + 0.2])
     stream = localizer.stream(lookahead=1)
-    answers = [stream.feed(frame) for frame in frames]
-    assert [len(due) for due in answers] == [0, 1, 1, 1, 1, 1]
+    estimates = [stream.feed(frame) for frame in frames]
+    assert [len(due) for due in estimates] == [0, 1, 1, 1, 1, 1]
     before, after = frames[:3], frames[3:]
-    assert_at(answers[3][0], before[2], decoded(localizer, before)[2])
-    assert_at(answers[4][0], after[0], decoded(localizer, after[:2])[0])
-    assert_at(answers[5][0], after[1], decoded(localizer, after)[1])
+    assert_at(estimates[3][0], before[2], decoded(localizer, before)[2])
+    assert_at(estimates[4][0], after[0], decoded(localizer, after[:2])[0])
+    assert_at(estimates[5][0], after[1], decoded(localizer, after)[1])

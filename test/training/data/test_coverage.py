@@ -24,15 +24,15 @@ from vmloc_ros.runtime.extrinsics import trained_extrinsics
 def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() -> None:
     rng = np.random.default_rng(0)
     train = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (300, 3))]
-    asked = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (40, 3))]
-    positions = np.stack([pose.position_m for pose in train]), np.stack([pose.position_m for pose in asked])
+    held_out = [yaw_pose(620_000 + x, 5_735_000 + y, a) for x, y, a in rng.uniform(0, 50, (40, 3))]
+    positions = np.stack([pose.position_m for pose in train]), np.stack([pose.position_m for pose in held_out])
     found = cKDTree(positions[0][:200]).query(positions[1][:15]), cKDTree(positions[0]).query(positions[1][15:])
     distance, rows = (np.concatenate(x) for x in zip(*found, strict=True))
     angles = [
         np.degrees(np.arccos(np.clip((np.trace(a.rotation.T @ train[row].rotation) - 1) / 2, -1, 1)))
-        for a, row in zip(asked, rows, strict=True)
+        for a, row in zip(held_out, rows, strict=True)
     ]
-    found = nearest_training_poses([(train[:200], asked[:15]), (train, asked[15:])])
+    found = nearest_training_poses([(train[:200], held_out[:15]), (train, held_out[15:])])
     assert np.isclose(found["median_distance_m"], np.median(distance), atol=1e-6)
     assert np.isclose(found["p95_distance_m"], np.percentile(distance, 95), atol=1e-6)
     assert np.isclose(found["median_angle_deg"], np.median(angles), atol=1e-5)
@@ -41,19 +41,19 @@ def test_the_nearest_poses_are_those_of_a_search_tree_also_in_utm_coordinates() 
 
 def test_a_view_is_known_where_a_training_pose_is_near_and_turned_alike() -> None:
     rng = np.random.default_rng(1)
-    train, asked = (
+    train, held_out = (
         [Pose.from_xyz_rpy([620_000 + x, y, z], [0.0, 0.0, a]) for x, y, z, a in rng.uniform(0, [5, 1, 1, 6.3], (n, 4))]
         for n in (300, 200)
     )
     train = [pose for pose in train for _ in range(2)]  # a robot that stands half of the time: the usual step is none
     assert TrainingArea.of(train).cell_m == 0.25
     expected = []
-    for one in asked:
+    for one in held_out:
         apart = [np.linalg.norm(one.position_m - other.position_m) for other in train]
         turned = [Rotation.from_matrix(one.rotation.T @ other.rotation).magnitude() for other in train]
         expected.append(bool(np.any((np.array(apart) <= 0.25) & (np.degrees(turned) <= 20))))
     assert 20 < sum(expected) < 180
-    assert known_views(train, asked).tolist() == expected
+    assert known_views(train, held_out).tolist() == expected
 
 
 def test_a_fast_robots_views_may_be_two_steps_apart() -> None:
@@ -78,8 +78,8 @@ def test_training_poses_and_their_surroundings_are_inside(places: list[tuple[flo
 def test_the_middle_of_a_loop_is_outside() -> None:
     angles = np.linspace(0, 2 * np.pi, 500)
     area = TrainingArea.of([yaw_pose(20 * np.cos(a), 20 * np.sin(a)) for a in angles])
-    asked = [yaw_pose(0, 0), yaw_pose(20.1, 0), yaw_pose(0, -19.9), yaw_pose(17, 0), yaw_pose(400, 0)]
-    assert area.outside(asked).tolist() == [True, False, False, True, True]
+    held_out = [yaw_pose(0, 0), yaw_pose(20.1, 0), yaw_pose(0, -19.9), yaw_pose(17, 0), yaw_pose(400, 0)]
+    assert area.outside(held_out).tolist() == [True, False, False, True, True]
 
 
 def test_the_record_stays_small_however_far_the_robot_drove() -> None:
@@ -94,7 +94,7 @@ def test_the_record_stays_small_however_far_the_robot_drove() -> None:
 
 
 @pytest.mark.parametrize("record", [{}, None, {"cell_m": 0.25, "cells": [[1, 2]]}, {"cell_m": "wide", "cells": []}])
-def test_a_malformed_record_of_the_area_is_refused(record: object) -> None:
+def test_a_malformed_record_of_the_area_is_rejected(record: object) -> None:
     with pytest.raises(CheckpointError, match="record of the training area is malformed"):
         TrainingArea.from_training({"area": record})
 

@@ -66,16 +66,16 @@ def no_thread_remains() -> Iterator[None]:
 
 
 class SlowDataset(PreparedDataset):
-    """Makes as many batches as it is allowed to; remembers who asked for them."""
+    """Makes as many batches as it is allowed to; stores which threads requested them."""
 
     def __init__(self, parts: list[PreparedSource], allowed: int = 100) -> None:
         super().__init__(parts, tuple(SHAPES))
-        self.allowed, self.asked = threading.Semaphore(allowed), threading.Semaphore(0)
+        self.allowed, self.requested = threading.Semaphore(allowed), threading.Semaphore(0)
         self.threads: list[threading.Thread] = []
 
     def batch(self, rows: Tensor, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         self.threads.append(threading.current_thread())
-        self.asked.release()
+        self.requested.release()
         assert self.allowed.acquire(timeout=30)
         return super().batch(rows, device)
 
@@ -142,7 +142,7 @@ def test_the_next_batches_are_made_while_the_caller_works(parts: list[PreparedSo
     batches = prefetch(slow, plan_of(0, 1, 2), CPU, 2)
     next(batches)
     for _ in range(3):
-        assert slow.asked.acquire(timeout=30)
+        assert slow.requested.acquire(timeout=30)
     assert threading.current_thread() not in slow.threads
     assert len(list(batches)) == 2
 

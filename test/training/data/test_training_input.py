@@ -133,7 +133,7 @@ def test_systems_that_need_no_geometry_get_none() -> None:
 
 
 def test_a_random_window_comes_with_its_own_measurements_and_camera() -> None:
-    """Depth that tells the pixel it is of: each cell's ray is that of the whole picture."""
+    """Depth that encodes its pixel: each cell's ray is that of the whole image."""
     frame = random_frame(0, (32, 48), MODALITIES)
     rows, columns = np.indices((32, 48))
     data = prepared(CROPPED, [replace(frame, depth_m=(1 + rows + columns / 100).astype(np.float32))])
@@ -196,7 +196,7 @@ def test_a_training_gives_the_model_mounts_and_geometry(tmp_path: Path) -> None:
         assert bool(batch.intrinsics.isfinite().all())
 
 
-def test_validation_data_of_another_body_are_refused(tmp_path: Path) -> None:
+def test_validation_data_of_another_body_are_rejected(tmp_path: Path) -> None:
     data, other = (prepared(CROPPED, frames(8), mounts) for mounts in (MOUNTS, {**MOUNTS, "lidar": CAMERA}))
     with pytest.raises(DataError, match="the mount of lidar is"):
         make_trainer(data, tmp_path / "model.safetensors", other)

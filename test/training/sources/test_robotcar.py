@@ -46,7 +46,7 @@ def sequence(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("poses", ["ins", "rtk"])
 def test_every_image_has_its_own_pose(shared: Path, poses: str) -> None:
-    """The colours tell the image's number, the drive the pose of its stamp; a shift by one frame is 0.3 m."""
+    """Colours encode the image's number, and the drive the pose at its stamp; a shift by one frame is 0.3 m."""
     rows = [line.split(",") for line in (shared / "gps" / "ins.csv").read_text().splitlines()]
     mini.write_lines(shared / "gps" / "rtk.csv", [",".join(row[:1] + row[2:]) for row in rows])  # has no status
     source = RobotCarSource(shared, with_robotcar(poses=poses, drop_bad_status=True), ("image",))

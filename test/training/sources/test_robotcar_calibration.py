@@ -117,7 +117,7 @@ def test_broken_lookup_table_is_named(tmp_path: Path, content: np.ndarray, text:
         read_lookup_table(tmp_path / LUT, 3, 4)
 
 
-def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
+def test_images_of_two_sizes_are_rejected(tmp_path: Path) -> None:
     camera = CentreCamera(None)
     camera.read(write_image(tmp_path / "1.png"))
     cv2.imwrite(str(tmp_path / "2.png"), np.zeros((mini.HEIGHT, mini.WIDTH + 2), np.uint8))
@@ -133,7 +133,7 @@ def test_images_of_two_sizes_are_refused(tmp_path: Path) -> None:
         (np.zeros((1, 6), np.uint8), r"expected a raw Bayer image, .* \(1, 6\)"),
     ],
 )
-def test_what_is_no_raw_image_is_refused(tmp_path: Path, pixels: np.ndarray, text: str) -> None:
+def test_what_is_no_raw_image_is_rejected(tmp_path: Path, pixels: np.ndarray, text: str) -> None:
     cv2.imwrite(str(tmp_path / "1.png"), pixels)
     with pytest.raises(DataError, match=f"1.png: {text}"):
         read_bayer(tmp_path / "1.png")

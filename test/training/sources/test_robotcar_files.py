@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RobotCar's stamps and poses: turned into east-north-up, and refused with file and line where they are broken."""
+"""RobotCar's stamps and poses: in east-north-up; malformed files are rejected with file and line."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_gps_follows_a_curve(tmp_path: Path) -> None:
         assert abs(heading - course) < 0.01
 
 
-def test_gps_of_a_car_that_never_moves_is_refused(tmp_path: Path) -> None:
+def test_gps_of_a_car_that_never_moves_is_rejected(tmp_path: Path) -> None:
     lines = [f"{number * 200000},5735000,620000,0" for number in range(20)]
     with pytest.raises(DataError, match=r"gps.csv: the car does not move"):
         read_gps(mini.write_lines(tmp_path / "gps.csv", ["timestamp,northing,easting,down", *lines]))
@@ -213,7 +213,7 @@ def test_broken_stamps_are_named(tmp_path: Path, lines: list[str], text: str) ->
 @IN_TMP_PATH
 @given(st.sampled_from(sorted(READERS)), st.data())
 def test_no_damage_gives_another_error_than_ours(tmp_path: Path, kind: str, data: st.DataObject) -> None:
-    """Bytes of a good file are cut or overwritten: the reader reads something or says what is wrong."""
+    """Bytes of a good file are cut or overwritten: the reader reads something or raises a DataError."""
     folder = tmp_path / kind
     path = folder / ("vo" if kind == "vo" else "gps") / f"{kind}.csv"
     if not folder.exists():

@@ -119,7 +119,7 @@ def test_truncated_empty_missing_and_broken_scans_are_named(tmp_path: Path, lida
 
 
 @pytest.mark.parametrize("shape", [(105, 8), (107, 8), (106, 8, 3)])
-def test_picture_that_is_no_velodyne_scan_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_picture_that_is_no_velodyne_scan_is_rejected(tmp_path: Path, shape: tuple[int, ...]) -> None:
     (tmp_path / "velodyne_left").mkdir()
     cv2.imwrite(str(tmp_path / "velodyne_left" / "1.png"), np.zeros(shape, np.uint8))
     with pytest.raises(DataError, match=r"1.png: expected 106 rows of 8 bits in one channel"):
@@ -223,7 +223,7 @@ def test_a_car_that_stands_does_not_collect_scans_without_end(drive: Path, read_
 
 
 def test_reflectances_stay_with_their_points(drive: Path) -> None:
-    """A scan's reflectance tells its beam, and the beam's side tells the wall."""
+    """A scan's reflectance encodes its beam, and the beam's side the wall."""
     cloud = accumulator(drive, 5.0).cloud(mini.stamp_us(2.0) * 1000, Pose.identity())
     assert cloud.intensity is not None
     left, right = np.abs(distances_to_walls(cloud.xyz_m.astype(float))) < 0.01

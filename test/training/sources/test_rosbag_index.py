@@ -53,7 +53,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def blank(path: Path) -> None:
-    """Take the content away in a way that no look at the folder shows."""
+    """Take the content away without changing what a listing of the folder shows."""
     [file] = path.glob("*.mcap")
     status = file.stat()
     file.write_bytes(bytes(status.st_size))
@@ -213,7 +213,7 @@ def test_bags_too_short_for_a_test_split_are_left_out_of_it(tmp_path: Path) -> N
     "options",
     [{"test_from_s": -1.0}, {"test_every": 1}, {"test_every": -2}, {"test_block_s": 0.0}],
 )
-def test_splits_that_make_no_sense_are_refused(options: dict[str, Any]) -> None:
+def test_splits_that_make_no_sense_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="test_from_s >= 0, test_every 0 or >= 2 and test_block_s > 0"):
         SourceOptions(**options)
 

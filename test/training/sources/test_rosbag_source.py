@@ -59,7 +59,7 @@ def test_every_image_is_a_frame_with_its_nearest_cloud_and_the_calibration(bag: 
         np.testing.assert_allclose(frame.camera_from_lidar.matrix, expected.matrix, atol=1e-9)
 
 
-def test_mounts_are_what_tf_static_says_of_the_messages_frames(bag: Path) -> None:
+def test_mounts_are_the_tf_static_transforms_of_the_messages_frames(bag: Path) -> None:
     mounts = source(bag).mounts
     assert mounts.keys() == {"image", "lidar"}
     np.testing.assert_allclose(mounts["image"].matrix, BASE_FROM_CAMERA.matrix, atol=1e-9)
@@ -78,7 +78,7 @@ def test_a_clouds_times_count_from_its_frames_stamp_not_from_its_own(tmp_path: P
     assert [frame.cloud.time_s for frame in alone] == [None] * len(alone)
 
 
-def test_a_mount_that_tf_static_does_not_say_is_left_out(tmp_path: Path) -> None:
+def test_a_mount_that_tf_static_lacks_is_missing(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(), clouds(), poses())
     assert source(path).mounts == {}
     mounts = source(path, body_frame="camera_optical_frame").mounts  # the pose is the camera's own
@@ -200,7 +200,7 @@ def test_odometry_serves_as_pose_with_its_own_frames(tmp_path: Path) -> None:
         assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
 
 
-def test_ground_truth_is_preferred_to_drifting_odometry_unless_told_otherwise(tmp_path: Path) -> None:
+def test_ground_truth_is_preferred_to_drifting_odometry_unless_the_options_choose(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(), clouds(), poses(), odometry())
     assert source(path).map_frame == "map"
     assert source(path, pose_topic="/odom").map_frame == "odom"
@@ -271,10 +271,10 @@ def test_a_folder_of_bags_gives_a_source_for_each_in_order_of_name(tmp_path: Pat
     assert [each.name for each in open_sources(tmp_path / "bags" / "b", "test", OPTIONS, ("image",))] == ["b"]
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------
+# --- what is rejected --------------------------------------------------------------------------------------------
 
 
-def test_a_bag_without_a_pose_topic_is_refused_with_what_it_has(tmp_path: Path) -> None:
+def test_a_bag_without_a_pose_topic_is_rejected_with_what_it_has(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(), clouds())
     with pytest.raises(
         DataError, match=r"bag has no pose topic \(geometry_msgs/msg/PoseStamped or .*tfMessage\); it has /camera"
@@ -292,7 +292,7 @@ def test_a_bag_without_a_pose_topic_is_refused_with_what_it_has(tmp_path: Path) 
         (("depth",), "has no depth topic"),
     ],
 )
-def test_a_missing_sensor_is_refused(tmp_path: Path, modalities: tuple[str, ...], match: str) -> None:
+def test_a_missing_sensor_is_rejected(tmp_path: Path, modalities: tuple[str, ...], match: str) -> None:
     other = {"image": clouds(), "lidar": images(), "depth": images()}[modalities[0]]
     with pytest.raises(DataError, match=match):
         source(write_bag(tmp_path / "bag", other, poses()), modalities)
@@ -311,7 +311,7 @@ def test_a_missing_sensor_is_refused(tmp_path: Path, modalities: tuple[str, ...]
         ("image_topic", "/nothing", "has no image topic /nothing; it has"),
     ],
 )
-def test_a_topic_of_the_wrong_type_or_name_is_refused(bag: Path, option: str, topic: str, match: str) -> None:
+def test_a_topic_of_the_wrong_type_or_name_is_rejected(bag: Path, option: str, topic: str, match: str) -> None:
     with pytest.raises(DataError, match=match):
         source(bag, **{option: topic})
 
@@ -329,7 +329,7 @@ def test_several_candidates_are_ambiguous_until_one_is_chosen(tmp_path: Path) ->
     assert len(source(path, ("image",), image_topic="/rear/image_raw", pose_topic="/gps/pose")) == 10
 
 
-def test_clocks_that_do_not_overlap_are_refused_with_the_poses_span(tmp_path: Path) -> None:
+def test_clocks_that_do_not_overlap_are_rejected_with_the_poses_span(tmp_path: Path) -> None:
     path = write_bag(tmp_path / "bag", images(start=T0 + 10**12), poses())
     with pytest.raises(DataError, match=rf"none of 10 frames .* from {T0 - 140 * MS} to .* share one clock"):
         source(path, ("image",))
@@ -348,7 +348,7 @@ def write_declared(path: Path, topic: str, kind: str, *streams: Iterable[Message
     return path
 
 
-def test_a_declared_topic_without_messages_is_refused_not_a_crash(tmp_path: Path) -> None:
+def test_a_declared_topic_without_messages_is_rejected_not_a_crash(tmp_path: Path) -> None:
     kind = "geometry_msgs/msg/PoseStamped"
     path = write_declared(tmp_path / "no poses", "/gt", kind, images())
     with pytest.raises(DataError, match="has no pose topic"):
@@ -360,13 +360,13 @@ def test_a_declared_topic_without_messages_is_refused_not_a_crash(tmp_path: Path
         source(path, ("image",), image_topic="/image")
 
 
-def test_an_empty_bag_is_refused(tmp_path: Path) -> None:
+def test_an_empty_bag_is_rejected(tmp_path: Path) -> None:
     path = write_declared(tmp_path / "bag", "/image", "sensor_msgs/msg/Image")
     with pytest.raises(DataError, match=r"bag .* is empty"):
         source(path)
 
 
-def test_a_pose_of_nan_is_refused_with_its_topic(tmp_path: Path) -> None:
+def test_a_pose_of_nan_is_rejected_with_its_topic(tmp_path: Path) -> None:
     broken = poses()
     broken[4][1].pose.position.y = float("nan")
     with pytest.raises(DataError, match=rf"bag: /ground_truth/pose: invalid pose at {broken[4][2]} ns: .*finite"):
@@ -377,14 +377,14 @@ def test_a_pose_of_nan_is_refused_with_its_topic(tmp_path: Path) -> None:
         assert_pose(sample.map_from_body, true_pose(sample.frame.stamp_ns))
 
 
-def test_extrinsics_of_nan_are_refused_with_their_topic(tmp_path: Path) -> None:
+def test_extrinsics_of_nan_are_rejected_with_their_topic(tmp_path: Path) -> None:
     broken = calibration()
     broken[0][1].transforms[1].transform.rotation.w = float("nan")
     with pytest.raises(DataError, match="bag: /tf_static: invalid pose"):
         source(write_bag(tmp_path / "bag", images(), poses(), broken), ("image",))
 
 
-def test_a_message_that_cannot_be_decoded_is_refused_with_its_stamp(tmp_path: Path) -> None:
+def test_a_message_that_cannot_be_decoded_is_rejected_with_its_stamp(tmp_path: Path) -> None:
     broken = images()
     broken[3][1].encoding = "sepia"
     opened = source(write_bag(tmp_path / "bag", broken, poses()), ("image",))
@@ -392,7 +392,7 @@ def test_a_message_that_cannot_be_decoded_is_refused_with_its_stamp(tmp_path: Pa
         list(opened)
 
 
-def test_a_picture_of_another_size_is_refused_with_its_topic_and_stamp(tmp_path: Path) -> None:
+def test_a_picture_of_another_size_is_rejected_with_its_topic_and_stamp(tmp_path: Path) -> None:
     """One CameraInfo cannot be true of both."""
     mixed = images()
     mixed[5] = (mixed[5][0], image_message(mixed[5][2], "camera", np.zeros((12, 16, 3), np.uint8), "rgb8"), mixed[5][2])
@@ -408,7 +408,7 @@ def test_images_that_repeat_a_stamp_are_counted_once(tmp_path: Path) -> None:
     assert opened.report["late or duplicate"] == 3
 
 
-def test_a_header_too_short_to_hold_a_stamp_is_refused(tmp_path: Path) -> None:
+def test_a_header_too_short_to_hold_a_stamp_is_rejected(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
         for topic, message, stamp in poses():
             bag.write(topic, message, stamp)
@@ -418,7 +418,7 @@ def test_a_header_too_short_to_hold_a_stamp_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
-def test_a_truncated_bag_is_refused_with_its_name(bag: Path, kept: float) -> None:
+def test_a_truncated_bag_is_rejected_with_its_name(bag: Path, kept: float) -> None:
     (storage,) = bag.glob("*.mcap")
     content = storage.read_bytes()
     storage.write_bytes(content[: int(len(content) * kept)])
@@ -439,7 +439,7 @@ def test_damage_inside_a_bag_raises_a_data_error_or_nothing(bag: Path, seed: int
         list(source(bag))
 
 
-def test_what_is_no_data_at_all_is_refused_with_what_would_be(tmp_path: Path) -> None:
+def test_what_is_no_data_at_all_is_rejected_with_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
     with pytest.raises(DataError, match="nowhere does not exist; give a bag, a folder of bags or a 7-Scenes scene"):

@@ -142,7 +142,7 @@ def test_transforms_of_ros1_serve_as_poses_despite_leading_slashes(kind: str, tm
 
 @pytest.mark.parametrize("storage", ["ros1.bag", "bz2.bag", "sqlite", "sqlite_file_zstd", "mcap_chunk_zstd"])
 @pytest.mark.parametrize("kept", [0.0, 0.4, 0.95])
-def test_a_truncated_recording_is_refused_by_its_name_in_one_line(storage: str, kept: float, tmp_path: Path) -> None:
+def test_a_truncated_recording_is_rejected_by_its_name_in_one_line(storage: str, kept: float, tmp_path: Path) -> None:
     path = tmp_path / storage
     STORAGES[storage](path, recording())
     [file] = [path] if path.is_file() else [child for child in path.iterdir() if child.name != "metadata.yaml"]
@@ -200,7 +200,7 @@ def test_frames_that_are_not_used_are_not_decoded(tmp_path: Path) -> None:
     assert [int(sample.frame.image[0, 0, 0]) for sample in source(path, ("image",), stride=3)] == [0, 3, 6, 9]
 
 
-def test_a_definition_without_a_header_is_refused(tmp_path: Path) -> None:
+def test_a_definition_without_a_header_is_rejected(tmp_path: Path) -> None:
     store = get_typestore(Stores.EMPTY)
     store.register(get_types_from_msg("uint32 height\nuint32 width", "sensor_msgs/msg/Image"))
     kind = "sensor_msgs/msg/Image"

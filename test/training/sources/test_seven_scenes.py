@@ -54,7 +54,7 @@ def scene(tmp_path: Path) -> Path:
 
 
 def frames_of(source: SevenScenesSource) -> list[tuple[int, int]]:
-    """Sequence and frame number of every sample, told by the true position."""
+    """Sequence and frame number of every sample, from its true position."""
     return [(round(pose.position_m[0]), round(pose.position_m[1] * 10)) for pose in source.poses()]
 
 
@@ -165,7 +165,7 @@ def test_bad_pose_is_named_or_skipped_and_counted(scene: Path, kind: str) -> Non
     assert source.report == {"frames": 6, "frames without a valid pose": 1}
 
 
-def test_scene_without_any_valid_pose_is_refused(scene: Path) -> None:
+def test_scene_without_any_valid_pose_is_rejected(scene: Path) -> None:
     for path in scene.glob("seq-02/*.pose.txt"):
         path.write_text(BAD_POSES["nan"])
     with pytest.raises(DataError, match="no frame of the test split has a valid pose"):
@@ -206,7 +206,7 @@ def test_corrupt_picture_is_named_when_it_is_read(
         next(samples)
 
 
-def test_unfit_folders_are_refused(scene: Path, tmp_path: Path) -> None:
+def test_unfit_folders_are_rejected(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent is not a folder"):
         SevenScenesSource(tmp_path / "absent", "train")
     with pytest.raises(DataError, match="split must be train, test or all, got 'val'"):
@@ -235,7 +235,7 @@ def test_scene_folder_is_recognised_as_a_source(scene: Path) -> None:
 
 
 def test_real_recording_is_consistent(real_data: Path) -> None:
-    """A frame's points, moved to another frame, lie where its depth says: depth, pose, intrinsics fit."""
+    """A frame's points, moved to another frame, lie at its depth: depth, pose, intrinsics fit."""
     scene = real_data / "7scenes" / "redkitchen"
     assert len(SevenScenesSource(scene, "train")) == 650
     test = SevenScenesSource(scene, "test", SourceOptions(stride=5))

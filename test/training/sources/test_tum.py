@@ -145,7 +145,7 @@ def test_one_modality_alone_needs_no_partner(sequence: Path, modality: str, time
     assert {sample.frame.modalities for sample in source} == {(modality,)}
 
 
-def test_a_modality_that_the_dataset_lacks_is_refused(sequence: Path) -> None:
+def test_a_modality_that_the_dataset_lacks_is_rejected(sequence: Path) -> None:
     with pytest.raises(DataError, match="TUM RGB-D has image and depth, no lidar"):
         TumSource(sequence, modalities=("image", "lidar"))
 
@@ -166,7 +166,7 @@ def test_frames_without_a_pose_nearby_are_dropped_and_counted(sequence: Path) ->
         TumSource(sequence, NARROW)
 
 
-def test_a_pose_that_repeats_a_stamp_is_left_out_and_counted(sequence: Path) -> None:
+def test_a_pose_that_repeats_a_stamp_is_dropped_and_counted(sequence: Path) -> None:
     """Line 10863 of the real freiburg2_desk does so."""
     expected = TumSource(sequence, NARROW).poses()
     truth = sequence / "groundtruth.txt"
@@ -346,7 +346,7 @@ def refusal(root: Path) -> str | None:
     st.sampled_from(["rgb.txt", "depth.txt", "groundtruth.txt"]),
     st.one_of(st.binary(max_size=80), st.lists(WORDS, max_size=24).map(" ".join).map(str.encode)),
 )
-def test_whatever_a_list_holds_it_is_read_or_refused_in_one_line(sequence: Path, file: str, content: bytes) -> None:
+def test_whatever_a_list_holds_it_is_read_or_rejected_in_one_line(sequence: Path, file: str, content: bytes) -> None:
     sound = (sequence / file).read_bytes()
     (sequence / file).write_bytes(content)
     message = refusal(sequence)
@@ -375,7 +375,7 @@ def test_a_converted_bag_gives_the_frames_of_the_folder(sequence: Path, tmp_path
         np.testing.assert_allclose(bag.map_from_body.matrix, folder.map_from_body.matrix, atol=1e-12)
 
 
-def test_the_command_line_converts_and_refuses(
+def test_the_command_line_converts_and_rejects(
     sequence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", "tum", str(sequence), "--out", str(tmp_path / "bag"), "--stride", "3"]) == 0

@@ -102,7 +102,7 @@ def test_only_views_that_the_other_blocks_show_are_asked_for(caplog: pytest.LogC
     assert [asked.tolist() for _, asked in split.folds] == [[*range(30)], [*range(30, 60)]]
     assert [len(train) for train, _ in split.folds] == [90, 90]
     assert split.train.tolist() == list(range(120))
-    assert "60 of 120 frames show views that the other blocks show, too; only they are judged" in caplog.text
+    assert "60 of 120 frames show views that other blocks also show; only these are predicted" in caplog.text
 
 
 def test_where_every_place_was_seen_once_all_frames_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -47,10 +47,10 @@ class Calibration:
 
     Args:
         path: the file.
-        counts: how many numbers the wanted names have; other lines are not looked at.
+        counts: how many numbers each name has; other lines are ignored.
 
     Raises:
-        DataError: the file or a wanted name is missing, or its numbers are malformed.
+        DataError: the file or a name is missing, or its numbers are malformed.
     """
 
     def __init__(self, path: Path, counts: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@
   ``calib_velo_to_cam.txt`` and ``calib_imu_to_velo.txt`` in ``DATE``. Scans are as measured.
 
 Frames have REP-103's axes (x forward, y left, z up). ``base_link`` is, in raw drives, the GPS/IMU unit; in odometry,
-which does not say where that is, it sits at the left grey camera, whose poses the dataset gives. ``map`` is
+which does not include its pose, it is at the left grey camera, whose poses the dataset gives. ``map`` is
 ``base_link`` of the recording's first pose: recordings do not share a map. Images are those of the left colour camera,
 where it is missing of the grey one.
 """
@@ -48,24 +48,24 @@ _BASE_FROM_OPTICAL = Pose(np.zeros(3), np.array([0.5, -0.5, 0.5, -0.5]))
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What either layout comes down to.
+    """A recording of either layout.
 
     Attributes:
         name: for messages.
-        files: of each modality, by frame number.
-        stamps_ns: of the first modality, by frame number.
-        poses: of base_link in the map, by stamp.
-        labels: the files that poses, stamps and calibration come from.
+        files: by modality and frame number.
+        stamps_ns: stamps of the first modality, by frame number.
+        poses: poses of base_link in the map, by stamp.
+        metadata_files: files of poses, stamps and calibration.
         mounts: ``base_from_sensor`` of each modality.
-        projection: of the image.
-        image_size: width and height, where the calibration tells them.
+        projection: of the images, None without them.
+        image_size: width and height, where the calibration has them.
     """
 
     name: str
     files: dict[str, dict[int, Path]]
     stamps_ns: dict[int, int]
     poses: dict[int, Pose]
-    labels: list[Path]
+    metadata_files: list[Path]
     mounts: dict[str, Pose]
     projection: Projection | None
     image_size: tuple[int, int] | None = None
@@ -86,13 +86,14 @@ def is_kitti(path: Path) -> bool:
 class KittiSource:
     """Frames of one recording: images, each with the scan of the same number.
 
-    A scan that is missing, as a few of the dataset are, leaves its image alone. In raw drives the pose is interpolated
-    at the image's stamp; frames outside the poses' time span, or between poses far apart, are dropped and counted.
+    Images whose scan is missing, as a few are in the dataset, are frames without a scan. In raw drives the pose is
+    interpolated at the image's stamp; frames outside the poses' time span, or between poses far apart, are dropped and
+    counted.
 
     Args:
         folder: ``sequences/NN``, or a drive's folder.
         options: ``stride`` and ``pose_gap_s`` concern it; the dataset itself pairs images and scans.
-        modalities: ``image``, ``lidar`` or both; None is what the folder has.
+        modalities: ``image``, ``lidar`` or both; None reads all that the folder has.
 
     Raises:
         DataError: a file is missing or malformed, a modality is not there, or no frame has a pose.
@@ -137,7 +138,7 @@ class KittiSource:
 
     def fingerprint(self) -> str:
         files = [path for entry in self._entries for path in entry.files.values()]
-        return fingerprint([*self._recording.labels, *files], self.modalities)
+        return fingerprint([*self._recording.metadata_files, *files], self.modalities)
 
     def _read(self, entry: _Entry) -> Frame:
         image = read_rgb(entry.files[IMAGE]) if IMAGE in entry.files else None
@@ -225,14 +226,14 @@ def _read_raw(folder: Path, modalities: Sequence[str] | None) -> _Recording:
     if LIDAR in folders:
         mounts[LIDAR] = lidar_from_base.inverse()
     by_stamp = dict(zip(records, poses, strict=True))
-    labels = [clock, oxts / "timestamps.txt", *records.values(), *calibs]
-    return _Recording(folder.name, files, stamps, by_stamp, labels, mounts, projection, size)
+    metadata_files = [clock, oxts / "timestamps.txt", *records.values(), *calibs]
+    return _Recording(folder.name, files, stamps, by_stamp, metadata_files, mounts, projection, size)
 
 
 def _choose_folders(
     folder: Path, images: tuple[str, str], scans: str, modalities: Sequence[str] | None
 ) -> dict[str, Path]:
-    """The folder of each modality that is wanted, the image first."""
+    """The folder of each modality to read, the image first."""
     candidates = {IMAGE: [folder / name for name in images], LIDAR: [folder / scans]}
     there = {modality: [path for path in paths if path.is_dir()] for modality, paths in candidates.items()}
     wanted = [name for name, paths in there.items() if paths] if modalities is None else modalities

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where RobotCar's sensors sit, and how its cameras see.
+"""Extrinsics of RobotCar's sensors, and models of its cameras.
 
 Two frames lie at the origin of the stereo camera: ``stereo``, the dataset's vehicle frame with x forward, y right,
 z down, and ``vehicle``, the same turned to x forward, y left, z up (REP-103). ``base_link`` is the INS turned likewise.
@@ -36,7 +36,7 @@ CENTRE_MODEL = "stereo_narrow_left"  # the centre lens is the left one of the na
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CameraModel:
-    """Intrinsics of the undistorted image in pixels, and where the lens is.
+    """Intrinsics of the undistorted image in pixels, and the pose of the optical frame.
 
     Attributes:
         camera_from_optical: from the optical frame (x right, y down, z forward) to the camera's sensor frame.
@@ -143,13 +143,13 @@ def undistort(image: NDArray[np.uint8], table: NDArray[np.float32]) -> NDArray[n
 
 
 class CentreCamera:
-    """Pictures of ``stereo/centre``.
+    """Reader of images of ``stereo/centre``.
 
     Args:
-        models: folder of the camera models; None leaves pictures distorted, and then there are no intrinsics.
+        models: folder of the camera models; None keeps images distorted, without intrinsics.
 
     Attributes:
-        files: of the calibration.
+        files: files of the calibration.
 
     Raises:
         DataError: the camera's model or lookup table is missing, or the model is malformed.

@@ -33,7 +33,7 @@ GOOD_STATUS = "INS_SOLUTION_GOOD"
 
 _POSITION, _ANGLES = ("northing", "easting", "down"), ("roll", "pitch", "yaw")
 _STAMP_LIMIT_US = 2**31 * 1_000_000  # of builtin_interfaces/Time
-# A course is taken over two seconds, and kept where those are less than walking pace: GPS wanders while the car stands.
+# The heading is that of the motion over two seconds; it is kept while the car is slower: GPS wanders while it stands.
 _COURSE_HALF_WINDOW_NS, _COURSE_MIN_M = 1_000_000_000, 2.0
 
 
@@ -44,7 +44,7 @@ class StampedPoses:
     Attributes:
         stamps_ns: ``(N,)`` int64, strictly increasing.
         poses: N poses.
-        dropped: rows of the file left out for their status.
+        dropped: number of rows dropped for their status.
     """
 
     stamps_ns: NDArray[np.int64]
@@ -82,7 +82,7 @@ def read_ins(path: Path, drop_bad_status: bool = False) -> StampedPoses:
     """Poses of ``gps/ins.csv``, or of ``gps/rtk.csv``, which has no status.
 
     Args:
-        drop_bad_status: leave out rows whose ``ins_status`` is not :data:`GOOD_STATUS`, whatever they hold.
+        drop_bad_status: ignore rows whose ``ins_status`` is not :data:`GOOD_STATUS`, even malformed ones.
 
     Raises:
         DataError: the file is missing, empty or malformed, stamps do not increase strictly, or no row is left.
@@ -153,11 +153,11 @@ def read_vo(path: Path) -> RelativeMotions:
 def integrate_vo(vo: RelativeMotions, stereo_from_base: Pose) -> StampedPoses:
     """Poses of ``base_link`` in a frame in which it starts at the origin.
 
-    The chain has breaks of one or a few images; over these the car is taken to go on as it did before.
+    Gaps of one or a few images in the chain are bridged by the motion before them, at constant velocity.
 
     Args:
         vo: at least one motion of the dataset's stereo frame.
-        stereo_from_base: where ``base_link`` is in it.
+        stereo_from_base: pose of ``base_link`` in it.
     """
     stamps, chain = [int(vo.start_ns[0])], [np.eye(4)]
     for index, (start, end, motion) in enumerate(zip(vo.start_ns, vo.end_ns, vo.start_from_end, strict=True)):
@@ -194,7 +194,7 @@ def _poses(position_m: Array, quaternion_wxyz: Array) -> list[Pose]:
 
 
 def _read_csv(path: Path, columns: Iterable[str]) -> dict[int, list[str]]:
-    """Cells of the named columns in every row, by line number; the header says where they stand."""
+    """Cells of the named columns in every row, by line number; the header gives their order."""
     lines = read_lines(path)
     header = [name.strip() for name in lines[0].split(",")] if lines else []
     if absent := [name for name in columns if name not in header]:
@@ -213,7 +213,7 @@ def _read_csv(path: Path, columns: Iterable[str]) -> dict[int, list[str]]:
 
 
 def _numbers(path: Path, rows: dict[int, list[str]], cells: slice) -> Array:
-    """``(rows, cells)`` finite numbers; line by line only to say which one is wrong."""
+    """``(rows, cells)`` finite numbers; parsed line by line only where one is malformed, to name it."""
     try:
         values = np.array([row[cells] for row in rows.values()], np.float64)
     except ValueError:

@@ -30,12 +30,12 @@ _HDL32E_DEPRESSION_RAD = np.radians(np.arange(-8, 24) * 4 / 3)[:, None]  # posit
 _HDL32E_HEIGHT_M = 0.090805  # of the beams' origin above the sensor's base
 _HDL32E_MIN_RANGE_M = 1.0
 _HDL32E_ROWS = 32 + 2 * 32 + 2 + 8
-# Scans nearer to each other than this along the way add nothing; a car that stands would collect them without end.
+# Scans nearer to each other than this along the way add nothing; a standing car would accumulate them without end.
 _SPACING_M = 0.1
 
 
 def read_scan(path: Path) -> PointCloud:
-    """Points of a scan; the kind of file follows from the name of its folder. Beams without return are left out.
+    """Points of a scan; the file format follows from the name of its folder. Beams without return are omitted.
 
     Raises:
         DataError: the file is missing, empty, cut short, damaged, or holds something that is not finite.
@@ -45,7 +45,7 @@ def read_scan(path: Path) -> PointCloud:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     if not data:
-        raise DataError(f"{path} is empty; without the file its scan is left out")
+        raise DataError(f"{path} is empty; delete it to skip the scan")
     points, shades = _decoder(path)(path, data)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         xyz, intensity = points.astype(np.float32), None if shades is None else shades.astype(np.float32)
@@ -112,16 +112,16 @@ def _decode_velodyne_picture(path: Path, data: bytes) -> _Points:
 
 
 class ScanAccumulator:
-    """Clouds at any time, of the scans before it, each placed by the pose at its own stamp.
+    """Clouds accumulated from the scans up to a time, each placed by the pose at its own stamp.
 
-    Scans are read when a cloud needs them, and those of the latest cloud are kept: clouds asked for in the order of
-    time read each scan once.
+    Scans are read when a cloud needs them, and those of the latest cloud are kept: clouds made in time order read each
+    scan once.
 
     Args:
-        folder: of the scans; its sibling ``<name>.timestamps`` says which exist.
-        track: of the car.
-        base_from_lidar: where the lidar sits.
-        distance_m: how far back along the way; 0 takes the latest scan alone.
+        folder: folder of the scans; its sibling ``<name>.timestamps`` lists them.
+        track: poses of the car.
+        base_from_lidar: pose of the lidar in ``base_link``.
+        distance_m: how far back along the way scans are used, metres; 0 takes the latest scan alone.
         gap_s: scans between poses farther apart in time than this are not used.
 
     Attributes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oxford RobotCar (Maddern et al. 2017): a car's camera, lidar and INS, over and over on the same streets.
+"""Oxford RobotCar (Maddern et al. 2017): camera, lidar and INS of a car that drives the same streets many times.
 
 A sequence is a folder named by date and time, as the dataset's archives unpack: ``stereo.timestamps``,
 ``stereo/centre/<stamp>.png``, ``gps/ins.csv``, ``vo/vo.csv``, and per lidar ``<lidar>.timestamps`` and
@@ -100,13 +100,12 @@ class RobotCarSource:
     span, in a gap between poses, or without a scan shortly before, are dropped and counted in ``report``.
 
     Clouds lie in the frame ``vehicle`` at the image's stamp: at the stereo camera, x forward, y left, z up, whichever
-    lidar they are of. The LMS's own frame stands on its head, and one view point for picture and cloud is what both
-    projections want.
+    lidar they are of. The LMS's own frame is upside down, and both projections need one viewpoint for image and cloud.
 
     Args:
         sequence: its folder.
         options: ``stride``, ``pose_gap_s``, ``slop_s`` (how old the latest scan may be) and ``robotcar`` concern it.
-        modalities: of ``image`` and ``lidar``.
+        modalities: ``image``, ``lidar`` or both.
 
     Raises:
         DataError: a file or folder is missing or malformed, or no frame is left.
@@ -189,7 +188,7 @@ class RobotCarSource:
         return find_folder(self._sequence, name, getattr(self._options.robotcar, name))
 
     def _read_mounts(self) -> dict[str, Pose]:
-        """Poses of the optical frame and of ``vehicle``, where clouds lie; pictures alone do without a calibration."""
+        """Poses of the optical frame and of ``vehicle``, where clouds lie; images alone need no calibration."""
         try:
             extrinsics = self._folder("extrinsics")
             vehicle = base_from_vehicle(extrinsics)

@@ -21,7 +21,7 @@ _DEADLINE_NS = 200_000_000
 def read_header(data: bytes, is_ros2: bool) -> tuple[int, str]:
     """Stamp (ns) and frame of a serialized message that begins with a ``std_msgs/Header``.
 
-    Both layouts have them at the same place: four bytes (ROS 2: the CDR encapsulation, whose second byte tells the
+    Both layouts have them at the same place: four bytes (ROS 2: the CDR encapsulation, whose second byte is the
     byte order; ROS 1: ``seq``), seconds, nanoseconds, the length of the frame's name, and the name.
 
     Raises:
@@ -37,19 +37,19 @@ def read_header(data: bytes, is_ros2: bool) -> tuple[int, str]:
 
 
 class FrameReader:
-    """Pairs the streams' messages by the stamps in their bytes.
+    """Pairs the streams' messages by the stamps in their headers.
 
-    Where the clock jumps back, frames are left out until it has caught up: each stamp comes once, and in order.
+    Where the clock jumps back, frames are dropped until it has caught up: stamps increase strictly.
 
     Args:
         reader: an open bag.
-        streams: topics by modality; the first decides when a frame exists.
+        streams: topics by modality; each message of the first one makes a frame.
         slop_s: see :class:`SourceOptions`.
         keep_data: keep the messages in the bundles, not just their stamps.
 
     Attributes:
         first_frames: by modality ``header.frame_id`` of its first message.
-        repeated: frames left out after the clock jumped back.
+        repeated: number of frames dropped after the clock jumped back.
 
     Raises:
         DataError: a topic's type does not begin with a header.

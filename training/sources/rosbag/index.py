@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What opening a bag finds out, kept on disk: a bag of hours is read through once, not at every start."""
+"""Index of a bag's frames and poses, cached on disk, so that a bag of hours is read through only once."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from vmloc_ros.core.geometry import Pose
 
 logger = logging.getLogger(__name__)
 
-# Another one wherever the same bag and options may give other frames than the code before gave.
+# Increase it whenever the same bag and options may give other frames than before.
 RULES_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BagIndex:
-    """All frames of a bag, with a pose or without; stride and split come after.
+    """All frames of a bag, with a pose or without; stride and split are applied later.
 
     Attributes:
         streams: topics by modality.
         pose_description: topic, number and time span of the poses, for messages.
-        sensor_frames: by modality ``header.frame_id`` of its first message.
-        counts: messages and poses by what became of them.
+        sensor_frames: ``header.frame_id`` of the first message, by modality.
+        counts: numbers of messages and poses that were used, and that were dropped, by reason.
         stamps_ns: ``(N,)`` increasing stamps of frames.
         poses: ``(N, 7)`` x y z qw qx qy qz of ``map_from_body``; NaN where there is none.
-        outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; without a pose it is in a gap else.
+        outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
         static_edges: parent and child of M static transforms.
         static_poses: ``(M, 7)`` their ``parent_from_child``.
     """
@@ -64,9 +64,9 @@ class BagIndex:
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
-    """The bag's index from the folder, after putting it there where it is missing or damaged.
+    """Load the bag's index from the folder, or build and store it where it is missing or damaged.
 
-    A folder that cannot be written is worth a warning, no more; None keeps nothing.
+    A folder that cannot be written only causes a warning; None stores nothing.
 
     Raises:
         DataError: see :func:`build_index`.

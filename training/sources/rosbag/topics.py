@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which topic of a bag plays which role: the one asked for, or the only one that fits."""
+"""Choice of a bag's topics: those named in the options, or the only ones of a suitable type."""
 
 from __future__ import annotations
 
