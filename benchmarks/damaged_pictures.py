@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dense checkpoint of an RGB-D camera on damaged pictures and in places it never saw, as Markdown tables.
+"""A dense checkpoint of an RGB-D camera on corrupted images and in unknown places, as a Markdown table.
 
 python benchmarks/damaged_pictures.py CHECKPOINT SCENE [--foreign SCENE] [--stride 4]
 
 SCENE is in 7-Scenes' layout. Every row is of the scene's test frames (or of all foreign ones): errors, median of the
-solver's cues, and the area under the ROC curve of telling these frames from undamaged ones by one cue alone.
+solver's cues, and the area under the ROC curve of detecting these frames, among clean ones, by one cue alone.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ from training.sources import open_sources
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
 
-# `Prediction.outlier_scores` as `DenseModel.locate` gives them, or 1 - them
+# `Prediction.outlier_scores` of `DenseModel.locate`, or 1 - them
 CUES = ("inliers", "residual", "on the map")
-READ_NOISE = 0.02  # of full scale: what is left of a dark picture
+READ_NOISE = 0.02  # of full scale: noise of a dark image
 
 
 def darker(share: float) -> Callable[[Frame], Frame]:
-    """A share of the light, and the camera's gain cannot go up any more."""
+    """A share of the light, with the camera's gain at its limit."""
 
-    def damage(frame: Frame) -> Frame:
+    def corrupt(frame: Frame) -> Frame:
         noise = np.random.default_rng(frame.stamp_ns).normal(0, READ_NOISE, frame.image.shape)
         return replace(frame, image=(255 * (frame.image / 255 * share ** (1 / 2.2) + noise)).clip(0, 255).astype("u1"))
 
-    return damage
+    return corrupt
 
 
 def blurred(pixels: int) -> Callable[[Frame], Frame]:
-    """Moved sideways while the shutter was open."""
+    """Horizontal motion blur."""
     kernel = np.full((1, pixels), 1 / pixels, np.float32)
     return lambda frame: replace(frame, image=cv2.filter2D(frame.image, -1, kernel))
 
 
 def half_covered(depth_too: bool) -> Callable[[Frame], Frame]:
-    """The left half."""
+    """The left half of the image, and of the depth image, without measurements."""
 
-    def damage(frame: Frame) -> Frame:
+    def corrupt(frame: Frame) -> Frame:
         image, depth_m = frame.image.copy(), frame.depth_m.copy()
         image[:, : image.shape[1] // 2] = 0
         if depth_too:
             depth_m[:, : depth_m.shape[1] // 2] = 0
         return replace(frame, image=image, depth_m=depth_m)
 
-    return damage
+    return corrupt
 
 
-DAMAGES: dict[str, Callable[[Frame], Frame]] = {
+CORRUPTIONS: dict[str, Callable[[Frame], Frame]] = {
     "none": lambda frame: frame,
     "1/8 of the light": darker(1 / 8),
     "1/64 of the light": darker(1 / 64),
@@ -75,19 +75,21 @@ SENSORS: dict[str, Callable[[Frame], Frame]] = {
 }
 
 
-def judged(localizer: Localizer, samples: Iterable[Sample], change: Callable[[Frame], Frame]) -> tuple[str, np.ndarray]:
-    """Errors as cells of a table, and cues ``(N, 3)`` that are larger where all is well."""
-    truth, found, cues = [], [], []
+def measure(
+    localizer: Localizer, samples: Iterable[Sample], change: Callable[[Frame], Frame]
+) -> tuple[str, np.ndarray]:
+    """Errors as cells of a table, and cues ``(N, 3)``, larger in clean frames."""
+    truth, estimates, cues = [], [], []
     for sample in samples:
         batch = localizer.preprocess(change(sample.frame))
         with torch.inference_mode():
             prediction = localizer.model.locate(batch, localizer.header.pose_codec)
-        found.append(localizer.estimate(0, localizer.present(batch), prediction).map_from_body)
+        estimates.append(localizer.estimate(0, localizer.present(batch), prediction).map_from_body)
         truth.append(sample.map_from_body)
         cues.append(np.array([1, 0, 1]) - prediction.outlier_scores[0])
-    errors = pose_errors(truth, found).summary()
+    errors = pose_errors(truth, estimates).summary()
     median = f"{errors['median_position_m']:.3f} m, {errors['median_rotation_deg']:.2f} deg"
-    return f"{len(found)} | {median} | {errors['p95_position_m']:.3f} m", np.array(cues)
+    return f"{len(estimates)} | {median} | {errors['p95_position_m']:.3f} m", np.array(cues)
 
 
 def main() -> None:
@@ -105,21 +107,21 @@ def main() -> None:
         return [x for source in open_sources(path, split, source_options, localizer.modalities) for x in source]
 
     known = samples(options.scene, "test", options.stride)
-    rows = [(damage, sensors, known) for damage in DAMAGES for sensors in SENSORS]
+    rows = [(corruption, sensors, known) for corruption in CORRUPTIONS for sensors in SENSORS]
     if options.foreign:
-        strangers = samples(options.foreign, "all", 1)
-        rows += [("another place", sensors, strangers) for sensors in SENSORS]
+        foreign = samples(options.foreign, "all", 1)
+        rows += [("another place", sensors, foreign) for sensors in SENSORS]
     heads = [*CUES, *(f"area by {cue}" for cue in CUES)]
     print(f"| input | sensors | frames | median | 95 % | {' | '.join(heads)} |", "|---" * 11 + "|", sep="\n")
-    good: dict[str, np.ndarray] = {}
-    for damage, sensors, shown in tqdm(rows, desc="rows"):
-        change = DAMAGES.get(damage, DAMAGES["none"])
-        errors, cues = judged(localizer, shown, lambda frame, c=change, s=sensors: SENSORS[s](c(frame)))
-        good.setdefault(sensors, cues)
-        areas = [area_under_roc(a, b) for a, b in zip(good[sensors].T, cues.T, strict=True)]
+    clean: dict[str, np.ndarray] = {}
+    for corruption, sensors, samples_of_row in tqdm(rows, desc="rows"):
+        change = CORRUPTIONS.get(corruption, CORRUPTIONS["none"])
+        errors, cues = measure(localizer, samples_of_row, lambda frame, c=change, s=sensors: SENSORS[s](c(frame)))
+        clean.setdefault(sensors, cues)
+        areas = [area_under_roc(a, b) for a, b in zip(clean[sensors].T, cues.T, strict=True)]
         medians = np.abs(np.median(cues, axis=0))
         values = " | ".join(f"{value:.2f}" for value in medians) + " | " + " | ".join(f"{area:.3f}" for area in areas)
-        print(f"| {damage} | {sensors} | {errors} | {values} |", flush=True)
+        print(f"| {corruption} | {sensors} | {errors} | {values} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signal, noise and bias of the encoder gradient's estimators against k, on an analytic model and the shipped network.
+"""Signal, noise and bias of estimators of the encoders' gradient by k, on an analytic model and the shipped network.
 
 python benchmarks/gradient_estimators.py --out DIR     # writes DIR/gradient_estimators.md and .png; some minutes
 
-The gradient is that by mean and log-variance of the joint posterior, of all frames of a fixed batch: what the encoders
-are given, exactly and without the cost of running them.
+The gradient is that with respect to mean and log-variance of the joint posterior, for all frames of a fixed batch: what
+is propagated back into the encoders, without the cost of running them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads make a busy machine slow
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow a busy machine down
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -28,6 +27,7 @@ from training.data.dataset import prepare_dataset
 from training.data.model_input import model_input
 from training.objectives.base import PoseLoss
 from training.objectives.variational import bound_loss
+from training.output import markdown_table, write_figure, write_text
 from training.simulation import simulate
 from training.sources import open_sources
 from training.sources.options import SourceOptions
@@ -38,10 +38,10 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 ESTIMATORS = ("iwae", "stl", "dreg", "dreg_lambda")
 SAMPLES = (1, 5, 10, 50, 200)
-GROUPS = 20  # of draws; the spread between them gives the standard errors
+GROUPS = 20  # of draws; the variance between them gives the standard errors
 FRAMES = 16
 CHECKPOINT = Path(__file__).parents[1] / "resource" / "vmloc_street.safetensors"
-DRIVE_SEED = 1_000_050  # of a drive that the checkpoint has not seen
+DRIVE_SEED = 1_000_050  # of a drive that the checkpoint was not trained on
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Problem:
     Attributes:
         mean, log_variance: ``(B, D)``.
         target: ``(B, 6)``.
-        latents: decoded at once, at most.
-        draws: independent gradients in a group, at most.
+        latents: maximum number decoded at once.
+        draws: maximum number of independent gradients in a group.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Length:
-    """An estimate of the length of a vector, by its square, which may come out negative.
+    """Estimate of the length of a vector, by its square, which may be negative.
 
     Attributes:
         error: one standard error of the square.
@@ -91,17 +91,17 @@ class Length:
         return max(self.square, 0.0) ** 0.5
 
     @property
-    def is_seen(self) -> bool:
+    def is_significant(self) -> bool:
         return self.square > 3 * self.error
 
     def __str__(self) -> str:
-        """Its value, or an upper limit, three standard errors up."""
-        return f"{self.value:.2g}" if self.is_seen else f"<{(max(self.square, 0.0) + 3 * self.error) ** 0.5:.1g}"
+        """The value, or an upper limit of three standard errors where it is not significant."""
+        return f"{self.value:.2g}" if self.is_significant else f"<{(max(self.square, 0.0) + 3 * self.error) ** 0.5:.1g}"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What was found for one estimator, k and lambda.
+    """Results for one estimator, k and lambda.
 
     Attributes:
         snr: length of the mean gradient by the root of the summed variance of its elements.
@@ -131,7 +131,7 @@ def main() -> None:
             name = f"{problem.name}, lambda = {kl_weight:g}"
             results[name] = {k: measure(problem, k, kl_weight, bar) for k in SAMPLES}
     tables = "\n\n".join(f"### {name[0].upper()}{name[1:]}\n\n{table(figures)}" for name, figures in results.items())
-    (out / "gradient_estimators.md").write_text(tables + "\n")
+    write_text(out / "gradient_estimators.md", tables + "\n")
     save_plot(out / "gradient_estimators.png", results)
     print(tables)
 
@@ -139,11 +139,11 @@ def main() -> None:
 def analytic_problem(name: str, width: float) -> Problem:
     """Linear decoder, squared loss, latent of 4, one frame.
 
-    The true posterior is a Gaussian with correlations, q is diagonal and half its standard deviation off the truth.
+    The true posterior is a Gaussian with correlations; q is diagonal, and its mean is off by half a standard deviation.
 
     Args:
-        width: q's variance in units of that which the ELBO prefers, ``1 / precision``. That is narrower than the
-            truth, so much that the weights (of lambda = 1) have no third moment here; at 2 they have eight and more.
+        width: q's variance relative to the ELBO's optimum, ``1 / precision``. At 1, q is so much narrower than the true
+            posterior that the weights (of lambda = 1) have no third moment here; at 2 they have eight and more.
     """
     generator = torch.Generator().manual_seed(0)
     matrix, target, shift = (
@@ -186,7 +186,7 @@ def network_problem(out: Path) -> Problem:
         model.requires_grad_(False).train()
         torch.manual_seed(0)
         error = (model.decode(joint.sample(100)) - target).abs()
-    # Beta and gamma are not in a checkpoint: where they settle, at the logarithms of their errors.
+    # Beta and gamma are not in a checkpoint: their optima are the logarithms of the errors.
     beta, gamma = (float(part.sum(-1).mean().log()) for part in error.split(3, dim=-1))
     loss = PoseLoss(beta, gamma).requires_grad_(False)
     return Problem("network", model, loss, joint.mean, joint.log_variance, target, 9600, 20)
@@ -238,15 +238,15 @@ def table(figures: dict[int, dict[str, Figures]]) -> str:
     """Markdown; a row per k."""
     columns = [f"{what} {estimator}" for what in ("SNR", "variance", "bias") for estimator in ESTIMATORS]
     columns += [f"cosine {estimator}" for estimator in ("stl", "dreg")]
-    lines = [f"| k | effective samples | {' | '.join(columns)} |", "|---:" * (len(columns) + 2) + "|"]
+    rows = []
     for k, row in figures.items():
         cells = [f"{row['iwae'].effective_samples:.1f}"]
         cells += [str(row[estimator].snr) for estimator in ESTIMATORS]
         cells += [f"{row[estimator].variance:.2g}" for estimator in ESTIMATORS]
         cells += [str(row[estimator].bias) for estimator in ESTIMATORS]
         cells += [f"{row[estimator].cosine:.2f}" for estimator in ("stl", "dreg")]
-        lines.append(f"| {k} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([k, *cells])
+    return markdown_table(["k", "effective samples", *columns], rows, labels=0)
 
 
 def save_plot(file: Path, results: dict[str, dict[int, dict[str, Figures]]]) -> None:
@@ -264,16 +264,16 @@ def save_plot(file: Path, results: dict[str, dict[int, dict[str, Figures]]]) -> 
         axes.set_xticks(SAMPLES, [str(k) for k in SAMPLES])
         axes.minorticks_off()
     above[0].set_ylabel("signal-to-noise ratio\n(dotted: sqrt(k) and 1/sqrt(k))")
-    below[0].set_ylabel("bias by the length of the gradient\n(left out: not told from zero)")
+    below[0].set_ylabel("bias by the length of the gradient\n(insignificant ones are not shown)")
     above[0].legend(fontsize="small")
-    FigureCanvasAgg(figure).print_png(file)
+    write_figure(file, figure)
 
 
 def plot_figure(axes: Axes, figures: dict[int, dict[str, Figures]], what: str) -> None:
-    """A line per estimator; what is not three standard errors away from zero is left out."""
+    """Plot a line per estimator; values less than three standard errors from zero are not shown."""
     for estimator, style, size in zip(ESTIMATORS, ("o-", "s-", "v-", "^--"), (9, 7, 7, 4), strict=True):
         points = [(k, getattr(row[estimator], what)) for k, row in figures.items()]
-        seen = [(k, length.value) for k, length in points if length.is_seen]
+        seen = [(k, length.value) for k, length in points if length.is_significant]
         axes.plot([k for k, _ in seen], [value for _, value in seen], style, markersize=size, label=estimator)
     axes.set(xscale="log", yscale="log")
     axes.grid(True, alpha=0.3)

@@ -4,8 +4,8 @@
 python benchmarks/input_pipeline.py [--backbone resnet34] [--size 128] [--batch 8] [--device cpu]
 
 Frames are noise, made by the script. Every turn takes steps with the resident batch and with each kind of data, in
-random order: a busy moment hits all alike. A cold cache is one that this machine has dropped from its memory; what the
-disk itself still holds in memory is not known.
+random order, so that other load on the machine affects all alike. A cold cache has been dropped from this machine's
+memory; what the disk's own cache holds is not known.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from training.data.model_input import model_input
 from training.data.prefetch import prefetch
 from training.objectives.registry import build_objective
 from training.objectives.variational import BoundConfig
+from training.output import markdown_table
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model, model_config
@@ -48,7 +49,7 @@ WARM_UP = 1
 
 
 class Noise:
-    """A source of noise: pictures and depth pictures of the size that training gets them in."""
+    """Source of noise: images and depth images in the size of prepared ones."""
 
     name, map_frame, body_frame, modalities = "noise", "map", "base_link", ("image", "depth")
 
@@ -94,7 +95,7 @@ class Training:
         self._generator = torch.Generator().manual_seed(0)
 
     def seconds(self, batches: Iterator[Batch], steps: int) -> float:
-        """Duration of the steps and of getting their batches, from the moment when the first is there."""
+        """Duration of the steps and of loading their batches, without the first one."""
         batch = next(batches)
         self._wait()
         started = time.perf_counter()
@@ -125,16 +126,16 @@ class Data:
 
     def __init__(self, options: argparse.Namespace, preprocessor: Preprocessor, cache: Path) -> None:
         self._options, self._preprocessor, self._cache = options, preprocessor, cache
-        # The first batch comes before the clock starts; those at the end keep the thread busy until it stops.
+        # The first batch is loaded before the clock starts; those at the end keep the thread busy until it stops.
         self._count = (1 + options.steps + options.depth) * options.batch
         self._source = Noise(2 * self._count, options.size)
         self._in_memory = prepare_dataset([self._source], preprocessor)
         self._mapped()
-        os.sync()  # what is not yet on the disk cannot be dropped from the page cache
+        os.sync()  # dirty pages cannot be dropped from the page cache
         self._generator = torch.Generator().manual_seed(1)
 
     def batches(self, place: str, depth: int) -> Generator[Batch, None, None]:
-        """As many as a turn needs, of frames drawn without repetition."""
+        """Batches for one turn, of frames drawn without repetition."""
         rows = torch.randperm(len(self._source), generator=self._generator)[: self._count]
         plan = rows.split(self._options.batch)
         return prefetch(self._open(place), plan, self._options.device, depth)
@@ -177,7 +178,7 @@ def main() -> None:
                 read_before = _bytes_read()
                 taken = training.seconds(batches, options.steps)
                 batches.close()
-                if turn >= WARM_UP:  # the first ones pay for lazy initialisation
+                if turn >= WARM_UP:  # the first ones include lazy initialisation
                     seconds[place, depth].append(taken / options.steps)
                     from_disk += (_bytes_read() - read_before) if place == COLD else 0
     print(_hardware(options), _table(seconds), sep="\n\n")
@@ -193,12 +194,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--depth", type=int, default=2, help="batches to read ahead")
-    parser.add_argument("--folder", type=Path, help="where the cache shall be; not a memory disk")
+    parser.add_argument("--folder", type=Path, help="of the cache; not on a memory disk")
     return parser.parse_args()
 
 
 def _bytes_read() -> int:
-    """What the system fetched from disks for this process."""
+    """Bytes that the operating system read from disks for this process."""
     lines = Path("/proc/self/io").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
@@ -215,13 +216,13 @@ def _hardware(options: argparse.Namespace) -> str:
 
 def _table(seconds: dict[tuple[str, int], list[float]]) -> str:
     """Throughput relative to the resident batch: median and quartiles of the ratios within a turn."""
-    rows = ["| data from | read ahead | step (ms) | throughput / resident |", "|---|---:|---:|---:|"]
+    rows = []
     resident = np.array(seconds[RESIDENT, 0])
     for (place, depth), values in seconds.items():
         low, median, high = np.percentile(resident / np.array(values), [25, 50, 75])
         ratio = "1" if place == RESIDENT else f"{median:.2f} ({low:.2f}-{high:.2f})"
-        rows.append(f"| {place} | {depth or 'no thread'} | {1e3 * np.median(values):.0f} | {ratio} |")
-    return "\n".join(rows)
+        rows.append([place, depth or "no thread", f"{1e3 * np.median(values):.0f}", ratio])
+    return markdown_table(["data from", "read ahead", "step (ms)", "throughput / resident"], rows, labels=1)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from training.output import markdown_table
 from training.testing import noise_input
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.geometry import Pose
@@ -24,7 +25,7 @@ from vmloc_ros.core.pose_codec import PoseCodec
 
 CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
 CHANNELS = {"image": 3, "depth": 2}
-REMEMBERED_FRAMES = 4000
+STORED_FRAMES = 4000
 
 
 def main() -> None:
@@ -38,14 +39,14 @@ def main() -> None:
     inputs = {name: _input(model, options.size, options.device) for name, model in systems.items()}
     times = _times_ms(systems, inputs, options.repeats)
     baseline = times["vmloc"]
-    print("| system | inputs | parameters (M) | GFLOPs | ms per frame | relative to vmloc |")
-    print("|---|---|---:|---:|---:|---:|")
+    rows = []
     for name, model in systems.items():
         count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        print(
-            f"| `{name}` | {', '.join(model.modalities)} | {count:.1f} | {_gflops(model, inputs[name]):.1f} | "
-            f"{times[name]:.1f} | {times[name] / baseline:.2f} |"
-        )
+        gflops = _gflops(model, inputs[name])
+        cells = [f"{count:.1f}", f"{gflops:.1f}", f"{times[name]:.1f}", f"{times[name] / baseline:.2f}"]
+        rows.append([f"`{name}`", ", ".join(model.modalities), *cells])
+    titles = ["system", "inputs", "parameters (M)", "GFLOPs", "ms per frame", "relative to vmloc"]
+    print(markdown_table(titles, rows, labels=2))
 
 
 def _build(name: str, backbone: str) -> PoseModel:
@@ -58,8 +59,8 @@ def _build(name: str, backbone: str) -> PoseModel:
     if isinstance(model, MemoryModel):
         with torch.no_grad():
             width = model.describe(_input(model, 64, "cpu")).shape[1]
-        identity = np.tile([1.0, 0.0, 0.0, 0.0], (REMEMBERED_FRAMES, 1))
-        model.memorise(torch.randn(REMEMBERED_FRAMES, width), np.zeros((REMEMBERED_FRAMES, 3)), identity)
+        identity = np.tile([1.0, 0.0, 0.0, 0.0], (STORED_FRAMES, 1))
+        model.memorise(torch.randn(STORED_FRAMES, width), np.zeros((STORED_FRAMES, 3)), identity)
     return model
 
 
@@ -71,21 +72,21 @@ def _input(model: PoseModel, size: int, device: str) -> ModelInput:
 
 @torch.inference_mode()
 def _times_ms(systems: dict[str, PoseModel], inputs: dict[str, ModelInput], repeats: int) -> dict[str, float]:
-    """Median time of an answer with covariance; the systems take turns, so that a busy moment hits all alike."""
+    """Median time of a prediction with covariance; systems take turns, so that other load affects all alike."""
     samples = Uncertainty().samples
     times: dict[str, list[float]] = {name: [] for name in systems}
     for repeat in range(repeats + 2):
         for name, model in systems.items():
             started = time.perf_counter()
-            model.locate(inputs[name], CODEC, samples)  # ends on the CPU, so a GPU is done too
-            if repeat >= 2:  # the first ones pay for lazy initialisation
+            model.locate(inputs[name], CODEC, samples)  # the result is on the CPU, so a GPU has finished too
+            if repeat >= 2:  # the first ones include lazy initialisation
                 times[name].append(1e3 * (time.perf_counter() - started))
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
 @torch.no_grad()
 def _gflops(model: PoseModel, batch: ModelInput) -> float:
-    """Multiplications and additions of one answer without alternatives, 1e9."""
+    """Multiplications and additions of one prediction without samples, 1e9."""
     with FlopCounterMode(display=False) as counter:
         model.locate(batch, CODEC)
     return counter.get_total_flops() / 1e9

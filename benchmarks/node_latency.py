@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the node adds to its model's time, over DDS between processes, as Markdown tables.
+"""Latency of the node beyond its model's time, over DDS between processes, as Markdown tables.
 
 python benchmarks/node_latency.py [--checkpoint FILE] [--rates 20 30] [--seconds 20] [--points 60000] [--device cpu]
 
-For each rate, a node of its own and a publisher of its own, which sends a 640x480 rgb8 image and a PointCloud2 of
-(x, y, z, intensity) with equal stamps, best effort as drivers do; this process listens.
+For each rate, a new node and a new publisher, which sends a 640x480 rgb8 image and a PointCloud2 of (x, y, z,
+intensity) with equal stamps, best effort as drivers do; this process subscribes to the poses.
 
-* answer: from the arrival of the image's message in the node to the end of publication, as /diagnostics has it.
-* model: `PoseModel.locate` in that very frame. All else is overhead, subtracted frame by frame: waiting for the cloud
-  and for the frames before, decoding, projection, scaling, covariance, confidence, messages.
+* node: from the arrival of the image's message in the node to the end of publication, the latency in /diagnostics.
+* model: `PoseModel.locate` for the same frame. All else is overhead, subtracted frame by frame: waiting for the cloud
+  and for earlier frames, decoding, projection, scaling, covariance, confidence, messages.
 * end to end: from before the publisher's call for the image to the pose's arrival in this process.
-* Without ROS: `locate`, and all of `Localizer.localize`, again and again on the same data, with nothing beside.
+* Without ROS: `locate`, and all of `Localizer.localize`, repeatedly on the same data, without other load.
 
 Timers wrap the node's functions, which takes microseconds. The checkpoint must take image and lidar, the latter as a
-cylindrical picture. On a machine of more cores, `taskset -c 0,1` in front leaves two to all processes together.
+cylindrical range image. `taskset -c 0,1` in front limits all processes together to two cores.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from node_stopwatch import CPU, run_node
 from node_traffic import listener, publish, random_cloud, random_image, wait_for_rest, wait_until
 from tqdm import tqdm
 
+from training.output import markdown_table
 from vmloc_ros.core.resources import share_path
 from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep
 
@@ -46,19 +47,19 @@ SPAWN = multiprocessing.get_context("spawn")  # a forked child would share this 
 
 @dataclass(frozen=True)
 class Run:
-    """One rate's outcome; arrays in milliseconds, a row per pose.
+    """Results at one rate; arrays in milliseconds, a row per pose.
 
     Attributes:
-        rate_hz: that the publisher reached.
+        rate_hz: actual rate of the publisher.
         counts: of messages and poses, by column.
-        stages: of the answer, which they add up to.
-        cpu_stages: CPU time of the worker threads in them, without torch's other threads and without waiting.
-        foreign_cores: CPU seconds per second of processes that are not the benchmark's.
+        stages: of the node's latency, which is their sum.
+        cpu_stages: CPU time of the worker threads in these, without torch's other threads and without waiting.
+        foreign_cores: CPU seconds per second of processes outside of the benchmark.
     """
 
     rate_hz: float
     counts: dict[str, Any]
-    answer_ms: np.ndarray
+    node_ms: np.ndarray
     end_to_end_ms: np.ndarray
     stages: dict[str, np.ndarray]
     cpu_stages: dict[str, np.ndarray]
@@ -66,7 +67,7 @@ class Run:
 
 
 def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -> tuple[list[float], list[float], int]:
-    """Of `locate` alone and of `localize`, and torch's number of threads; in turns, without ROS."""
+    """Times of `locate` alone and of `localize`, in turns and without ROS; and torch's number of threads."""
     import torch
 
     from vmloc_ros.core.frame import Frame
@@ -94,7 +95,7 @@ def own_times_ms(checkpoint: Path, device: str, points: int, count: int = 100) -
 
 
 def measure(options: argparse.Namespace, rate_hz: float) -> Run:
-    """One node and one publisher, at one rate."""
+    """Measure one node with one publisher at one rate."""
     foreign_s, started_s = _foreign_s(), time.perf_counter()
     parameters = {"checkpoint": options.checkpoint, "device": options.device, "min_confidence": 0.0}
     settings = [part for name, value in parameters.items() for part in ("-p", f"{name}:={value}")]
@@ -119,20 +120,20 @@ def measure(options: argparse.Namespace, rate_hz: float) -> Run:
         "paired": diagnostics["pairing: paired"],
         "poses": len(arrivals_ns),
         "dropped for newer": diagnostics["dropped for newer"],
-        "newest answered": "yes" if stamps[-1] in arrivals_ns else "no",
+        "newest localized": "yes" if stamps[-1] in arrivals_ns else "no",
     }
     frames = [frame for frame in frames if frame["stamp"] in arrivals_ns]
     end_to_end_ms = np.array([(arrivals_ns[frame["stamp"]] - frame["stamp"]) * 1e-6 for frame in frames])
     times = {name: np.array([frame[name] for frame in frames]) for name in frames[0]}
     stages = _stages(times)
-    stages["pairing, queueing, the rest"] = times["answer"] - sum(stages.values())
+    stages["pairing, queueing, the rest"] = times["node"] - sum(stages.values())
     cpu_stages = _stages({name: times[f"{name}{CPU}"] for name in times if f"{name}{CPU}" in times})
     sent_hz = 1e9 * (len(stamps) - 1) / (stamps[-1] - stamps[0])
-    return Run(sent_hz, counts, times["answer"], end_to_end_ms, stages, cpu_stages, foreign_cores)
+    return Run(sent_hz, counts, times["node"], end_to_end_ms, stages, cpu_stages, foreign_cores)
 
 
 def _stages(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Shares of time, from that of functions that call each other."""
+    """Times of the stages, from those of functions that call each other."""
     return {
         "decoding": times["decode"],
         "projection": times["project"],
@@ -144,7 +145,7 @@ def _stages(times: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _foreign_s() -> float:
-    """CPU time of the whole machine, but for this process and its ended children."""
+    """CPU time of the whole machine, except this process and its ended children."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     busy_s = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return busy_s - sum(os.times()[:4])
@@ -153,7 +154,7 @@ def _foreign_s() -> float:
 def main() -> None:
     """Measure and print."""
     options = _options()
-    let_idle_threads_sleep()  # as the node does, for those without it too
+    let_idle_threads_sleep()  # as the node does; for the processes without a node, too
     leave_a_core()
     with ProcessPoolExecutor(1, SPAWN) as pool:
         own = pool.submit(own_times_ms, options.checkpoint, options.device, options.points).result()
@@ -183,23 +184,23 @@ def _conditions(options: argparse.Namespace, alone_ms: list[float], whole_ms: li
 
 
 def _runs_table(runs: list[Run]) -> str:
-    times = ("answer", "model", "answer - model", "end to end", "end to end - model")
+    times = ("node", "model", "node - model", "end to end", "end to end - model")
     heads = ["rate (Hz)", *runs[0].counts, *(f"{name} (ms)" for name in times), "others' CPU (cores)"]
-    rows = [f"| {' | '.join(heads)} |", "|---:" * len(heads) + "|"]
+    rows = []
     for run in runs:
         model_ms = run.stages[MODEL]
-        times_ms = (run.answer_ms, model_ms, run.answer_ms - model_ms, run.end_to_end_ms, run.end_to_end_ms - model_ms)
+        times_ms = (run.node_ms, model_ms, run.node_ms - model_ms, run.end_to_end_ms, run.end_to_end_ms - model_ms)
         cells = [f"{run.rate_hz:.1f}", *run.counts.values(), *map(_spread, times_ms), f"{run.foreign_cores:.2f}"]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows)
+        rows.append(cells)
+    return markdown_table(heads, rows, labels=0)
 
 
 def _stages_table(run: Run) -> str:
-    rows = ["| stage | ms | CPU time of the thread (ms) |", "|---|---:|---:|"]
+    rows = []
     for name, values in run.stages.items():
         cpu = _spread(run.cpu_stages[name]) if name in run.cpu_stages else ""
-        rows.append(f"| {name} | {_spread(values)} | {cpu} |")
-    return "\n".join(rows)
+        rows.append([name, _spread(values), cpu])
+    return markdown_table(["stage", "ms", "CPU time of the thread (ms)"], rows, labels=1)
 
 
 def _spread(values: np.ndarray) -> str:

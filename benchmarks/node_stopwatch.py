@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node with timers in its two worker threads, for node_latency.py."""
+"""The node with timers around functions of its two worker threads, for node_latency.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Stopwatch:
         setattr(owner, attribute, timed)
 
     def close_frames(self, worker: Any, outputs: Any, health: Any) -> None:
-        """Keep a frame's times when the node counts its pose as published, with stamp and latency."""
+        """Store a frame's times when the node counts its pose as published, with stamp and latency."""
         prepare, publish, published = worker.prepare, outputs.publish, health.published
 
         def prepare_and_note(instance: Any, bundle: Any) -> Any:
@@ -51,13 +51,13 @@ class Stopwatch:
         def published_and_note(instance: Any, latency_ms: float, *others: Any) -> None:
             published(instance, latency_ms, *others)
             times = self._thread.__dict__
-            self.frames.append({**self._prepared.pop(times["stamp"]), **times, "answer": latency_ms})
+            self.frames.append({**self._prepared.pop(times["stamp"]), **times, "node": latency_ms})
 
         worker.prepare, outputs.publish, health.published = prepare_and_note, publish_and_note, published_and_note
 
 
 def run_node(arguments: list[str], report: Path) -> None:
-    """The node with timers, until SIGTERM; ``report`` then gets its frames."""
+    """Run the node with timers until SIGTERM, then write the times of its frames to ``report``."""
     from vmloc_ros import node
     from vmloc_ros.core import preprocessing
     from vmloc_ros.core.localizer import Localizer

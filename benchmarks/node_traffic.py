@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: TID251  (it talks to ROS)
-"""What `node_latency.py` sends to the node, and what it hears of it, each in a process of its own."""
+"""Publisher and subscriber of `node_latency.py`, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from vmloc_ros.ros.environment import use_fastdds_profile
 
 HEIGHT, WIDTH, BEAMS = 480, 640, 32
 MATCH_LIMIT_S = 60.0
-VARIANTS = 4  # different messages that are sent in turn
+VARIANTS = 4  # number of different messages, sent in turn
 
 
 def publish(rate_hz: float, seconds: float, points: int) -> list[int]:
-    """Send images and clouds at a rate; returns the stamps."""
+    """Publish images and clouds at a rate; return their stamps."""
     use_fastdds_profile()
     rclpy.init()
     node = rclpy.create_node("latency_publisher")
     images = node.create_publisher(Image, "camera/image_raw", qos_profile_sensor_data)
     clouds = node.create_publisher(PointCloud2, "lidar/points", qos_profile_sensor_data)
     wait_until(lambda: images.get_subscription_count() and clouds.get_subscription_count(), "the node's subscriptions")
-    time.sleep(1.0)  # the other side may have to learn of us yet
+    time.sleep(1.0)  # discovery on the other side may not be complete
     messages = [(random_image(seed), random_cloud(seed, points)) for seed in range(VARIANTS)]
     stamps = []
     started_s = time.perf_counter()
@@ -45,7 +45,7 @@ def publish(rate_hz: float, seconds: float, points: int) -> list[int]:
         images.publish(image)
         clouds.publish(cloud)
         stamps.append(stamp_ns(image.header))
-    time.sleep(1.0)  # shared memory goes with its process
+    time.sleep(1.0)  # shared memory ends with its process
     rclpy.shutdown()
     return stamps
 
@@ -76,7 +76,7 @@ def random_cloud(seed: int, points: int) -> PointCloud2:
 
 @contextmanager
 def listener() -> Iterator[tuple[dict[int, int], dict[str, str]]]:
-    """When the pose of each stamp came, and the latest diagnostics; both grow."""
+    """Arrival time of the pose of each stamp, and the latest diagnostics; both are updated in the background."""
     use_fastdds_profile()
     arrivals_ns: dict[int, int] = {}
     diagnostics: dict[str, str] = {}
@@ -105,19 +105,19 @@ def listener() -> Iterator[tuple[dict[int, int], dict[str, str]]]:
 
 
 def wait_for_rest(arrivals_ns: dict[int, int], diagnostics: dict[str, str]) -> None:
-    """Until no more poses come and the diagnostics have counted them all."""
+    """Wait until no more poses arrive and the diagnostics have counted them all."""
     seen = -1
     while len(arrivals_ns) > seen:
         seen = len(arrivals_ns)
         time.sleep(2.0)
     if not seen:
-        raise SystemExit(f"no pose came; the node says: {diagnostics}")
+        raise SystemExit(f"no pose arrived; diagnostics of the node: {diagnostics}")
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
-    """Raises SystemExit: it took too long."""
+    """Wait until the condition holds. Raises SystemExit: after :data:`MATCH_LIMIT_S`."""
     deadline_s = time.monotonic() + MATCH_LIMIT_S
     while not condition():
         if time.monotonic() > deadline_s:
-            raise SystemExit(f"waited {MATCH_LIMIT_S:g} s for {what}")
+            raise SystemExit(f"waited {MATCH_LIMIT_S:g} s in vain for {what}")
         time.sleep(0.02)

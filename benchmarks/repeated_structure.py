@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a dense system does in a map with two streets that are the same, as a Markdown table.
+"""A dense system in a map with two identical streets, as a Markdown table.
 
-python benchmarks/repeated_structure.py twins
+python benchmarks/repeated_structure.py FOLDER
 
-Three simulated streets side by side, of which the third is the first once more: other drives, traffic and parked cars,
-but the same houses. Simulates, trains and evaluates on drives that nothing has seen; what is there already is kept.
+Three simulated streets side by side; the third has the houses of the first, with other drives, traffic and parked
+cars. Simulates, trains, and evaluates on drives that training has not seen; existing drives and checkpoints are kept.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tqdm import tqdm
 from training.evaluation.metrics import CONFIDENCE_LIMIT, THRESHOLDS
 from training.simulation import simulate, street_centre
 
-STREETS = {0: "one of two alike", 1: "unlike any other", 2: "the other"}
+STREETS = {0: "first of two identical ones", 1: "unique", 2: "second of two identical ones"}
 REPEATED = {0: 0, 1: 1, 2: 0}  # world seeds
 SEEDS = {"train": range(1, 7), "val": (101,), "test": (1_000_007,)}
-OTHER_DRIVES = 10  # added to a seed on the third street, or its drives and traffic would be the first one's, too
+OTHER_DRIVES = 10  # added to a seed on the third street, or its drives and traffic would be those of the first
 
 
 def main() -> None:
@@ -33,13 +33,13 @@ def main() -> None:
     folder = (options := parser.parse_args()).folder
     for part, number, seed in tqdm([(p, n, s) for p, seeds in SEEDS.items() for n in STREETS for s in seeds]):
         drive(folder / part / f"street_{number}_seed_{seed}", number, seed)
-    checkpoint = folder / "run" / "twin.safetensors"
+    checkpoint = folder / "run" / "repeated.safetensors"
     if not checkpoint.exists():
         settings = ["model.regions=9", f"optimizer.epochs={options.epochs}", f"validation.interval={options.epochs}"]
         flags = [word for setting in settings for word in ("--set", setting)]
         data = "--data", folder / "train", "--val-data", folder / "val"
         run("train", "--config", CONFIG, *flags, *data, "--out", checkpoint)
-    print("| sensors | street | frames | elsewhere (5 m, 10 deg) | withheld | elsewhere and out |")
+    print("| sensors | street | frames | off by more than 5 m or 10 deg | withheld | off and published |")
     print("|---|---|---:|---:|---:|---:|")
     for sensors, corruption in SENSORS.items():
         out = folder / "run" / sensors.replace(" ", "_")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def drive(out: Path, number: int, seed: int) -> None:
-    """A drive along a street, as those of `vmloc simulate --streets`, unless it is there."""
+    """Simulate a drive along a street, as `vmloc simulate --streets` does, unless it exists."""
     if out.exists():
         return
     simulate(
@@ -65,16 +65,16 @@ def drive(out: Path, number: int, seed: int) -> None:
 
 
 def table(sensors: str, errors: Path) -> None:
-    """A row for each street."""
+    """Print a row for each street."""
     with errors.open() as file:
         rows = list(csv.DictReader(file))
     columns = ("position_m", "rotation_deg", "confidence")
     position_m, rotation_deg, confidence = np.array([[float(row[name]) for name in columns] for row in rows]).T
-    (far_m, far_deg), out = THRESHOLDS[-1], confidence >= CONFIDENCE_LIMIT
-    elsewhere = (position_m > far_m) | (rotation_deg > far_deg)
+    (far_m, far_deg), published = THRESHOLDS[-1], confidence >= CONFIDENCE_LIMIT
+    far_off = (position_m > far_m) | (rotation_deg > far_deg)
     for number, name in STREETS.items():
         here = np.array([row["sequence"].startswith(f"street_{number}_") for row in rows])
-        shares = " | ".join(f"{np.mean(what[here]):.1%}" for what in (elsewhere, ~out, elsewhere & out))
+        shares = " | ".join(f"{np.mean(what[here]):.1%}" for what in (far_off, ~published, far_off & published))
         print(f"| {sensors} | {name} | {here.sum()} | {shares} |", flush=True)
 
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What filtering with odometry gains on recorded drives, as a Markdown table.
+"""Effect of filtering with odometry on recorded drives, as a Markdown table.
 
 python benchmarks/smoothing.py CHECKPOINT BAG [BAG ...] [--odometry-topic /odom] [--delay-s 0.1 0.3] [--seed 0]
     [--device cpu] [--out FILE]
 
-Every frame is localized as on the robot; its pose (fix) comes late by a uniformly random time, in order. Four
-trajectories are judged at the frames' stamps, with the odometry of that very stamp:
+Every frame is localized as on the robot; its pose (fix) arrives after a uniformly random delay, in order. Four
+trajectories are evaluated at the frames' stamps, with the odometry of the same stamp:
 
-* raw: each frame's own pose, known only after the delay.
-* filtered: the same moment and the same knowledge, after the filter has taken the pose in.
-* raw, live: the latest pose that has come by the stamp, carried on by odometry: what a robot acts on without a filter.
-* filtered, live: the filter's prediction at the stamp, from the poses that have come by then.
+* raw: each frame's own pose, available only after the delay.
+* filtered: the same, after the filter's update with that pose.
+* raw, live: the latest pose that has arrived by the stamp, extrapolated with odometry: a robot without a filter.
+* filtered, live: the filter's prediction at the stamp, from the poses that have arrived by then.
 
-Frames before the first fix has come are left out of all four.
+Frames before the arrival of the first fix are not evaluated in any of the four.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads spoil a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads slow a busy machine down
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from training.evaluation.consistency import map_errors, nees
 from training.evaluation.metrics import pose_errors
 from training.evaluation.tracks import EvaluatedTrack, evaluate
 from training.evaluation.trajectory import pairs_by_frames, relative_errors
+from training.output import markdown_table, write_text
 from training.sources import open_sources
 from training.sources.options import SourceOptions
 from vmloc_ros.bags.files import open_bag
@@ -40,9 +41,16 @@ from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.runtime.odometry_filter import FilterConfig, FilteredPose, OdometryFilter, Verdict
 
-HEADER = (
-    "| drive | poses | frames | position (m) | rotation (deg) | frame to frame (m) | frame to frame (deg) | NEES pose, "
-    "position, rotation | refused |\n|---|---|---:|---:|---:|---:|---:|---:|---:|"
+TITLES = (
+    "drive",
+    "poses",
+    "frames",
+    "position (m)",
+    "rotation (deg)",
+    "frame to frame (m)",
+    "frame to frame (deg)",
+    "NEES pose, position, rotation",
+    "rejected",
 )
 
 
@@ -51,12 +59,12 @@ class Trajectory:
     """Poses of one kind on one drive, with the truth.
 
     Attributes:
-        refused: how many fixes the filter refused.
+        rejected: number of fixes that the filter rejected.
     """
 
     truth: list[Pose] = field(default_factory=list)
     poses: list[FilteredPose] = field(default_factory=list)
-    refused: int = 0
+    rejected: int = 0
 
 
 def main() -> None:
@@ -78,10 +86,10 @@ def main() -> None:
         odometry = interpolate_poses(*read_odometry(bag, options.odometry_topic), track.stamps_ns)
         rng = np.random.default_rng([options.seed, number])
         drives.append((track.name, follow(track, odometry, options.delay_s, rng)))
-    table = "\n".join([HEADER, *rows(drives)])
+    table = markdown_table(TITLES, rows(drives), labels=2)
     print(table)
     if options.out:
-        options.out.write_text(table + "\n")
+        write_text(options.out, table + "\n")
 
 
 def read_odometry(bag: Path, topic: str) -> tuple[list[int], list[Pose]]:
@@ -108,7 +116,7 @@ def follow(
     fixes = [(arrivals_ns[row], 1, row) for row in known]
     result = {name: Trajectory() for name in ("raw", "filtered", "raw, live", "filtered, live")}
     smoother, latest = OdometryFilter(FilterConfig()), OdometryFilter(FilterConfig())
-    is_judged: set[int] = set()
+    evaluated: set[int] = set()
 
     def note(name: str, row: int, pose: FilteredPose) -> None:
         result[name].truth.append(track.truth[row])
@@ -122,19 +130,19 @@ def follow(
             latest.reset("a newer fix")
             latest.correct(*fix)
             outcome = smoother.correct(*fix)
-            result["filtered"].refused += outcome.verdict is Verdict.REJECTED
-            if row in is_judged:
+            result["filtered"].rejected += outcome.verdict is Verdict.REJECTED
+            if row in evaluated:
                 note("raw", row, FilteredPose(estimate.stamp_ns, estimate.map_from_body, estimate.covariance))
                 note("filtered", row, outcome.filtered)
         elif (carried := latest.predict(*moment)) is not None:
-            is_judged.add(row)
+            evaluated.add(row)
             note("raw, live", row, carried)
             note("filtered, live", row, smoother.predict(*moment))
-    result["filtered, live"].refused = result["filtered"].refused
+    result["filtered, live"].rejected = result["filtered"].rejected
     return result
 
 
-def rows(drives: Sequence[tuple[str, dict[str, Trajectory]]]) -> Iterable[str]:
+def rows(drives: Sequence[tuple[str, dict[str, Trajectory]]]) -> Iterable[list[str]]:
     """Rows of the table: all drives together, then each."""
     groups = [(f"all {len(drives)}", [trajectories for _, trajectories in drives])] if len(drives) > 1 else []
     groups += [(name, [trajectories]) for name, trajectories in drives]
@@ -143,8 +151,8 @@ def rows(drives: Sequence[tuple[str, dict[str, Trajectory]]]) -> Iterable[str]:
             yield row_of(name, kind, [trajectories[kind] for trajectories in group])
 
 
-def row_of(drive: str, kind: str, trajectories: Sequence[Trajectory]) -> str:
-    """Errors, their change from frame to frame, NEES and refused fixes of one kind of poses on some drives."""
+def row_of(drive: str, kind: str, trajectories: Sequence[Trajectory]) -> list[str]:
+    """A row: errors, errors from frame to frame, NEES and rejected fixes of one kind of poses on some drives."""
     truth = [pose for trajectory in trajectories for pose in trajectory.truth]
     poses = [pose for trajectory in trajectories for pose in trajectory.poses]
     errors = pose_errors(truth, [pose.map_from_base for pose in poses])
@@ -157,8 +165,8 @@ def row_of(drive: str, kind: str, trajectories: Sequence[Trajectory]) -> str:
     covariances = np.stack([pose.covariance for pose in poses])
     parts = (slice(0, 6), slice(0, 3), slice(3, 6))
     consistency = [float(nees(errors_map[:, part], covariances[:, part, part]).mean()) for part in parts]
-    refused = sum(trajectory.refused for trajectory in trajectories) / len(poses)
-    cells = [
+    rejected = sum(trajectory.rejected for trajectory in trajectories) / len(poses)
+    return [
         drive,
         kind,
         str(len(poses)),
@@ -167,9 +175,8 @@ def row_of(drive: str, kind: str, trajectories: Sequence[Trajectory]) -> str:
         spread(np.concatenate([step.position_m for step in steps]), "{:.3f}"),
         spread(np.concatenate([step.rotation_deg for step in steps]), "{:.2f}"),
         ", ".join(f"{value:.1f}" for value in consistency),
-        f"{100 * refused:.1f} %" if kind.startswith("filtered") else "",
+        f"{100 * rejected:.1f} %" if kind.startswith("filtered") else "",
     ]
-    return f"| {' | '.join(cells)} |"
 
 
 def spread(values: np.ndarray, form: str) -> str:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames per second of a data source on one core, beside the least that any reader must do, as a Markdown table.
+"""Frames per second of a data source on one core, compared with plain reading of its files, as a Markdown table.
 
     python benchmarks/sources.py DATA... [--split all] [--shortest-side 256] [--modalities image depth]
 
-read      frames as the source gives them: decoded and paired, with their poses
-prepared  the same, resized and projected: what the first training run does once
-cached    prepared frames drawn at random in batches of 32 from the cache: what every epoch does
+read      frames of the source: decoded and paired, with their poses
+prepared  the same, resized and projected, as in the first epoch of a first training
+cached    prepared frames drawn at random in batches of 32 from the cache, as in every later epoch
 plain     cv2.imread of the same picture files, or the bag's messages copied from disk without decoding any
 """
 
