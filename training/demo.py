@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job end to end: an unseen simulated drive is replayed over DDS into the node, whose poses are judged."""
+"""``vmloc demo``: replay an unseen simulated drive over DDS into the node, and compare its poses with the truth."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vmloc_ros.core.geometry import Pose, interpolate_poses
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.resources import share_path
 
-# Training takes seeds from 1 on; the demo's lie beyond any of them, whatever the user asks for.
+# Training takes seeds from 1 on; the demo's are greater than any of them.
 _FIRST_UNSEEN_SEED = 1_000_000
 _NODE = "/vmloc_node"
 _IMAGE, _CAMERA_INFO, _CLOUD, _TRUTH = "/camera/image_raw", "/camera/camera_info", "/lidar/points", "/ground_truth/pose"
@@ -47,7 +47,7 @@ class DemoError(VmlocError):
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the drive showed; also the keys of ``report.json``.
+    """Results of the drive; the fields are the keys of ``report.json``.
 
     Attributes:
         latency_p50_ms: from the player's publication of an image to the arrival of its pose, over DDS and back, with
@@ -65,7 +65,7 @@ class DemoReport:
     latency_p95_ms: float
 
     def text(self) -> str:
-        """The report for people."""
+        """The report as text."""
         return "\n".join(
             [
                 f"poses received   {self.poses} of {self.images} images "
@@ -88,13 +88,13 @@ def run_demo(
     rate: float = 1.0,
     device: str = "auto",
 ) -> DemoReport:
-    """Simulate, replay, localize, report.
+    """Simulate a drive, replay it into the node, and report the errors of its poses.
+
+    Writes into ``out``: ``traversal`` (the drive, rosbag2), ``results`` (the node's poses, rosbag2), ``node.log``,
+    ``report.json`` and ``trajectory.png``.
 
     Args:
-        beams: of the simulated lidar; a checkpoint wants those that it was trained with.
-
-    Writes into ``out``: ``traversal`` (the drive, rosbag2), ``results`` (the node's answers, rosbag2), ``node.log``,
-    ``report.json`` and ``trajectory.png``.
+        beams: of the simulated lidar; as many as of the lidar that the checkpoint was trained with.
 
     Raises:
         DemoError: the node or the player failed.
@@ -122,7 +122,7 @@ def run_demo(
 
 
 def _environment() -> dict[str, str]:
-    """Our own corner of the network, unless the user has chosen one: other robots shall not hear the demo."""
+    """Environment with a ROS domain of its own on this machine alone, unless the user has set one."""
     environment = dict(os.environ)
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     environment.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
@@ -151,7 +151,7 @@ def _running_node(checkpoint: Path, device: str, log: Path, environment: dict[st
 
 
 def _wait_until_active(node: subprocess.Popen[bytes], log: Path) -> None:
-    """Loading torch and the model takes seconds, on a busy machine many."""
+    """Wait until the node logs that it is active; loading torch and the model takes seconds."""
     deadline_s = time.monotonic() + _START_LIMIT_S
     while "now active" not in log.read_text(errors="replace"):
         if node.poll() is not None:
@@ -182,8 +182,8 @@ def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
     pairs = [(t, e) for t, e in zip(truth, estimates, strict=True) if t is not None]
     if not pairs:
         raise DemoError(f"no pose was received for {len(images)} images; see {out / 'node.log'}")
-    known, answered = [t for t, _ in pairs], [e for _, e in pairs]
-    summary = pose_errors(known, answered).summary()
+    known, estimated = [t for t, _ in pairs], [e for _, e in pairs]
+    summary = pose_errors(known, estimated).summary()
     latency_ms = _latencies_ms(results)
     report = DemoReport(
         seed=seed,
@@ -198,17 +198,17 @@ def _report(seed: int, traversal: Path, results: Path, out: Path) -> DemoReport:
     )
     write_text(out / "report.json", json.dumps(asdict(report), indent=2) + "\n")
     title = (
-        f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images answered,\n"
+        f"vmloc_node on an unseen simulated drive (seed {seed}): {report.poses} of {report.images} images localized,\n"
         f"median error {report.median_position_m:.3f} m, {report.median_rotation_deg:.2f} deg"
     )
     street = RosbagSource(traversal, SourceOptions(), ("image", "lidar")).map_points(every=10)
     walls = street[street[:, 2] > _WALLS_ABOVE_M]
-    save_trajectory_plot(out / "trajectory.png", known, answered, title, walls)
+    save_trajectory_plot(out / "trajectory.png", known, estimated, title, walls)
     return report
 
 
 def _latencies_ms(results: Path) -> list[float]:
-    """Pose arrival after the camera info that the player sent together with the image of the same stamp."""
+    """Time from the camera info, which the player sends with the image of that stamp, to the arrival of the pose."""
     sent = {stamp: received for stamp, received, _ in _received(results, _CAMERA_INFO)}
     latencies = [(at - sent[stamp]) / 1e6 for stamp, at, _ in _received(results, _POSE) if stamp in sent]
     if not latencies:

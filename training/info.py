@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``vmloc models`` and ``vmloc info`` tell people, as text."""
+"""Text output of ``vmloc models`` and ``vmloc info``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Rows = list[tuple[str, str]]
 
 
 def systems_text(registry: Mapping[str, System]) -> str:
-    """A line for each system: name, modalities that it takes, summary."""
+    """Table of systems: name, input modalities, summary."""
     rows = [("name", "takes", "what it is")]
     rows += [(name, ", ".join(system.takes), system.summary) for name, system in registry.items()]
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -35,7 +35,7 @@ def systems_text(registry: Mapping[str, System]) -> str:
 
 
 def checkpoint_text(path: Path) -> str:
-    """The report on a checkpoint file. Raises CheckpointError: see :func:`load_checkpoint`."""
+    """Report on a checkpoint file. Raises CheckpointError as :func:`load_checkpoint`."""
     header, model = load_checkpoint(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -49,14 +49,14 @@ def report_text(
     size_bytes: int,
     confidence: Confidence | None = None,
 ) -> str:
-    """The report on a checkpoint.
+    """Report on a checkpoint, in sections.
 
     Args:
-        metadata: the file's own, with the versions that wrote it.
+        metadata: of the file, with the versions that wrote it.
         size_bytes: of the file.
     """
     training, metrics = header.training, dict(header.metrics)
-    judged = {1.0: "metrics on held-out frames", 0.0: "metrics on the training frames"}
+    evaluated_on = {1.0: "metrics on held-out frames", 0.0: "metrics on the training frames"}
     sections = {
         "model": [
             ("system", f"{header.model.name}: {find_system(header.model.name).summary}"),
@@ -67,11 +67,11 @@ def report_text(
         "poses": _pose_rows(header),
         "training data": _data_rows(training),
         "configuration, where it differs from the defaults": _changed_rows(header),
-        judged.get(metrics.pop("held_out", None), "metrics"): [
+        evaluated_on.get(metrics.pop("held_out", None), "metrics"): [
             (name, f"{value:.0f}" if name == "frames" else f"{value:.3f}") for name, value in metrics.items()
         ],
         "covariance": _uncertainty_rows(header.uncertainty),
-        "confidence, and the training frames it remembers": _confidence_rows(confidence),
+        "confidence, and the training frames it stores": _confidence_rows(confidence),
         "versions": [
             ("checkpoint format", metadata["version"]),
             ("vmloc_ros", metadata["vmloc_ros"]),
@@ -107,13 +107,13 @@ def _aligned(rows: Rows) -> str:
 def _parameter_rows(model: PoseModel, size_bytes: int) -> Rows:
     rows = [(name, f"{count:>12,}") for name, count in count_parameters(model).items()]
     total = sum(x.numel() for x in model.parameters())
-    kept = model.state_dict()
-    memory = [
-        (name, f"{' x '.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}, remembered")
+    saved = model.state_dict()
+    buffers = [
+        (name, f"{' x '.join(map(str, x.shape))} {str(x.dtype).removeprefix('torch.')}, stored")
         for name, x in model.named_buffers(recurse=False)
-        if name in kept
+        if name in saved
     ]
-    return [*rows, ("total", f"{total:>12,}"), *memory, ("file", f"{size_bytes / 1e6:.1f} MB")]
+    return [*rows, ("total", f"{total:>12,}"), *buffers, ("file", f"{size_bytes / 1e6:.1f} MB")]
 
 
 def _input_rows(name: str, config: PreprocessConfig) -> Rows:
@@ -159,7 +159,7 @@ def _pose_rows(header: CheckpointHeader) -> Rows:
 
 
 def _data_rows(training: Mapping[str, Any]) -> Rows:
-    """The record is free-form: what is no list of sources is shown as it is."""
+    """Rows on the training data; the record is free-form, and all but a list of sources is shown as it is."""
     data = training.get("data", [])
     rows = [_source_row(source) for source in data] if isinstance(data, list) else [("data", str(data))]
     if "frames" in training:
@@ -183,7 +183,7 @@ def _changed_rows(header: CheckpointHeader) -> Rows:
 
 
 def uncertainty_text(uncertainty: Uncertainty) -> str:
-    """What covariances rest on, a line for each fact."""
+    """Parameters of the covariance, a line each."""
     return _aligned(_uncertainty_rows(uncertainty))
 
 
@@ -195,24 +195,24 @@ def _uncertainty_rows(uncertainty: Uncertainty) -> Rows:
 
 
 def _residual_rows(residuals: Residuals) -> Rows:
-    std, odd = residuals.residual_std, growth_factors(math.log(10), residuals.growth)
+    std, factors = residuals.residual_std, growth_factors(math.log(10), residuals.growth)
     return [
         ("position residual", ", ".join(f"{x:.3f}" for x in std[:3]) + " m along the body's x, y, z"),
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
         ("inflation", "position {:.2f}, rotation {:.2f}".format(*residuals.inflation)),
         ("coupling", f"{residuals.coupling:.2f} of the correlations between position and rotation"),
-        ("growth", "position x {:.2f}, rotation x {:.2f} for the oddest of ten good frames".format(*odd)),
+        ("growth", "position x {:.2f}, rotation x {:.2f} where the p-value of the cues is 0.1".format(*factors)),
     ]
 
 
 def _confidence_rows(confidence: Confidence | None) -> Rows:
     if confidence is None:
         return [("fitted for", "nothing: estimates have none; `vmloc calibrate` adds it")]
-    remembered = []
-    for name, memory in confidence.references.items():
-        features, kept = memory.basis.shape
-        remembered.append((name, f"{len(memory.coordinates)} frames, {kept} directions of {features} features"))
-    return [*remembered, ("fitted for", "; ".join(" and ".join(names) for names in confidence.null_distributions))]
+    rows = []
+    for name, features in confidence.references.items():
+        width, directions = features.basis.shape
+        rows.append((name, f"{len(features.coordinates)} frames, {directions} directions of {width} features"))
+    return [*rows, ("fitted for", "; ".join(" and ".join(names) for names in confidence.null_distributions))]
 
 
 def _span(limits: tuple[float, float]) -> str:

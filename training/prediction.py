@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's answers to prepared data, in batches: what training validates and fits the covariance with."""
+"""Predictions for prepared data, in batches: for validation and calibration."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def predict(
     samples: int = 0,
     kept: Collection[str] | None = None,
 ) -> Prediction:
-    """Answers to the rows, in evaluation mode; systems that read clips look back within each run of rows.
+    """Predict the rows in evaluation mode; systems that read clips look back within each run of successive rows.
 
     Args:
+        samples: alternative poses per row, as in :meth:`PoseModel.locate`.
         kept: the modalities that the system gets, as if the other sensors were missing; None gives it all.
 
     Raises:
-        ModelError: an answer is not finite, or a row has none of the modalities.
+        ModelError: a prediction is not finite, or a row has none of the modalities.
     """
     model.eval()
     inputs = batches(data, rows, preprocessor, device, model.needs_geometry)
@@ -49,7 +50,7 @@ def predict(
 def modality_features(
     model: PoseModel, data: PreparedDataset, rows: Tensor, preprocessor: Preprocessor, name: str, device: torch.device
 ) -> Tensor | None:
-    """What the system saw of one modality ``(N, F)`` in evaluation mode; None for systems that do not tell.
+    """Features ``(N, F)`` of one modality in evaluation mode; None for systems that offer none.
 
     Raises:
         ModelError: a row lacks the modality.
@@ -65,5 +66,5 @@ def modality_features(
 
 
 def poses(prediction: Prediction) -> list[Pose]:
-    """One for each row of a prediction."""
+    """The pose of each row of a prediction."""
     return [Pose(p, q) for p, q in zip(prediction.positions_m, prediction.quaternions_wxyz, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small stand-ins for tests and benchmarks: input of noise, and checkpoints with random weights."""
+"""For tests and benchmarks: model input of noise, and checkpoints with random weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 
 def noise_input(tensors: Mapping[str, Tensor]) -> ModelInput:
-    """Every modality present, with measurements and a camera for the systems that need geometry.
+    """Model input with every modality present, and with measurements and intrinsics for systems that need geometry.
 
     Args:
         tensors: per modality ``(B, C, H, W)`` in [-1, 1].
@@ -61,16 +61,16 @@ def write_random_checkpoint(
     )
     channels = Preprocessor(preprocess).channels
     model = build_model(config, channels)
-    _settle(model, channels, header.pose_codec)
+    _initialise_statistics(model, channels, header.pose_codec)
     save_checkpoint(path, header, model.state_dict())
     return header
 
 
 @torch.no_grad()
-def _settle(model: PoseModel, channels: Mapping[str, int], codec: PoseCodec) -> None:
-    """Give batch norms the statistics of noise: with their initial ones a deep network answers every input alike.
+def _initialise_statistics(model: PoseModel, channels: Mapping[str, int], codec: PoseCodec) -> None:
+    """Set batch norm statistics to those of noise: with the initial ones, deep networks hardly respond to their input.
 
-    A model that remembers gets the noise to remember.
+    A model that stores training frames instead of being trained stores the noise.
     """
     model.eval()
     model.set_mounts(dict.fromkeys(MODALITIES, Pose.identity()))
@@ -86,7 +86,7 @@ def _settle(model: PoseModel, channels: Mapping[str, int], codec: PoseCodec) -> 
 
 
 def _measured(name: str, tensor: Tensor) -> Tensor:
-    """What a sensor may have measured: 1 to 5 m everywhere; as :meth:`Preprocessor.prepare` gives it."""
+    """Possible measurements, 1 to 5 m everywhere, in the format of :meth:`Preprocessor.prepare`."""
     if name == IMAGE:
         return ((tensor + 1) * 127.5).to(torch.uint8)
     distance, valid = 3 + 2 * tensor[:, :1], torch.ones_like(tensor[:, :1])

@@ -26,7 +26,7 @@ def test_the_shipped_checkpoint_localizes_an_unseen_drive(tmp_path: Path) -> Non
     assert main(["demo", "--seed", "0", "--out", str(tmp_path), "--device", "cpu"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] > 200
-    assert 0.9 * report["images"] <= report["poses"] <= report["images"]  # about 5 % are withheld as unsure
+    assert 0.9 * report["images"] <= report["poses"] <= report["images"]  # about 5 % are withheld
     assert report["median_position_m"] <= 0.1
     assert report["median_rotation_deg"] <= 0.3
     assert report["median_position_m"] <= report["p95_position_m"]
@@ -43,7 +43,7 @@ def test_the_shipped_checkpoints_are_small(name: str) -> None:
     assert share_path("resource", f"{name}.safetensors").stat().st_size <= 12e6
 
 
-def test_a_missing_checkpoint_is_refused_before_anything_is_simulated(tmp_path: Path, capsys) -> None:
+def test_a_missing_checkpoint_is_an_error_before_anything_is_simulated(tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     assert main(["demo", "--checkpoint", str(tmp_path / "none.safetensors"), "--out", str(out)]) == 1
     assert "does not exist" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_parameters_outside_of_any_part_are_counted_and_parts_without_any_are_no
 # --- checkpoint --------------------------------------------------------------------------------------------------
 
 
-def test_the_report_says_what_the_header_holds() -> None:
+def test_the_report_shows_what_the_header_holds() -> None:
     text = report()
     assert section(text, "model") == [f"system vmloc: {REGISTRY['vmloc'].summary}", "backbone shufflenet_v2_x0_5"]
     assert section(text, "input") == [
@@ -139,10 +139,10 @@ def test_the_report_says_what_the_header_holds() -> None:
         "rotation residual 1.50, 2.00, 0.25 deg about them",
         "inflation position 1.00, rotation 1.00",
         "coupling 1.00 of the correlations between position and rotation",
-        "growth position x 1.00, rotation x 1.26 for the oddest of ten good frames",
+        "growth position x 1.00, rotation x 1.26 where the p-value of the cues is 0.1",
         "samples 16",
     ]
-    assert section(text, "confidence, and the training frames it remembers") == [
+    assert section(text, "confidence, and the training frames it stores") == [
         "fitted for nothing: estimates have none; `vmloc calibrate` adds it"
     ]
     assert section(text, "versions") == ["checkpoint format 1", "vmloc_ros 0.9.9", "torch 2.9.9"]
@@ -161,9 +161,9 @@ def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -
         "rotation residual, lidar alone 4.00, 5.00, 6.00 deg about them",
         "inflation, lidar alone position 1.50, rotation 1.00",
         "coupling, lidar alone 1.00 of the correlations between position and rotation",
-        "growth, lidar alone position x 1.00, rotation x 1.00 for the oddest of ten good frames",
+        "growth, lidar alone position x 1.00, rotation x 1.00 where the p-value of the cues is 0.1",
     ]
-    assert section(text, "confidence, and the training frames it remembers") == [
+    assert section(text, "confidence, and the training frames it stores") == [
         "lidar 40 frames, 5 directions of 16 features",
         "fitted for image and lidar; lidar",
     ]
@@ -209,7 +209,7 @@ def test_depth_and_projected_points_name_their_own_preprocessing() -> None:
     ("metrics", "title"),
     [({"frames": 3.0, "held_out": 0.0}, "metrics on the training frames"), ({"frames": 3.0}, "metrics")],
 )
-def test_metrics_say_what_they_were_measured_on(metrics: dict[str, float], title: str) -> None:
+def test_metrics_name_the_frames_that_they_were_measured_on(metrics: dict[str, float], title: str) -> None:
     assert section(report(dataclasses.replace(HEADER, metrics=metrics)), title) == ["frames 3"]
 
 
@@ -238,7 +238,7 @@ def test_a_file_is_read_with_its_versions_and_its_size(tmp_path: Path) -> None:
         checkpoint_text(tmp_path / "none.safetensors")
 
 
-def test_what_nearest_remembers_is_listed(tmp_path: Path) -> None:
+def test_the_stored_frames_of_nearest_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     config = model_config("nearest", "squeezenet1_1")
     preprocess = PreprocessConfig(("image",), 64)
@@ -246,7 +246,7 @@ def test_what_nearest_remembers_is_listed(tmp_path: Path) -> None:
     model.memorise(torch.zeros(7, 512), np.zeros((7, 3)), np.tile([1.0, 0, 0, 0], (7, 1)))
     save_checkpoint(path, dataclasses.replace(HEADER, model=config, preprocess=preprocess), model.state_dict())
     lines = section(checkpoint_text(path), "parameters")
-    assert "descriptors 7 x 512 float32, remembered" in lines
-    assert "positions_m 7 x 3 float64, remembered" in lines
+    assert "descriptors 7 x 512 float32, stored" in lines
+    assert "positions_m 7 x 3 float64, stored" in lines
     assert not any("_mean" in line for line in lines)
     assert load_checkpoint(path)[1].descriptors.shape == (7, 512)
