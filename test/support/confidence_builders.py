@@ -34,7 +34,7 @@ def prepared(samples: list[Sample]) -> PreparedDataset:
 
 
 def write_judged_checkpoint(path: Path) -> Path:
-    """An untrained model with a confidence: even frames are remembered, odd ones held out."""
+    """An untrained model with a confidence: every other frame is held out, the others are stored."""
     write_random_checkpoint(path, preprocess=SMALL, backbone="squeezenet1_1")
     header, model = load_checkpoint(path)
     data, rows = prepared(drive()), torch.arange(120)

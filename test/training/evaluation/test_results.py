@@ -99,8 +99,8 @@ def test_errors_are_listed_frame_by_frame(tmp_path: Path) -> None:
 
 def test_a_confidence_is_listed_and_has_a_table(tmp_path: Path) -> None:
     drive = track("drive", [0.0, 0.1, 0.6])
-    judged = [replace(e, confidence=c) for e, c in zip(drive.estimates, (0.5, 0.03, 0.01), strict=True)]
-    text = write_results(Evaluation([replace(drive, estimates=judged)], "vmloc"), tmp_path)
+    estimates = [replace(e, confidence=c) for e, c in zip(drive.estimates, (0.5, 0.03, 0.01), strict=True)]
+    text = write_results(Evaluation([replace(drive, estimates=estimates)], "vmloc"), tmp_path)
     assert [float(row["confidence"]) for row in read_csv(tmp_path / "errors.csv")] == [0.5, 0.03, 0.01]
     lines = without_padding(text).splitlines()
     assert lines[lines.index("## Confidence") + 4] == (
