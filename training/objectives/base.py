@@ -61,10 +61,6 @@ class Objective(nn.Module, ABC):
             target: ``(B, 6)`` pose vectors.
         """
 
-    def forward(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Tensor:
-        """The scalar to minimise."""
-        return self.terms(model, batch, target)["loss"]
-
 
 class PoseLoss(nn.Module):
     """``L_p = |p - p*|_1 exp(-beta) + beta + |log q - log q*|_1 exp(-gamma) + gamma`` (VMLoc Eq. 11).

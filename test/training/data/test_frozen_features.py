@@ -121,5 +121,5 @@ def test_frozen_features_store_which_sensors_each_frame_has() -> None:
     assert not bool(alone["image"].cells.ranged.any())
     model = frozen_model(MODALITIES)
     objective = DenseObjective(CellsConfig(), CODEC)
-    loss = objective(model, batch, torch.from_numpy(CODEC.encode(data.poses[::-1])))
+    loss = objective.terms(model, batch, torch.from_numpy(CODEC.encode(data.poses[::-1])))["loss"]
     assert bool(torch.isfinite(loss))

@@ -399,7 +399,7 @@ def gradients(objective: Objective) -> tuple[float, dict[str, Tensor]]:
     model = tiny_model(dropout=0.3).train()
     batch, target = frames()
     torch.manual_seed(7)
-    loss = objective(model, batch, target)
+    loss = objective.terms(model, batch, target)["loss"]
     loss.backward()
     named = [*model.named_parameters(), *objective.named_parameters()]
     return loss.item(), {name: parameter.grad for name, parameter in named}

@@ -22,32 +22,37 @@ CODEC = PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0))
 MEAN_OF_ERRORS = float32_tolerance(36)  # of at most six frames, with six numbers each
 
 
-class Answers(nn.Module):
-    """A system that gives the answers it is made with, whatever it sees."""
+class Fixed(nn.Module):
+    """A system whose estimates are its parameters, whatever the input."""
 
     clip_length = 3
 
-    def __init__(self, answers: Tensor) -> None:
+    def __init__(self, estimates: Tensor) -> None:
         super().__init__()
-        self.answers = nn.Parameter(answers)
+        self.estimates = nn.Parameter(estimates)
 
     def forward(self, batch: ModelInput) -> Tensor:
-        return self.answers
+        return self.estimates
 
 
-class RunningMean(Answers):
-    """Reads clips: each frame's answer is the mean of its own and those before it in the clip."""
+class RunningMean(Fixed):
+    """A system of clips: each frame's estimate is the mean of its own parameters and of those before it in the clip."""
 
     def frame_features(self, batch: ModelInput) -> Tensor:
-        return self.answers
+        return self.estimates
 
     def decode_clip(self, features: Tensor) -> Tensor:
         return features.cumsum(dim=1) / torch.arange(1, features.shape[1] + 1).view(1, -1, 1)
 
 
-class QuaternionAnswers(Answers):
+class FixedQuaternions(Fixed):
     def position_and_quaternion(self, batch: ModelInput) -> tuple[Tensor, Tensor]:
-        return self.answers[:, :3], nn.functional.normalize(self.answers[:, 3:], dim=1)
+        return self.estimates[:, :3], nn.functional.normalize(self.estimates[:, 3:], dim=1)
+
+
+def loss_of(system: str, model: nn.Module, target: Tensor, **settings: float) -> Tensor:
+    objective = build_objective(system, tiny_objective(system, **(settings or BALANCE)), CODEC)
+    return objective.terms(model, EMPTY, target)["loss"]
 
 
 def vectors(count: int, seed: int) -> Tensor:
@@ -62,17 +67,17 @@ def pose_loss(error: np.ndarray, beta: float = -1.0, gamma: float = 0.5) -> floa
 
 @pytest.mark.parametrize("system", ["attention_vmloc", "atloc", "hourglass"])
 def test_systems_of_single_frames_minimise_the_mean_of_equation_11(system: str) -> None:
-    answers, target = vectors(5, 0), vectors(5, 1)
-    loss = build_objective(system, tiny_objective(system, **BALANCE), CODEC)(Answers(answers), EMPTY, target)
-    assert loss.item() == pytest.approx(pose_loss((answers - target).numpy()), rel=MEAN_OF_ERRORS)
+    estimates, target = vectors(5, 0), vectors(5, 1)
+    loss = loss_of(system, Fixed(estimates), target)
+    assert loss.item() == pytest.approx(pose_loss((estimates - target).numpy()), rel=MEAN_OF_ERRORS)
 
 
-def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None:
-    answers, target = vectors(6, 0), vectors(6, 1)
+def test_vidlocs_loss_is_of_every_frame_read_within_its_own_clip() -> None:
+    estimates, target = vectors(6, 0), vectors(6, 1)
     read = np.concatenate(
-        [np.cumsum(clip, axis=0) / np.arange(1, 4)[:, None] for clip in (answers[:3].numpy(), answers[3:].numpy())]
+        [np.cumsum(clip, axis=0) / np.arange(1, 4)[:, None] for clip in (estimates[:3].numpy(), estimates[3:].numpy())]
     )
-    loss = build_objective("vidloc", tiny_objective("vidloc", **BALANCE), CODEC)(RunningMean(answers), EMPTY, target)
+    loss = loss_of("vidloc", RunningMean(estimates), target)
     assert loss.item() == pytest.approx(pose_loss(read - target.numpy()), rel=MEAN_OF_ERRORS)
 
 
@@ -80,7 +85,7 @@ def test_vidloc_counts_every_frame_of_its_clip_and_reads_no_other_clip() -> None
 
 
 class Posteriors(nn.Module):
-    """A variational system whose experts are given and whose answer is a share of the latent."""
+    """A variational system with given experts, whose pose vectors are a multiple of the latent."""
 
     def __init__(self, share: float = 0.1) -> None:
         super().__init__()
@@ -112,7 +117,7 @@ def joint(model: Posteriors) -> torch.distributions.Normal:
 
 
 @pytest.mark.parametrize("system", ["vmloc", "poe_vmloc"])
-def test_systems_with_a_posterior_tell_its_kl_and_each_modalitys_variance_where_it_is_present(system: str) -> None:
+def test_variational_systems_report_the_kl_and_each_modalitys_variance_where_it_is_present(system: str) -> None:
     model = Posteriors()
     terms = build_objective(system, tiny_objective(system, **BALANCE), CODEC).terms(model, EMPTY, vectors(5, 1))
     prior = torch.distributions.Normal(torch.zeros(8).double(), torch.ones(8).double())
@@ -132,7 +137,7 @@ def test_a_modality_that_no_sample_of_the_batch_has_makes_no_term_infinite() -> 
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 10.0, 10.0), (0.01, 9.0, 10.0), (1e4, 1.0, 1.05)])
-def test_effective_samples_are_all_where_samples_are_alike_and_one_where_one_fits_best(
+def test_effective_sample_size_is_k_for_equal_samples_and_one_where_one_fits_best(
     share: float, low: float, high: float
 ) -> None:
     torch.manual_seed(0)
@@ -141,8 +146,8 @@ def test_effective_samples_are_all_where_samples_are_alike_and_one_where_one_fit
     assert low - 1e-4 <= effective <= high + 1e-4
 
 
-def test_in_half_precision_the_posterior_and_its_densities_are_single() -> None:
-    """A system of its real size: its log densities are sums over 1024 numbers, where bfloat16 has 3 digits."""
+def test_posterior_and_densities_are_single_precision_under_autocast() -> None:
+    """At the default latent size: log densities are sums over 1024 terms, and bfloat16 has 3 digits."""
     torch.manual_seed(0)
     config = model_config("vmloc", "squeezenet1_1", hidden_dim=16, dropout=0.0)
     model = build_model(config, {"image": 3, "depth": 2})
@@ -164,29 +169,27 @@ def test_in_half_precision_the_posterior_and_its_densities_are_single() -> None:
 
 
 def test_mapnet_adds_the_loss_of_the_steps_within_each_clip() -> None:
-    answers, target = vectors(6, 0), vectors(6, 1)
-    error = (answers - target).numpy()
+    estimates, target = vectors(6, 0), vectors(6, 1)
+    error = (estimates - target).numpy()
     steps = np.stack([error[1] - error[0], error[2] - error[1], error[4] - error[3], error[5] - error[4]])
-    loss = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)(Answers(answers), EMPTY, target)
+    loss = loss_of("mapnet", Fixed(estimates), target)
     assert loss.item() == pytest.approx(pose_loss(error) + pose_loss(steps), rel=MEAN_OF_ERRORS)
 
 
-def test_mapnets_steps_are_free_of_loss_when_all_of_a_clip_is_off_by_the_same() -> None:
+def test_an_offset_common_to_a_clip_adds_nothing_to_mapnets_loss_of_the_steps() -> None:
     target = vectors(6, 1)
     offset = torch.tensor([0.5, -0.25, 1.0, 0.0, 0.125, -0.5])
-    loss = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)(
-        Answers(target + offset), EMPTY, target
-    )
+    loss = loss_of("mapnet", Fixed(target + offset), target)
     absolute, steps = pose_loss(offset.numpy()), pose_loss(np.zeros(6))
     assert loss.item() == pytest.approx(absolute + steps, rel=1e-5)
 
 
 def test_mapnet_weighs_frames_and_steps_by_weights_of_their_own() -> None:
     """The derivative of e exp(-w) + w is 1 - e exp(-w), each with its own error e."""
-    answers, target = vectors(6, 0), vectors(6, 1)
+    estimates, target = vectors(6, 0), vectors(6, 1)
     objective = build_objective("mapnet", tiny_objective("mapnet", **BALANCE), CODEC)
-    objective(Answers(answers), EMPTY, target).backward()
-    error = (answers - target).numpy()
+    objective.terms(Fixed(estimates), EMPTY, target)["loss"].backward()
+    error = (estimates - target).numpy()
     steps = np.diff(error.reshape(2, 3, 6), axis=1).reshape(4, 6)
     expected = []
     for e in (error, steps):
@@ -198,46 +201,43 @@ def test_mapnet_weighs_frames_and_steps_by_weights_of_their_own() -> None:
 # --- PoseNet+ ----------------------------------------------------------------------------------------------------
 
 
-def homoscedastic(answers: np.ndarray, target: np.ndarray, s_x: float, s_q: float) -> float:
+def homoscedastic(estimates: np.ndarray, target: np.ndarray, s_x: float, s_q: float) -> float:
     """Kendall and Cipolla 2017, with scipy's quaternions."""
-    position = np.abs(answers[:, :3] - target[:, :3]).sum(1)
-    quaternion = answers[:, 3:] / np.linalg.norm(answers[:, 3:], axis=1, keepdims=True)
+    position = np.abs(estimates[:, :3] - target[:, :3]).sum(1)
+    quaternion = estimates[:, 3:] / np.linalg.norm(estimates[:, 3:], axis=1, keepdims=True)
     truth = Rotation.from_rotvec(2 * target[:, 3:]).as_quat()[:, [3, 0, 1, 2]]
     rotation = np.minimum(np.abs(quaternion - truth).sum(1), np.abs(quaternion + truth).sum(1))
     return float(np.mean(position * np.exp(-s_x) + s_x + rotation * np.exp(-s_q) + s_q))
 
 
-def quaternion_answers(count: int) -> Tensor:
+def random_quaternions(count: int) -> Tensor:
     return torch.randn(count, 7, generator=torch.Generator().manual_seed(4))
 
 
 def test_posenet_plus_compares_unit_quaternions_in_the_hemisphere_where_they_agree() -> None:
-    answers, target = quaternion_answers(40), vectors(40, 1)
-    other_sign = answers * torch.tensor([1.0, 1, 1, -1, -1, -1, -1])
-    expected = homoscedastic(answers.double().numpy(), target.double().numpy(), -1.0, 0.5)
-    objective = build_objective("posenet_plus", tiny_objective("posenet_plus", **BALANCE), CODEC)
-    for given in (answers, other_sign):
-        assert objective(QuaternionAnswers(given), EMPTY, target).item() == pytest.approx(expected, rel=1e-5)
+    estimates, target = random_quaternions(40), vectors(40, 1)
+    other_sign = estimates * torch.tensor([1.0, 1, 1, -1, -1, -1, -1])
+    expected = homoscedastic(estimates.double().numpy(), target.double().numpy(), -1.0, 0.5)
+    for given in (estimates, other_sign):
+        assert loss_of("posenet_plus", FixedQuaternions(given), target).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_posenet_plus_crosses_the_half_turn_without_a_jump() -> None:
-    """Rotations just this and just that side of 180 degrees are neighbours; their logarithms are far apart."""
+def test_the_loss_of_posenet_plus_is_continuous_at_half_turns() -> None:
+    """Rotations by a little less and a little more than 180 degrees are close; their logarithms are not."""
     target = torch.zeros(1, 6)
     target[0, 3] = np.pi / 2 - 0.001
-    answer = torch.tensor([[0.0, 0, 0, np.cos(np.pi / 2 + 0.001), np.sin(np.pi / 2 + 0.001), 0, 0]])
-    loss = build_objective("posenet_plus", tiny_objective("posenet_plus", beta=0.0, gamma=0.0), CODEC)(
-        QuaternionAnswers(answer), EMPTY, target
-    )
+    estimate = torch.tensor([[0.0, 0, 0, np.cos(np.pi / 2 + 0.001), np.sin(np.pi / 2 + 0.001), 0, 0]])
+    loss = loss_of("posenet_plus", FixedQuaternions(estimate), target, beta=0.0, gamma=0.0)
     assert loss.item() == pytest.approx(0.002, rel=0.01)
 
 
-def test_posenet_plus_learns_its_two_weights_from_where_the_configuration_puts_them() -> None:
-    answers, target = quaternion_answers(8), vectors(8, 1)
+def test_posenet_plus_learns_its_two_weights_from_the_configured_start() -> None:
+    estimates, target = random_quaternions(8), vectors(8, 1)
     objective = build_objective("posenet_plus", tiny_objective("posenet_plus", **BALANCE), CODEC)
     assert sorted(parameter.item() for parameter in objective.parameters()) == [-1.0, 0.5]
-    objective(QuaternionAnswers(answers), EMPTY, target).backward()
+    objective.terms(FixedQuaternions(estimates), EMPTY, target)["loss"].backward()
     step = 1e-4
-    numbers = answers.double().numpy(), target.double().numpy()
+    numbers = estimates.double().numpy(), target.double().numpy()
     for name, moved in (("s_x", (step, 0)), ("s_q", (0, step))):
         up = homoscedastic(*numbers, -1.0 + moved[0], 0.5 + moved[1])
         down = homoscedastic(*numbers, -1.0 - moved[0], 0.5 - moved[1])
@@ -247,6 +247,6 @@ def test_posenet_plus_learns_its_two_weights_from_where_the_configuration_puts_t
 # --- all ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_system_that_is_not_trained_by_gradients_has_none() -> None:
+def test_a_system_that_is_not_trained_by_gradients_has_no_objective() -> None:
     with pytest.raises(ModelError, match="model 'nearest' has no objective; those that have: atloc, "):
         build_objective("nearest", tiny_objective("nearest"), CODEC)
