@@ -60,7 +60,7 @@ def _build(name: str, backbone: str) -> PoseModel:
         with torch.no_grad():
             width = model.describe(_input(model, 64, "cpu")).shape[1]
         identity = np.tile([1.0, 0.0, 0.0, 0.0], (STORED_FRAMES, 1))
-        model.memorise(torch.randn(STORED_FRAMES, width), np.zeros((STORED_FRAMES, 3)), identity)
+        model.store_frames(torch.randn(STORED_FRAMES, width), np.zeros((STORED_FRAMES, 3)), identity)
     return model
 
 

@@ -80,7 +80,7 @@ def _initialise_statistics(model: PoseModel, channels: Mapping[str, int], codec:
             module.train()
     noise = noise_input({name: torch.rand(8, count, 64, 64) * 2 - 1 for name, count in channels.items()})
     if isinstance(model, MemoryModel):
-        model.memorise(model.describe(noise), np.arange(24.0).reshape(8, 3), np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
+        model.store_frames(model.describe(noise), np.arange(24.0).reshape(8, 3), np.tile([1.0, 0.0, 0.0, 0.0], (8, 1)))
     else:
         model.locate(noise, codec)
 

@@ -119,7 +119,7 @@ def test_every_parameter_gets_a_finite_gradient_and_the_first_layer_a_real_one(s
     names = modalities(system)
     model = build(system, dropout=0.5).train()
     objective = build_objective(system, tiny_objective(system), CODEC)
-    loss = objective(model, noise(names, 6), true_vectors(6))
+    loss = objective.terms(model, noise(names, 6), true_vectors(6))["loss"]
     assert loss.shape == ()
     loss.backward()
     for name, parameter in [*model.named_parameters(), *objective.named_parameters()]:
@@ -140,7 +140,7 @@ def test_it_learns_a_batch(system: str) -> None:
     torch.manual_seed(0)
     losses = []
     for _ in range(24):
-        loss = objective(model, batch, target)
+        loss = objective.terms(model, batch, target)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -293,7 +293,9 @@ def test_mapnet_trains_on_tuples_of_three_ten_frames_apart() -> None:
 
 
 def test_mapnet_refuses_a_clip_of_one_frame() -> None:
-    with pytest.raises(ConfigError, match=r"mapnet compares frames of a clip: clip_length is 1, set 2 or more"):
+    with pytest.raises(
+        ConfigError, match=r"mapnet trains on relative poses within a clip: clip_length is 1, set 2 or more"
+    ):
         model_config("mapnet", clip_length=1)
 
 

@@ -270,7 +270,9 @@ def test_pretrained_without_network_names_the_file_and_the_ways_out(monkeypatch:
 
 
 def test_a_missing_weights_file_is_an_error_that_names_torchvisions_file(tmp_path) -> None:
-    with pytest.raises(ModelError, match=r"weights file .*nothing\.pth does not exist; resnet18 wants .*resnet18-"):
+    with pytest.raises(
+        ModelError, match=r"weights file .*nothing\.pth does not exist; give .*resnet18-.* for resnet18"
+    ):
         make_trunk("resnet18", 3, str(tmp_path / "nothing.pth"))
 
 

@@ -95,9 +95,9 @@ def test_a_sample_without_an_image_is_an_error() -> None:
 
 def test_the_prediction_is_the_pose_of_greatest_cosine_as_by_brute_force() -> None:
     model, (known, positions, quaternions) = nearest(), stored_images(300)
-    model.memorise(known, positions, quaternions)
+    model.store_frames(known, positions, quaternions)
     queries = unit(40, seed=1)
-    prediction = model.recall(queries)
+    prediction = model.retrieve(queries)
     for i, descriptor in enumerate(queries.double().numpy()):
         cosines = [
             descriptor @ other / np.linalg.norm(descriptor) / np.linalg.norm(other) for other in known.double().numpy()
@@ -110,7 +110,7 @@ def test_the_prediction_is_the_pose_of_greatest_cosine_as_by_brute_force() -> No
 def test_locate_describes_and_recalls_without_a_posterior() -> None:
     model, (_, positions, quaternions) = nearest(), stored_images(6)
     with torch.no_grad():
-        model.memorise(model.describe(images(6)), positions, quaternions)
+        model.store_frames(model.describe(images(6)), positions, quaternions)
         shuffled = [4, 0, 5]
         batch = ModelInput({"image": images(6).tensors["image"][shuffled]}, {"image": torch.ones(3, dtype=torch.bool)})
         prediction = model.locate(batch, CODEC, samples=8)
@@ -121,10 +121,10 @@ def test_locate_describes_and_recalls_without_a_posterior() -> None:
 
 def test_memorising_again_replaces_the_stored_images() -> None:
     model = nearest()
-    model.memorise(*stored_images(9, seed=1))
+    model.store_frames(*stored_images(9, seed=1))
     known, positions, quaternions = stored_images(4, seed=2)
-    model.memorise(known, positions, quaternions)
-    np.testing.assert_array_equal(model.recall(known).positions_m, positions)
+    model.store_frames(known, positions, quaternions)
+    np.testing.assert_array_equal(model.retrieve(known).positions_m, positions)
 
 
 def test_without_stored_images_the_error_names_the_remedy() -> None:
@@ -149,7 +149,7 @@ def write(path: Path, state: dict[str, torch.Tensor]) -> Path:
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_a_checkpoint_stores_any_number_of_images_bit_for_bit(tmp_path: Path, count: int) -> None:
     model = nearest()
-    model.memorise(*stored_images(count))
+    model.store_frames(*stored_images(count))
     loaded = load_checkpoint(write(tmp_path / "m.safetensors", model.state_dict()))[1].state_dict()
     assert loaded.keys() == model.state_dict().keys()
     for name, tensor in model.state_dict().items():
@@ -160,8 +160,8 @@ def test_a_checkpoint_stores_any_number_of_images_bit_for_bit(tmp_path: Path, co
 
 def test_loading_replaces_another_number_of_images() -> None:
     model, other = nearest(), nearest()
-    model.memorise(*stored_images(7))
-    other.memorise(*stored_images(3, seed=1))
+    model.store_frames(*stored_images(7))
+    other.store_frames(*stored_images(3, seed=1))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.descriptors, model.descriptors)
     assert torch.equal(other.quaternions_wxyz, model.quaternions_wxyz)
@@ -180,7 +180,7 @@ def test_descriptors_and_poses_that_do_not_fit_are_a_checkpoint_error(
     tmp_path: Path, change: dict[str, Any], match: str
 ) -> None:
     model = nearest()
-    model.memorise(*stored_images(5))
+    model.store_frames(*stored_images(5))
     state = {name: x for name, x in {**model.state_dict(), **change}.items() if x is not None}
     path = write(tmp_path / "m.safetensors", state)
     with pytest.raises(CheckpointError, match=rf"weights do not fit model 'nearest'.*{match}"):

@@ -25,8 +25,7 @@ from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import DenseModel, Prediction, model_config
-from vmloc_ros.core.models.base import ModelInput
+from vmloc_ros.core.models import DenseModel, ModelInput, Prediction, model_config
 from vmloc_ros.core.models.dense.cell_features import CellFeatures
 from vmloc_ros.core.models.dense.pose_set import PoseSet
 from vmloc_ros.core.models.dense.regions import Regions

@@ -243,7 +243,7 @@ def test_the_stored_frames_of_nearest_are_listed(tmp_path: Path) -> None:
     config = model_config("nearest", "squeezenet1_1")
     preprocess = PreprocessConfig(("image",), 64)
     model = build_model(config, {"image": 3})
-    model.memorise(torch.zeros(7, 512), np.zeros((7, 3)), np.tile([1.0, 0, 0, 0], (7, 1)))
+    model.store_frames(torch.zeros(7, 512), np.zeros((7, 3)), np.tile([1.0, 0, 0, 0], (7, 1)))
     save_checkpoint(path, dataclasses.replace(HEADER, model=config, preprocess=preprocess), model.state_dict())
     lines = section(checkpoint_text(path), "parameters")
     assert "descriptors 7 x 512 float32, stored" in lines

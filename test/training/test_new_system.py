@@ -28,7 +28,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vmloc_ros.core.frame import IMAGE
-from vmloc_ros.core.models.base import ModelConfig, ModelInput, RegressionModel, require_modality
+from vmloc_ros.core.models.base import RegressionModel, require_modality
+from vmloc_ros.core.models.config import ModelConfig
+from vmloc_ros.core.models.input_output import ModelInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,13 @@ def nearest_image_errors(
     preprocessor = Preprocessor(PreprocessConfig(modalities=(IMAGE,)))
     model = NearestImage(model_config("nearest", backbone), preprocessor.channels, pretrained)
     features, poses = _describe(model, preprocessor, train, progress)
-    model.memorise(
+    model.store_frames(
         features,
         np.stack([pose.position_m for pose in poses]),
         np.stack([pose.quaternion_wxyz for pose in poses]),
     )
     features, truth = _describe(model, preprocessor, test, progress)
-    found = model.recall(features)
+    found = model.retrieve(features)
     return pose_errors(truth, [Pose(p, q) for p, q in zip(found.positions_m, found.quaternions_wxyz, strict=True)])
 
 

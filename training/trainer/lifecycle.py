@@ -13,7 +13,7 @@ from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenFeatures
 from training.data.training_data import AugmentedFrames, TrainingData
 from training.trainer.dense_map import build_point_map, learn_extent
-from training.trainer.memorise import memorise
+from training.trainer.store_frames import store_frames
 from vmloc_ros.core.models import DenseModel, MemoryModel, PoseModel, find_system
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
@@ -104,7 +104,7 @@ class MemoryLifecycle(Lifecycle):
 
     def store(self, model: MemoryModel, frames: TrainingFrames, progress: bool) -> None:
         """Let the model store the frames; ``progress``: whether to show how far it has come."""
-        memorise(model, frames.data, frames.rows, frames.preprocessor, frames.device, progress)
+        store_frames(model, frames.data, frames.rows, frames.preprocessor, frames.device, progress)
 
 
 _OF_OBJECTIVES = {None: MemoryLifecycle(), "cells": DenseLifecycle()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model registry: every system by name."""
+"""Registry of the localization systems, by name."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES
 from vmloc_ros.core.models.base import (
     ClipModel,
-    LatentConfig,
     MemoryModel,
-    ModelConfig,
-    ModelInput,
     PoseModel,
-    Posterior,
-    Prediction,
     RegressionModel,
     VariationalModel,
 )
@@ -31,9 +26,11 @@ from vmloc_ros.core.models.baselines import (
     PoseNetConfig,
     PoseNetPlus,
 )
+from vmloc_ros.core.models.config import LatentConfig, ModelConfig
 from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.dense.model import DenseModel
 from vmloc_ros.core.models.hourglass import Hourglass
+from vmloc_ros.core.models.input_output import ModelInput, Posterior, Prediction
 from vmloc_ros.core.models.nearest import NearestImage
 from vmloc_ros.core.models.vidloc import VidLoc, VidLocConfig
 from vmloc_ros.core.models.vmloc import VMLoc
@@ -41,16 +38,16 @@ from vmloc_ros.core.models.vmloc import VMLoc
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """An entry of the registry: all that the rest of the project has to know of a system.
+    """An entry of the registry: all that the rest of the project needs to know of a system.
 
     Attributes:
-        build: from configuration, channels per modality and ``pretrained`` (see
+        build: builds the model from its configuration, channels per modality and ``pretrained`` (see
             :func:`vmloc_ros.core.models.encoder.make_trunk`).
         takes: the modalities that it can use.
-        summary: what it is, in a line.
-        config: its settings, the ``model`` section of a configuration.
-        objective: what training minimises, an entry of ``training.objectives.OBJECTIVES``; it also decides what a
-            training needs before its first step. None: the system is not trained by gradients.
+        summary: description in one line.
+        config: type of its settings, the ``model`` section of a configuration.
+        objective: name in ``training.objectives.OBJECTIVES`` of what training minimises; it also selects the
+            :class:`training.trainer.lifecycle.Lifecycle`. None: the system is not trained by gradients.
     """
 
     build: Callable[[Any, Mapping[str, int], bool | str], PoseModel]
@@ -113,7 +110,7 @@ REGISTRY: dict[str, System] = {
 
 
 def find_system(name: str) -> System:
-    """The registry's entry. Raises ModelError for a name that is not in it."""
+    """The registry entry of a system. Raises ModelError: the name is not in the registry."""
     if name not in REGISTRY:
         raise ModelError(f"model {name!r} is not in the registry; known: {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
@@ -131,9 +128,9 @@ def model_config(name: str = DEFAULT_SYSTEM, backbone: str = "resnet34", **setti
 
 
 def config_types(values: Any) -> dict[str, type]:
-    """Type of the ``model`` section of a mapping: that of the system which the section names.
+    """Type of the ``model`` section of a mapping, which depends on the system that the section names.
 
-    For ``field_types`` of dataclasses with such a section, see :func:`vmloc_ros.core.config.from_mapping`.
+    For ``field_types`` of dataclasses with such a section; see :func:`vmloc_ros.core.config.from_mapping`.
 
     Raises:
         ModelError: the name is not in the registry.
@@ -146,8 +143,7 @@ def config_types(values: Any) -> dict[str, type]:
 def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """A ``model`` section without the settings that only other systems have.
 
-    For files that several systems share, and for checkpoints from before each family of systems had a configuration of
-    its own: these hold the settings of all.
+    For files that several systems share, and for old checkpoints, which hold the settings of all systems.
 
     Raises:
         ModelError: the section names a system that is not in the registry.
@@ -162,10 +158,10 @@ def _setting_names(system: System) -> set[str]:
 
 
 def select_modalities(name: str, offered: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of the offered modalities that the system takes, in the order offered.
+    """The offered modalities that the system takes, in the order offered.
 
     Raises:
-        ModelError: the name is unknown, or it can take none of them.
+        ModelError: the name is unknown, or the system takes none of them.
     """
     takes = find_system(name).takes
     selected = tuple(modality for modality in offered if modality in takes)
@@ -180,10 +176,10 @@ def build_model(config: ModelConfig, channels: Mapping[str, int], pretrained: bo
     """Build the system that ``config.name`` names; touches the network only where ``pretrained`` is True.
 
     Args:
-        channels: per modality; all of them must be of those that the system takes.
+        channels: input channels per modality, of modalities that the system takes.
 
     Raises:
-        ModelError: the name, or the backbone, is unknown, a modality does not fit, or weights are not to be had.
+        ModelError: the name or the backbone is unknown, a modality does not fit, or pretrained weights are missing.
     """
     system = find_system(config.name)
     foreign = [name for name in channels if name not in system.takes]

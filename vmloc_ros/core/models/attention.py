@@ -27,7 +27,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.alpha.bias)
 
     def forward(self, z: Tensor) -> Tensor:
-        """``(..., D)`` to ``(..., D)``."""
+        """From ``(..., D)`` to ``(..., D)``."""
         scores = self.theta(z).unsqueeze(-1) * self.phi(z).unsqueeze(-2)  # (..., D/8, D/8)
         attended = torch.softmax(scores, dim=-1) @ self.g(z).unsqueeze(-1)
         return z + self.alpha(attended.squeeze(-1))

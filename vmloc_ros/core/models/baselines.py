@@ -10,15 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.base import (
-    LatentConfig,
-    ModelConfig,
-    ModelInput,
-    RegressionModel,
-    check_sizes,
-    require_modality,
-)
+from vmloc_ros.core.models.base import RegressionModel, require_modality
+from vmloc_ros.core.models.config import LatentConfig, ModelConfig, check_sizes
 from vmloc_ros.core.models.encoder import make_trunk, run_where_present
+from vmloc_ros.core.models.input_output import ModelInput
 from vmloc_ros.core.models.rotation import quaternion_log
 from vmloc_ros.core.models.vmloc import regressor
 
@@ -85,7 +80,7 @@ class AtLocConfig(PoseNetConfig):
     """Settings of ``atloc``.
 
     Attributes:
-        attention_reduction: the features divided by the attention's inner size.
+        attention_reduction: number of features divided by the attention's inner size.
     """
 
     attention_reduction: int = 8
@@ -99,8 +94,8 @@ class MapNetConfig(PoseNetConfig):
     """Settings of ``mapnet``.
 
     Attributes:
-        clip_length: frames that training compares with each other, 2 or more.
-        clip_spacing: frames from one of them to the next.
+        clip_length: frames of a clip, 2 or more; training also uses their relative poses.
+        clip_spacing: step from one frame of a clip to the next, in frames of the recording.
     """
 
     clip_length: int = 3
@@ -109,7 +104,9 @@ class MapNetConfig(PoseNetConfig):
     def __post_init__(self) -> None:
         check_sizes(self, "feature_dim", "clip_spacing")
         if self.clip_length < 2:
-            raise ValueError(f"mapnet compares frames of a clip: clip_length is {self.clip_length}, set 2 or more")
+            raise ValueError(
+                f"mapnet trains on relative poses within a clip: clip_length is {self.clip_length}, set 2 or more"
+            )
 
 
 class PoseNet(RegressionModel):
@@ -137,7 +134,7 @@ class PoseNet(RegressionModel):
         return make_trunk(backbone, in_channels, pretrained)
 
     def features(self, batch: ModelInput) -> Tensor:
-        """``(B, feature_dim)`` before dropout. Raises ModelError: a sample lacks the image."""
+        """``(B, feature_dim)`` before dropout. Raises ModelError: a frame lacks the image."""
         require_modality(batch, self.modalities)
         maps = self.trunk(batch.tensors[self.modalities[0]])
         return torch.relu(self.feature(maps.mean(dim=(2, 3))))
@@ -158,7 +155,7 @@ class AtLoc(PoseNet):
 
 
 class MapNet(PoseNet):
-    """PoseNet trained on tuples of frames by absolute and relative poses (Brahmbhatt et al. 2018).
+    """PoseNet trained on clips of frames by absolute and relative poses (Brahmbhatt et al. 2018).
 
     Tuples exist in training only; a robot's frames are localized one by one.
     """
@@ -175,7 +172,7 @@ class PoseNetPlus(PoseNet):
         super().__init__(config, channels, pretrained, outputs=7)
 
     def position_and_quaternion(self, batch: ModelInput) -> tuple[Tensor, Tensor]:
-        """Normalised position ``(B, 3)`` and unit quaternion ``(B, 4)`` from the codec's reference, of either sign."""
+        """Normalised position ``(B, 3)`` and unit quaternion ``(B, 4)`` of either sign, from the codec's reference."""
         outputs = super().forward(batch)
         return outputs[:, :3], nn.functional.normalize(outputs[:, 3:], dim=1)
 

@@ -197,7 +197,7 @@ def make_trunk(backbone: str, in_channels: int, pretrained: bool | str = False) 
 
 
 def _strip_classifier(backbone: str, classifier: nn.Module) -> nn.Module:
-    """Everything before global pooling, of the three layouts that torchvision uses for its CNNs."""
+    """The layers before global pooling, for the three layouts that torchvision uses for its CNNs."""
     for attribute in ("features", "layers"):
         if isinstance(getattr(classifier, attribute, None), nn.Sequential):
             features = getattr(classifier, attribute)
@@ -253,7 +253,7 @@ def _backbone_weights(backbone: str, pretrained: bool | str) -> dict[str, Tensor
 def _weights_from_file(backbone: str, path: Path) -> dict[str, Tensor]:
     wanted = torchvision.models.get_model_weights(backbone).DEFAULT.url.rsplit("/", 1)[-1]
     if not path.is_file():
-        raise ModelError(f"weights file {path} does not exist; {backbone} wants torchvision's {wanted}")
+        raise ModelError(f"weights file {path} does not exist; give the path of torchvision's {wanted} for {backbone}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         torchvision.models.get_model(backbone, weights=None).load_state_dict(state)

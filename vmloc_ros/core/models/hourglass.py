@@ -49,7 +49,7 @@ class EncoderDecoder(nn.Module):
         self.out_channels = width
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, out_channels, h, w)``, for most encoders a quarter of the image's size."""
+        """From ``(B, C, H, W)`` to ``(B, out_channels, h, w)``; for most encoders ``h = H / 4``, ``w = W / 4``."""
         maps = {}
         for step, module in enumerate(_steps(self.encoder)):
             x = module(x)
@@ -89,7 +89,7 @@ def _steps(module: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def _last_of_each_resolution(encoder: nn.Module, in_channels: int) -> list[tuple[int, int]]:
-    """Step and channels of the last map of every resolution but the final one, fine to coarse."""
+    """Index among :func:`_steps` and channels of the last map of each resolution but the coarsest, fine to coarse."""
     encoder.eval()
     x = torch.zeros(1, in_channels, 224, 224)
     shapes = []

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import IMAGE
-from vmloc_ros.core.models.base import Array, MemoryModel, ModelConfig, ModelInput, Prediction, require_modality
+from vmloc_ros.core.models.base import MemoryModel, require_modality
+from vmloc_ros.core.models.config import ModelConfig
 from vmloc_ros.core.models.encoder import ImagenetScale, make_trunk
+from vmloc_ros.core.models.input_output import Array, ModelInput, Prediction
 from vmloc_ros.core.pose_codec import PoseCodec
 
 _BUFFERS = ("descriptors", "positions_m", "quaternions_wxyz")  # of any length
@@ -27,7 +29,7 @@ class NearestImage(MemoryModel):
     Args:
         config: names the backbone.
         channels: of the image.
-        pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`; without it the features are random ones.
+        pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`; without them the features are random.
     """
 
     descriptors: Tensor  # (N, F) float32, unit length
@@ -49,29 +51,29 @@ class NearestImage(MemoryModel):
         return self
 
     def describe(self, batch: ModelInput) -> Tensor:
-        """Unit descriptors ``(B, F)``. Raises ModelError: a sample has no image."""
+        """Unit descriptors ``(B, F)``. Raises ModelError: a frame has no image."""
         require_modality(batch, self.modalities)
         features = self.trunk(self.scale(batch.tensors[IMAGE])).mean(dim=(2, 3))
         return torch.nn.functional.normalize(features, dim=1)
 
-    def memorise(self, descriptors: Tensor, positions_m: Array, quaternions_wxyz: Array) -> None:
+    def store_frames(self, descriptors: Tensor, positions_m: Array, quaternions_wxyz: Array) -> None:
         self.descriptors = descriptors.to(self.descriptors)
         self.positions_m = torch.as_tensor(positions_m).to(self.positions_m)
         self.quaternions_wxyz = torch.as_tensor(quaternions_wxyz).to(self.quaternions_wxyz)
 
-    def recall(self, descriptors: Tensor) -> Prediction:
+    def retrieve(self, descriptors: Tensor) -> Prediction:
         """Poses of the stored images nearest to descriptors ``(B, F)``; of equally near ones, the first.
 
         Raises:
             ModelError: no image is stored.
         """
         if not len(self.descriptors):
-            raise ModelError("nearest stores no image; make a checkpoint with `vmloc train`, or call memorise()")
+            raise ModelError("nearest stores no image; make a checkpoint with `vmloc train`, or call store_frames()")
         rows = (descriptors @ self.descriptors.T).argmax(dim=1)
         return Prediction(self.positions_m[rows].cpu().numpy(), self.quaternions_wxyz[rows].cpu().numpy())
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
-        return self.recall(self.describe(batch))
+        return self.retrieve(self.describe(batch))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
         """As in every module, but any number of images may be stored."""

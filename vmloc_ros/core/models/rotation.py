@@ -14,8 +14,8 @@ from torch import Tensor
 def quaternion_log(quaternion_wxyz: Tensor) -> Tensor:
     """Half-angle axis vectors ``(..., 3)`` of ``(..., 4)`` quaternions (VMLoc Eq. 12), norm in ``[0, pi/2]``.
 
-    The quaternion's length does not matter, save that it must not be zero. ``atan2`` keeps the precision that
-    ``acos`` loses at small angles, and its gradient is finite at ``w = 1``.
+    The quaternion may have any length but zero. ``atan2`` keeps the precision that ``acos`` loses at small angles, and
+    its gradient is finite at ``w = 1``.
     """
     canonical = _canonical(quaternion_wxyz)
     w, vector = canonical[..., :1], canonical[..., 1:]
@@ -57,10 +57,10 @@ def rotation_matrix(quaternion_wxyz: Tensor) -> Tensor:
 
 
 def _canonical(quaternion_wxyz: Tensor) -> Tensor:
-    """The one of ``q`` and ``-q`` with ``w >= 0``: both are the same rotation."""
+    """``q`` or ``-q``, which are the same rotation: the one with ``w >= 0``."""
     return torch.where(quaternion_wxyz[..., :1] < 0, -quaternion_wxyz, quaternion_wxyz)
 
 
 def _vanishes(squared: Tensor) -> Tensor:
-    """Where a squared length is too small for its root to be taken and divided by."""
+    """Whether a squared length is too small to divide by its root."""
     return squared < torch.finfo(squared.dtype).tiny

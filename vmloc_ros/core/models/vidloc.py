@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vmloc_ros.core.models.base import ClipModel, ModelConfig, ModelInput, check_sizes, require_modality
+from vmloc_ros.core.models.base import ClipModel, require_modality
+from vmloc_ros.core.models.config import ModelConfig, check_sizes
 from vmloc_ros.core.models.encoder import make_trunk
+from vmloc_ros.core.models.input_output import ModelInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +22,9 @@ class VidLocConfig(ModelConfig):
     Attributes:
         feature_dim: width of the layer before the LSTM.
         dropout: before the pose heads, in training only.
-        clip_length: successive frames that are read together, in training and on the robot.
+        clip_length: successive frames of a clip, in training and on the robot.
         recurrent_dim: LSTM units per direction.
-        bidirectional: whether the LSTM also reads clips backwards, so that later frames may change a pose.
+        bidirectional: whether the LSTM also reads clips backwards, so that later frames influence earlier poses.
     """
 
     feature_dim: int = 2048
@@ -41,7 +43,7 @@ class VidLoc(ClipModel):
     The image has the size of the first modality. Where a frame lacks that modality, its size in training is used, so
     that the others are resized as they were there.
 
-    Pose heads are linear: outputs of an LSTM lie in (-1, 1) and could not reach the extent of a map.
+    The pose heads are linear: outputs of an LSTM lie in (-1, 1) and could not cover the extent of a map.
 
     Args:
         config: sizes.
@@ -72,18 +74,18 @@ class VidLoc(ClipModel):
         """Features ``(B, feature_dim)`` of single frames.
 
         Raises:
-            ModelError: a sample has no modality.
+            ModelError: a frame has no modality.
         """
         require_modality(batch, self.modalities)
-        size = self._picture_size(batch)
-        picture = torch.cat([self._layers(name, batch, size) for name in self.modalities], dim=1)
-        return torch.relu(self.feature(self.trunk(picture).mean(dim=(2, 3))))
+        size = self._image_size(batch)
+        image = torch.cat([self._channels_of(name, batch, size) for name in self.modalities], dim=1)
+        return torch.relu(self.feature(self.trunk(image).mean(dim=(2, 3))))
 
     def decode_clip(self, features: Tensor) -> Tensor:
         states, _ = self.lstm(features)
         return self.heads(self.dropout(states))
 
-    def _picture_size(self, batch: ModelInput) -> tuple[int, int]:
+    def _image_size(self, batch: ModelInput) -> tuple[int, int]:
         first = batch.tensors[self.modalities[0]]
         if first.dim() == 4:  # otherwise a placeholder: no sample has the modality
             if self.training:
@@ -103,5 +105,5 @@ class VidLoc(ClipModel):
         x = torch.where(present.view(-1, 1, 1, 1), x, 0.0)
         if x.shape[2:] == size:
             return x
-        # Nearest: averages of measurements with "no measurement" would invent surfaces.
+        # Nearest neighbour: averages of measured with unmeasured pixels would invent surfaces.
         return nn.functional.interpolate(x, size=size, mode="nearest-exact")

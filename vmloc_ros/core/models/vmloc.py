@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.base import LatentConfig, ModelInput, Posterior, VariationalModel
+from vmloc_ros.core.models.base import VariationalModel
+from vmloc_ros.core.models.config import LatentConfig
 from vmloc_ros.core.models.encoder import Encoder, make_trunk, run_where_present
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
+from vmloc_ros.core.models.input_output import ModelInput, Posterior
 
 
 class VMLoc(VariationalModel):
@@ -38,10 +40,10 @@ class VMLoc(VariationalModel):
         self.log_quaternion = regressor(config.latent_dim, config.hidden_dim)
 
     def encode(self, batch: ModelInput) -> Posterior:
-        """Posterior of every sample.
+        """Posterior of every frame.
 
         Raises:
-            ModelError: a sample has no modality.
+            ModelError: a frame has no modality.
         """
         experts = {name: self._encode_modality(name, batch) for name in self.encoders}
         stacked = Gaussian(

@@ -12,9 +12,10 @@ from torch import Tensor
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models.base import ModelInput, PoseModel
+from vmloc_ros.core.models.base import PoseModel
 from vmloc_ros.core.models.dense.cells import Cells, camera_cells, cylinder_cells, seen_by_camera
 from vmloc_ros.core.models.dense.config import DenseConfig
+from vmloc_ros.core.models.input_output import ModelInput
 
 _CYLINDER_CHANNELS = 6  # of a prepared cylindrical image
 _IN_CAMERA_CHANNELS = 2  # of a lidar's pinhole projection into the camera

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmloc_ros.core.models.base import ModelConfig, check_sizes
+from vmloc_ros.core.models.config import ModelConfig, check_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,16 +13,17 @@ class DenseConfig(ModelConfig):
     """Settings of ``vmloc_dense``, ``dense_image`` and ``dense_lidar``.
 
     Attributes:
-        hidden_dim: width of the network that every cell passes.
-        dropout: before its last layer, in training only.
+        hidden_dim: width of the network that is applied to every cell.
+        dropout: on that network's input features, in training only.
         cell_stride: pixels per cell of an image or depth image.
-        lidar_stride: likewise of a range image.
-        cell_blocks: residual blocks of the network that every cell passes.
-        context: whether cells also see the mean of the whole picture's features, for maps in which places look alike.
-        regions: parts that a large map is divided into, each with coordinates of its own; 1: none. About one for every
+        lidar_stride: pixels per cell of a range image.
+        cell_blocks: residual blocks of the network that is applied to every cell.
+        context: whether each cell's input includes the mean features of the whole image; for maps in which places look
+            alike.
+        regions: number of regions of a large map, each with coordinates of its own; 1: no regions. About one for every
             50 m of road.
-        frozen: the trunks are not trained, so that their features are computed only once.
-        hypotheses: poses that the solver tries first.
+        frozen: whether the trunks keep their pretrained weights; their features are then computed only once.
+        hypotheses: pose hypotheses that the solver draws.
         map_voxel_m: side of the voxels of a map of measured points that scans are registered to; 0: no such map.
     """
 

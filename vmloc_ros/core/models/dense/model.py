@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import quaternion_from_matrix
-from vmloc_ros.core.models.base import ModelInput, Prediction, require_modality
+from vmloc_ros.core.models.base import require_modality
 from vmloc_ros.core.models.dense.cell_features import CellFeatures, correspondences, scatter_rows
 from vmloc_ros.core.models.dense.cell_geometry import CellGeometry
 from vmloc_ros.core.models.dense.cell_predictor import CellPredictor
@@ -30,6 +30,7 @@ from vmloc_ros.core.models.dense.pose_set import PoseSet
 from vmloc_ros.core.models.dense.regions import Regions
 from vmloc_ros.core.models.dense.solver import solve
 from vmloc_ros.core.models.encoder import ImagenetScale, Pyramid, make_trunk
+from vmloc_ros.core.models.input_output import ModelInput, Prediction
 from vmloc_ros.core.pose_codec import PoseCodec
 
 _LEAST_STD_M = 0.005

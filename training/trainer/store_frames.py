@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes the place of gradient steps for systems that remember their training frames."""
+"""Training without gradients: the system stores descriptors and poses of its training frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmloc_ros.core.progress import progress_bar
 
 
 @torch.no_grad()
-def memorise(
+def store_frames(
     model: MemoryModel,
     data: PreparedDataset,
     rows: Tensor,
@@ -23,15 +23,15 @@ def memorise(
     device: torch.device,
     progress: bool = True,
 ) -> None:
-    """Let the model remember the rows and their poses, and nothing else."""
+    """Store descriptors and true poses of the rows of the data in the model, in place of earlier ones."""
     model.eval()
     described = []
-    with progress_bar(len(rows), "memorising", "frames", disable=not progress) as bar:
+    with progress_bar(len(rows), "storing frames", "frames", disable=not progress) as bar:
         for batch in batches(data, rows, preprocessor, device, model.needs_geometry):
             described.append(model.describe(batch))
             bar.update(len(batch))
     poses = [data.poses[i] for i in rows.tolist()]
-    model.memorise(
+    model.store_frames(
         torch.cat(described),
         np.stack([pose.position_m for pose in poses]),
         np.stack([pose.quaternion_wxyz for pose in poses]),
