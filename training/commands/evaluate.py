@@ -41,21 +41,13 @@ def add_evaluate(commands: Any) -> None:
         metavar="N",
         help="use N later frames, too (models of clips: vidloc)",
     )
-    parser.add_argument(
-        "--corrupt",
-        action="append",
-        default=[],
-        metavar="MODALITY=LEVEL",
-        help="corrupt the input as in the paper's Table 4: 1 masks a square of it, 2 removes it (3 keeps it, but "
-        "black or empty, as published code does); can be repeated",
-    )
+    _add_corruption(parser)
     parser.add_argument(
         "--all-sensors",
         action="store_true",
         help="use every sensor, as the paper's systems do; by default, checkpoints with a confidence drop a sensor "
         "whose input is an outlier, as the node does",
     )
-    parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' positions")
 
 
 def _add_nearest(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +61,19 @@ def _add_nearest(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nearest-backbone", default="resnet34", help="network whose features --nearest compares")
     parser.add_argument("--nearest-weights", help="its state-dict file (default: torchvision's ImageNet weights)")
+
+
+def _add_corruption(parser: argparse.ArgumentParser) -> None:
+    """Options of corrupted input."""
+    parser.add_argument(
+        "--corrupt",
+        action="append",
+        default=[],
+        metavar="MODALITY=LEVEL",
+        help="corrupt the input as in the paper's Table 4: 1 masks a square of it, 2 removes it (3 keeps it, but "
+        "black or empty, as published code does); can be repeated",
+    )
+    parser.add_argument("--corruption-seed", type=int, default=0, metavar="N", help="of the masks' positions")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

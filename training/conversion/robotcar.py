@@ -69,7 +69,6 @@ def convert_robotcar(
     ``base_link`` to every sensor that has extrinsics.
 
     Args:
-        sequence: its folder.
         out: the bag's folder; it appears when it is complete.
         modalities: ``image``, or ``image`` and ``lidar``.
         compressed: images as JPEG of quality 95: several times smaller, not equal to the files' to the bit.

@@ -57,7 +57,6 @@ def simulate(
         centre_m: x and y in the map of the middle of the street.
         light: ``day``, ``dusk`` or ``night``, for the camera; the lidar brings its own.
         overwrite: replace an existing bag.
-        progress: show a progress bar.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -114,15 +113,15 @@ def simulate_many(
         for number in range(streets)
         for seed in seeds
     }
+    yield from _simulate_all(drives, jobs)
+
+
+def _simulate_all(drives: Mapping[Path, Mapping[str, Any]], jobs: int) -> Iterator[Path]:
     if jobs == 1:
         for folder, drive in drives.items():
             simulate(folder, **drive)
             yield folder
-    else:
-        yield from _simulate_in_parallel(drives, jobs)
-
-
-def _simulate_in_parallel(drives: Mapping[Path, Mapping[str, Any]], jobs: int) -> Iterator[Path]:
+        return
     # Spawned, not forked: the ray caster's threads would not survive a fork.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
         tasks = {pool.submit(simulate, folder, progress=False, **drive): folder for folder, drive in drives.items()}

@@ -14,6 +14,12 @@ from vmloc_ros.core.errors import DataError
 
 logger = logging.getLogger(__name__)
 
+_NO_KNOWN_KIND = (
+    "neither a bag (metadata.yaml, .mcap, .db3, .bag), nor a folder of bags, nor a 7-Scenes scene (TrainSplit.txt, "
+    "seq-*), nor a TUM RGB-D sequence (rgb.txt, groundtruth.txt), nor a KITTI odometry sequence (calib.txt, times.txt) "
+    "or raw drive (oxts), nor RobotCar (stereo.timestamps)"
+)
+
 
 def open_sources(path: Path, split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
     """Sources at ``path``: a 7-Scenes scene, a TUM RGB-D, KITTI or RobotCar recording, a bag, or a folder of bags.
@@ -52,11 +58,7 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
         return [RobotCarSource(sequence, options, modalities) for sequence in found]
     bags = sorted(child for child in path.iterdir() if is_bag(child)) if path.is_dir() else []
     if not bags:
-        raise DataError(
-            f"{path} is neither a bag (metadata.yaml, .mcap, .db3, .bag), nor a folder of bags, nor a 7-Scenes scene "
-            "(TrainSplit.txt, seq-*), nor a TUM RGB-D sequence (rgb.txt, groundtruth.txt), nor a KITTI odometry "
-            "sequence (calib.txt, times.txt) or raw drive (oxts), nor RobotCar (stereo.timestamps)"
-        )
+        raise DataError(f"{path} is {_NO_KNOWN_KIND}")
     return _open_bags(path, bags, split, options, modalities)
 
 
