@@ -97,7 +97,7 @@ class VidLoc(ClipModel):
         other = next(x for x in batch.tensors.values() if x.dim() == 4)
         return other.shape[2], other.shape[3]
 
-    def _layers(self, name: str, batch: ModelInput, size: tuple[int, int]) -> Tensor:
+    def _channels_of(self, name: str, batch: ModelInput, size: tuple[int, int]) -> Tensor:
         """The modality's channels ``(B, C, *size)`` of the fused image."""
         x, present = batch.tensors[name], batch.present[name]
         if x.dim() < 4:
