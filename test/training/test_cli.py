@@ -250,7 +250,7 @@ def test_the_nearest_image_is_trained_and_evaluated_like_any_system(
     assert run(*train, "--resume") == 0
     capsys.readouterr()
     assert run("info", out) == 0
-    assert "4 x 512 float32, remembered" in capsys.readouterr().out
+    assert "4 x 512 float32, stored" in capsys.readouterr().out
     assert run("evaluate", out, scene, "--split", "train", "--out", tmp_path / "r", "--device", "cpu") == 0
     assert "| nearest | 8 |" in without_padding(capsys.readouterr().out)
     errors = (tmp_path / "r" / "errors.csv").read_text().splitlines()[1:]
