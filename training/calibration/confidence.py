@@ -103,7 +103,7 @@ def fit_null_distributions(cues: Array, gross: Bools, sensors: str) -> tuple[Nul
         sensors: their names, for the log.
 
     Returns:
-        ``C + 1`` distributions, as :attr:`Confidence.tails` has them.
+        ``C + 1`` distributions, as :attr:`Confidence.null_distributions` has them.
     """
     kept, thresholds = ~gross, np.full(cues.shape[1], np.inf)
     while np.sum(kept) >= FEWEST:
@@ -140,10 +140,10 @@ def _fit_distributions(cues: Array, thresholds: Array) -> tuple[NullDistribution
     return (*single, NullDistribution.fit(neg_log_p_value(cues, single)))
 
 
-def _cut_off(tail: NullDistribution, threshold: float) -> NullDistribution:
+def _cut_off(distribution: NullDistribution, threshold: float) -> NullDistribution:
     """The distribution with a tail so steep that the p-value at the threshold is at most :data:`_CUT_OFF_P`."""
-    steepest = (threshold - tail.quantiles[-1]) / np.log(P_VALUES[-1] / _CUT_OFF_P)
-    return NullDistribution(tail.quantiles, min(tail.decay, float(steepest)))
+    steepest = (threshold - distribution.quantiles[-1]) / np.log(P_VALUES[-1] / _CUT_OFF_P)
+    return NullDistribution(distribution.quantiles, min(distribution.decay, float(steepest)))
 
 
 def _best_threshold(cues: Array, gross: Bools) -> tuple[int, float]:
