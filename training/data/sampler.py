@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training.data.dataset import PreparedDataset
+from training.data.training_data import TrainingData
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.models import PoseModel
 
@@ -30,7 +30,7 @@ class Sampler:
         DataError: too few frames, or none that follow each other where the model reads clips.
     """
 
-    def __init__(self, data: PreparedDataset, rows: Tensor, model: PoseModel, batch_size: int, seed: int) -> None:
+    def __init__(self, data: TrainingData, rows: Tensor, model: PoseModel, batch_size: int, seed: int) -> None:
         if len(rows) < batch_size:
             raise DataError(
                 f"{len(rows)} training frames are fewer than a batch of {batch_size}; "
