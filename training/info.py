@@ -201,7 +201,10 @@ def _residual_rows(residuals: Residuals) -> Rows:
         ("rotation residual", ", ".join(f"{math.degrees(x):.2f}" for x in std[3:]) + " deg about them"),
         ("inflation", "position {:.2f}, rotation {:.2f}".format(*residuals.inflation)),
         ("coupling", f"{residuals.coupling:.2f} of the correlations between position and rotation"),
-        ("growth", "position x {:.2f}, rotation x {:.2f} where the p-value of the cues is 0.1".format(*factors)),
+        (
+            "growth",
+            "position x {:.2f}, rotation x {:.2f} where the p-value of the outlier scores is 0.1".format(*factors),
+        ),
     ]
 
 

@@ -54,11 +54,11 @@ def write_confidence_checkpoint(path: Path, seed: int = 0) -> Path:
     quaternions = np.concatenate([prediction.quaternions_wxyz for prediction in predictions])
     seen, held_out = slice(0, 40), slice(40, None)
     memory = ReferenceFeatures.fit(features[seen], features[seen], positions[seen], quaternions[seen], 20.0, rank=8)
-    cues = stack_outlier_scores(
+    scores = stack_outlier_scores(
         {IMAGE: memory}, (IMAGE,), {IMAGE: features[held_out]}, positions[held_out], quaternions[held_out]
     )
-    tails = tuple(NullDistribution.fit(cue) for cue in cues.T)
-    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, NullDistribution.fit(neg_log_p_value(cues, tails)))})
+    tails = tuple(NullDistribution.fit(score) for score in scores.T)
+    confidence = Confidence({IMAGE: memory}, {(IMAGE,): (*tails, NullDistribution.fit(neg_log_p_value(scores, tails)))})
     save_checkpoint(path, header, load_checkpoint(path)[1].state_dict(), confidence)
     return path
 

@@ -139,7 +139,7 @@ def test_the_report_shows_what_the_header_holds() -> None:
         "rotation residual 1.50, 2.00, 0.25 deg about them",
         "inflation position 1.00, rotation 1.00",
         "coupling 1.00 of the correlations between position and rotation",
-        "growth position x 1.00, rotation x 1.26 where the p-value of the cues is 0.1",
+        "growth position x 1.00, rotation x 1.26 where the p-value of the outlier scores is 0.1",
         "samples 16",
     ]
     assert section(text, "confidence, and the training frames it stores") == [
@@ -161,7 +161,7 @@ def test_the_covariance_of_every_set_of_sensors_and_the_confidence_are_shown() -
         "rotation residual, lidar alone 4.00, 5.00, 6.00 deg about them",
         "inflation, lidar alone position 1.50, rotation 1.00",
         "coupling, lidar alone 1.00 of the correlations between position and rotation",
-        "growth, lidar alone position x 1.00, rotation x 1.00 where the p-value of the cues is 0.1",
+        "growth, lidar alone position x 1.00, rotation x 1.00 where the p-value of the outlier scores is 0.1",
     ]
     assert section(text, "confidence, and the training frames it stores") == [
         "lidar 40 frames, 5 directions of 16 features",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit the confidence: reference features of training frames, and null distributions of held-out frames' cues."""
+"""Fit the confidence: reference features of training frames, null distributions of held-out outlier scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _DESCRIBED_FRAMES = 4000  # training frames whose features the low-rank Gaussian
 _STORED_FRAMES = 1000  # of these, those whose features are stored: 64 numbers of 2 bytes each
 _GROSS_SHARE = 0.02  # tolerated share of gross errors among estimates that are not withheld
 _GROSS_COUNT = 2  # gross errors that are tolerated in any case
-_CUT_OFF_P = 1e-4  # p-value of a cue at its threshold: beyond it, the confidence vanishes
+_CUT_OFF_P = 1e-4  # p-value of a score at its threshold: beyond it, the confidence vanishes
 _J_TOLERANCE = 0.02  # thresholds whose Youden's J differs by less are equally good
 _ZERO_CONFIDENCE = NullDistribution(np.full(len(P_VALUES), -1.0), 1e-3)  # outlier scores are not negative: p-value 0
 
@@ -72,12 +72,12 @@ def fit_confidence(
     """
     fitted = {}
     for names, estimates in held_out.items():
-        complete = estimates.select(~estimates.cues.isnan().any(dim=1) & ~estimates.lost)
-        if len(complete) < FEWEST or not complete.cues.shape[1]:
+        complete = estimates.select(~estimates.outlier_scores.isnan().any(dim=1) & ~estimates.lost)
+        if len(complete) < FEWEST or not complete.outlier_scores.shape[1]:
             continue
         gross = gross_error_mask(data, complete)
         if np.sum(~gross) >= FEWEST:
-            fitted[names] = fit_null_distributions(complete.cues.numpy(), gross, " and ".join(names))
+            fitted[names] = fit_null_distributions(complete.outlier_scores.numpy(), gross, " and ".join(names))
     return Confidence(references, fitted) if fitted else None
 
 
@@ -88,40 +88,40 @@ def _evenly(rows: Tensor, count: int) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
 
 
-def fit_null_distributions(cues: Array, gross: Bools, sensors: str) -> tuple[NullDistribution, ...]:
-    """Distributions of each cue and of their smallest p-value over frames without gross errors.
+def fit_null_distributions(scores: Array, gross: Bools, sensors: str) -> tuple[NullDistribution, ...]:
+    """Distributions of each outlier score and of their smallest p-value over frames without gross errors.
 
-    Where two places of the map look alike, estimates are right or wrong by chance, and the cues of both are the same:
-    gross errors then look like in-distribution frames. While gross errors are more than 2 % of the estimates that
-    would not be withheld, the frames on the wrong side of a threshold are therefore removed from the null
-    distribution, gross errors or not. The threshold is that of one cue which separates the remaining gross errors best
-    (the largest of Youden's J). Where too few frames remain, the confidence is zero for all.
+    Where two places of the map look alike, estimates are right or wrong by chance, and the outlier scores of both are
+    the same: gross errors then look like in-distribution frames. While gross errors are more than 2 % of the estimates
+    that would not be withheld, the frames on the wrong side of a threshold are therefore removed from the null
+    distribution, gross errors or not. The threshold is on the score that separates the remaining gross errors best (the
+    largest of Youden's J). Where too few frames remain, the confidence is zero for all.
 
     Args:
-        cues: ``(N, C)`` of estimates for held-out frames.
+        scores: ``(N, C)`` outlier scores of estimates for held-out frames.
         gross: ``(N,)`` which of them are gross errors.
         sensors: their names, for the log.
 
     Returns:
         ``C + 1`` distributions, as :attr:`Confidence.null_distributions` has them.
     """
-    kept, thresholds = ~gross, np.full(cues.shape[1], np.inf)
+    kept, thresholds = ~gross, np.full(scores.shape[1], np.inf)
     while np.sum(kept) >= FEWEST:
-        distributions = _fit_distributions(cues[kept], thresholds)
-        confidence = np.exp(distributions[-1].log_p_value(neg_log_p_value(cues, distributions[:-1])))
+        distributions = _fit_distributions(scores[kept], thresholds)
+        confidence = np.exp(distributions[-1].log_p_value(neg_log_p_value(scores, distributions[:-1])))
         published = confidence >= CONFIDENCE_LIMIT
         if np.sum(gross & published) <= max(_GROSS_COUNT, _GROSS_SHARE * np.sum(published)):
             if np.any(kept != ~gross):
                 share = f"{np.mean(~published):.0%} of all frames have a confidence below {CONFIDENCE_LIMIT:g}"
-                _warn(sensors, gross, f"many correct estimates have the same cues; {share}")
+                _warn(sensors, gross, f"many correct estimates have the same outlier scores; {share}")
             return distributions
-        cue, threshold = _best_threshold(cues[published], gross[published])
+        column, threshold = _best_threshold(scores[published], gross[published])
         if not np.isfinite(threshold):
             break
-        thresholds[cue] = min(thresholds[cue], threshold)
-        kept = kept & (cues[:, cue] < threshold)
-    _warn(sensors, gross, "no cue separates them from correct ones, so all frames have a confidence of zero")
-    return (*_fit_distributions(cues[~gross], np.full_like(thresholds, np.inf))[:-1], _ZERO_CONFIDENCE)
+        thresholds[column] = min(thresholds[column], threshold)
+        kept = kept & (scores[:, column] < threshold)
+    _warn(sensors, gross, "no outlier score separates them from correct ones, so all frames have a confidence of zero")
+    return (*_fit_distributions(scores[~gross], np.full_like(thresholds, np.inf))[:-1], _ZERO_CONFIDENCE)
 
 
 def _warn(sensors: str, gross: Bools, consequence: str) -> None:
@@ -134,10 +134,12 @@ def _warn(sensors: str, gross: Bools, consequence: str) -> None:
     )
 
 
-def _fit_distributions(cues: Array, thresholds: Array) -> tuple[NullDistribution, ...]:
-    """Null distributions of cues ``(N, C)`` below thresholds ``(C,)``, and of their smallest p-value."""
-    single = tuple(_cut_off(NullDistribution.fit(values), end) for values, end in zip(cues.T, thresholds, strict=True))
-    return (*single, NullDistribution.fit(neg_log_p_value(cues, single)))
+def _fit_distributions(scores: Array, thresholds: Array) -> tuple[NullDistribution, ...]:
+    """Null distributions of scores ``(N, C)`` below thresholds ``(C,)``, and of their smallest p-value."""
+    single = tuple(
+        _cut_off(NullDistribution.fit(values), end) for values, end in zip(scores.T, thresholds, strict=True)
+    )
+    return (*single, NullDistribution.fit(neg_log_p_value(scores, single)))
 
 
 def _cut_off(distribution: NullDistribution, threshold: float) -> NullDistribution:
@@ -146,13 +148,13 @@ def _cut_off(distribution: NullDistribution, threshold: float) -> NullDistributi
     return NullDistribution(distribution.quantiles, min(distribution.decay, float(steepest)))
 
 
-def _best_threshold(cues: Array, gross: Bools) -> tuple[int, float]:
-    """The cue of estimates ``(N, C)`` that separates gross errors best, and its threshold, which gross errors reach.
+def _best_threshold(scores: Array, gross: Bools) -> tuple[int, float]:
+    """The column of scores ``(N, C)`` that separates gross errors best, and its threshold, which gross errors reach.
 
-    The threshold is infinite where no cue separates them.
+    The threshold is infinite where no outlier score separates them.
     """
     best, which, threshold = 0.0, 0, np.inf
-    for number, values in enumerate(cues.T):
+    for number, values in enumerate(scores.T):
         candidates = np.unique(values[gross])
         kept, missed = (
             np.searchsorted(np.sort(part), candidates) / max(1, len(part)) for part in (values[~gross], values[gross])

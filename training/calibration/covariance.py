@@ -105,12 +105,12 @@ def _fit(
 
 
 def _outlier_scores(held_out: HeldOutEstimates, modalities: tuple[str, ...], confidence: Confidence | None) -> Array:
-    """Outlier scores ``(N,)``, ``-log p`` of the cues; 0 where there are no cues or no confidence for these sensors."""
+    """Outlier scores ``(N,)``, ``-log p`` of the scores; 0 where there are none or no confidence for these sensors."""
     distributions = None if confidence is None else confidence.null_distributions.get(modalities)
     if distributions is None:
         return np.zeros(len(held_out))
-    known = ~held_out.cues.isnan().any(dim=1).numpy()
-    return np.where(known, neg_log_p_value(held_out.cues.nan_to_num().numpy(), distributions[:-1]), 0.0)
+    known = ~held_out.outlier_scores.isnan().any(dim=1).numpy()
+    return np.where(known, neg_log_p_value(held_out.outlier_scores.nan_to_num().numpy(), distributions[:-1]), 0.0)
 
 
 def _fit_solver(

@@ -36,8 +36,8 @@ class HeldOutEstimates:
         quaternions_wxyz: ``(N, 4)`` map from body.
         covariances: ``(N, 6, 6)`` the system's own, of :func:`vmloc_ros.core.localizer.prediction_covariance`.
         lost: ``(N,)`` bool: the system itself reports that it found no pose.
-        cues: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_outlier_scores`; NaN where a frame lacks a sensor of
-            the set. C is 0 where there are no reference features to compare frames with.
+        outlier_scores: ``(N, C)`` of :func:`vmloc_ros.core.confidence.stack_outlier_scores`; NaN where a frame lacks a
+            sensor of the set. C is 0 where there are no reference features to compare frames with.
         solved: whether the covariances are those of a solver, not of samples.
     """
 
@@ -46,14 +46,14 @@ class HeldOutEstimates:
     quaternions_wxyz: Tensor
     covariances: Tensor
     lost: Tensor
-    cues: Tensor
+    outlier_scores: Tensor
     solved: bool
 
     @staticmethod
-    def from_prediction(rows: Tensor, prediction: Prediction, cues: NDArray[np.float64]) -> HeldOutEstimates:
+    def from_prediction(rows: Tensor, prediction: Prediction, outlier_scores: NDArray[np.float64]) -> HeldOutEstimates:
         own = np.stack([prediction_covariance(prediction, i) for i in range(len(rows))])
         lost = np.zeros(len(rows), bool) if prediction.lost is None else prediction.lost
-        arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost, cues
+        arrays = prediction.positions_m, prediction.quaternions_wxyz, own, lost, outlier_scores
         return HeldOutEstimates(rows, *(torch.from_numpy(x) for x in arrays), prediction.covariances is not None)
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ def predict_held_out(
     """Estimates for the rows, and for every smaller set of sensors, with the others withheld, for those that have it.
 
     Args:
-        references: by modality, what the confidence's cues compare features with.
+        references: by modality, the features that those of a frame are compared with.
 
     Raises:
         ModelError: an estimate is not finite.
@@ -93,7 +93,9 @@ def predict_held_out(
     def estimate(rows: Tensor, names: tuple[str, ...]) -> HeldOutEstimates:
         prediction = predict(model, data, rows, preprocessor, header.pose_codec, device, samples, names)
         has_all = torch.isin(rows, complete.get(names, rows[:0])).numpy()
-        return HeldOutEstimates.from_prediction(rows, prediction, _cues(references, names, prediction, has_all))
+        return HeldOutEstimates.from_prediction(
+            rows, prediction, _outlier_scores(references, names, prediction, has_all)
+        )
 
     fewer = {names: having for names, having in complete.items() if names != modalities}
     return {
@@ -102,7 +104,7 @@ def predict_held_out(
     }
 
 
-def _cues(
+def _outlier_scores(
     references: Mapping[str, ReferenceFeatures],
     names: tuple[str, ...],
     prediction: Prediction,
@@ -119,22 +121,22 @@ def _cues(
         prediction.quaternions_wxyz[has_all],
         None if prediction.outlier_scores is None else prediction.outlier_scores[has_all],
     )
-    cues = np.full((len(has_all), found.shape[1]), np.nan)
-    cues[has_all] = found
-    return cues
+    outlier_scores = np.full((len(has_all), found.shape[1]), np.nan)
+    outlier_scores[has_all] = found
+    return outlier_scores
 
 
 def join(parts: Sequence[EstimatesBySensors]) -> EstimatesBySensors:
     """Concatenate the estimates of each set of sensors, such as those of several folds.
 
-    A set may be absent from some parts. Where parts have different numbers of cues, the cues are dropped.
+    A set may be absent from some parts. Where parts have different numbers of outlier scores, these are dropped.
     """
     joined = {}
     for names in dict.fromkeys(names for part in parts for names in part):
         having = [part[names] for part in parts if names in part]
-        width = min(one.cues.shape[1] for one in having)
-        if any(one.cues.shape[1] != width for one in having):
-            having = [replace(one, cues=one.cues[:, :0]) for one in having]
+        width = min(one.outlier_scores.shape[1] for one in having)
+        if any(one.outlier_scores.shape[1] != width for one in having):
+            having = [replace(one, outlier_scores=one.outlier_scores[:, :0]) for one in having]
         columns = (torch.cat([getattr(one, field.name) for one in having]) for field in fields(HeldOutEstimates)[:-1])
         joined[names] = HeldOutEstimates(*columns, having[0].solved)
     return joined

@@ -22,12 +22,12 @@ from vmloc_ros.core.confidence import neg_log_p_value
 from vmloc_ros.core.preprocessing import Preprocessor
 
 
-def confidence(tails, cues: np.ndarray) -> np.ndarray:
-    return np.exp(tails[-1].log_p_value(neg_log_p_value(cues, tails[:-1])))
+def confidence(tails, scores: np.ndarray) -> np.ndarray:
+    return np.exp(tails[-1].log_p_value(neg_log_p_value(scores, tails[:-1])))
 
 
 def estimates(distinct: int, alike: int, correct: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cues ``(N, 2)`` and which estimates are gross errors: in places that look alike, where the second cue is high.
+    """Outlier scores ``(N, 2)`` and gross errors ``(N,)``: in places that look alike, with a high second score.
 
     Args:
         distinct: number of frames in places that no other resembles; all of them are estimated correctly.
@@ -36,8 +36,8 @@ def estimates(distinct: int, alike: int, correct: float, rng: np.random.Generato
     """
     ambiguous = np.repeat([False, True], [distinct, alike])
     count = len(ambiguous)
-    cues = np.stack([rng.exponential(1.0, count), np.where(ambiguous, 0.95, 0.2) + rng.normal(0, 0.02, count)], 1)
-    return cues, ambiguous & (rng.random(count) >= correct)
+    scores = np.stack([rng.exponential(1.0, count), np.where(ambiguous, 0.95, 0.2) + rng.normal(0, 0.02, count)], 1)
+    return scores, ambiguous & (rng.random(count) >= correct)
 
 
 @pytest.mark.parametrize("alike", [100, 300, 1500])
@@ -48,8 +48,8 @@ def test_estimates_that_are_correct_by_chance_are_withheld_with_the_gross_errors
     with caplog.at_level(logging.WARNING):
         tails = fit_null_distributions(*estimates(300, alike, 0.6, rng), "image and lidar")
     assert "image and lidar: " in caplog.text
-    cues, _ = estimates(2000, 2000, 0.6, rng)
-    found = confidence(tails, cues)
+    scores, _ = estimates(2000, 2000, 0.6, rng)
+    found = confidence(tails, scores)
     assert np.mean(found[:2000] < CONFIDENCE_LIMIT) < 0.08
     assert np.mean(found[2000:] < CONFIDENCE_LIMIT) > 0.995
 
@@ -66,12 +66,12 @@ def test_where_places_look_alike_but_estimates_are_correct_none_is_withheld_for_
 
 
 def test_a_few_gross_errors_do_not_withhold_estimates_with_the_same_cues(caplog: pytest.LogCaptureFixture) -> None:
-    cues, gross = estimates(1000, 0, 1.0, np.random.default_rng(2))
+    scores, gross = estimates(1000, 0, 1.0, np.random.default_rng(2))
     gross[:10] = True
     with caplog.at_level(logging.WARNING):
-        tails = fit_null_distributions(cues, gross, "image")
+        tails = fit_null_distributions(scores, gross, "image")
     assert not caplog.text
-    assert np.mean(confidence(tails, cues) < CONFIDENCE_LIMIT) == pytest.approx(0.05, abs=0.02)
+    assert np.mean(confidence(tails, scores) < CONFIDENCE_LIMIT) == pytest.approx(0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("distinct", [0, 30])
@@ -82,18 +82,18 @@ def test_where_no_cue_separates_gross_errors_all_estimates_are_withheld(
     with caplog.at_level(logging.WARNING):
         tails = fit_null_distributions(*estimates(distinct, 400, 0.5, rng), "depth")
     assert "confidence of zero" in caplog.text
-    cues, _ = estimates(500, 500, 0.5, rng)
-    assert confidence(tails, cues).max() == 0.0
+    scores, _ = estimates(500, 500, 0.5, rng)
+    assert confidence(tails, scores).max() == 0.0
 
 
 def test_gross_errors_that_the_cues_separate_do_not_change_the_null_distributions() -> None:
     rng = np.random.default_rng(4)
-    cues, gross = estimates(1000, 300, 0.0, rng)
+    scores, gross = estimates(1000, 300, 0.0, rng)
     tails, without = (
-        fit_null_distributions(cues, gross, "image"),
-        fit_null_distributions(cues[~gross], gross[~gross], "image"),
+        fit_null_distributions(scores, gross, "image"),
+        fit_null_distributions(scores[~gross], gross[~gross], "image"),
     )
-    np.testing.assert_array_equal(confidence(tails, cues), confidence(without, cues))
+    np.testing.assert_array_equal(confidence(tails, scores), confidence(without, scores))
 
 
 def test_systems_without_features_and_too_few_frames_give_no_confidence(tmp_path: Path) -> None:

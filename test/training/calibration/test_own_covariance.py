@@ -176,9 +176,9 @@ def test_a_solvers_outlier_scores_are_part_of_the_confidence_and_of_the_checkpoi
     found = p_values(loaded, ("image",), seen, *poses, other.outlier_scores)
     np.testing.assert_array_equal(found, p_values(confidence, ("image",), seen, *poses, other.outlier_scores))
     assert abs(np.mean(found < 0.2) - 0.2) < 0.13  # uniform, within five standard errors of both draws
-    for cue, typical in ((0, 0.1), (1, 1.0)):
+    for score, typical in ((0, 0.1), (1, 1.0)):
         neg_log_p = other.outlier_scores.copy()
-        neg_log_p[:, cue] = 12 * typical
+        neg_log_p[:, score] = 12 * typical
         assert float(np.median(p_values(loaded, ("image",), seen, *poses, neg_log_p))) < 0.01
     with pytest.raises(ModelError, match=r"rests on 4 outlier scores, this .* gives 3: fit it again with `vmloc calib"):
         p_values(loaded, ("image",), seen, *poses, other.outlier_scores[:, :1])

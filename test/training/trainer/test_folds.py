@@ -153,13 +153,13 @@ def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
 
 
 def test_answers_of_folds_are_joined_though_one_had_nothing_to_compare_frames_with() -> None:
-    def answers(count: int, cues: int) -> EstimatesBySensors:
+    def answers(count: int, scores: int) -> EstimatesBySensors:
         poses = torch.zeros(count, 3), torch.zeros(count, 4)
-        rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, cues)
+        rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, scores)
         return {("image",): HeldOutEstimates(torch.arange(count), *poses, *rest, True)}
 
-    assert join([answers(3, 4), answers(2, 4)])["image",].cues.shape == (5, 4)
-    assert join([answers(3, 4), answers(2, 0)])["image",].cues.shape == (5, 0)
+    assert join([answers(3, 4), answers(2, 4)])["image",].outlier_scores.shape == (5, 4)
+    assert join([answers(3, 4), answers(2, 0)])["image",].outlier_scores.shape == (5, 0)
 
 
 class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)
