@@ -153,3 +153,14 @@ def test_a_loop_in_a_broken_tree_ends(frames):
     tree.add("b", "a", BASE_FROM_MAST)
     result = tree.find_static(*frames)
     assert (result is None) == ("nowhere" in frames)
+
+
+def test_a_path_that_was_missing_or_has_changed_is_found_anew() -> None:
+    tree = TransformTree()
+    tree.add("map", "base", Pose.from_xyz_rpy([1.0, 0.0, 0.0], [0.0, 0.0, 0.0]))
+    assert tree.find_static("map", "camera") is None
+    tree.add("base", "camera", Pose.from_xyz_rpy([0.0, 2.0, 0.0], [0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(tree.find("map", "camera").position_m, [1.0, 2.0, 0.0])
+    tree.add("map", "camera", Pose.from_xyz_rpy([0.0, 0.0, 3.0], [0.0, 0.0, 0.0]))
+    np.testing.assert_allclose(tree.find("map", "camera").position_m, [0.0, 0.0, 3.0])
+    np.testing.assert_allclose(tree.find("base", "camera").position_m, [-1.0, 0.0, 3.0])

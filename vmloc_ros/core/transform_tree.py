@@ -25,12 +25,15 @@ class TransformTree:
         self._jump_back_s = jump_back_s
         self._parents: dict[str, str] = {}
         self._transforms: dict[Edge, Pose | PoseBuffer] = {}
+        self._paths: dict[Edge, list[tuple[Edge, bool]] | None] = {}  # found so far; lookups repeat
 
     def add(self, parent: str, child: str, parent_from_child: Pose, stamp_ns: int | None = None) -> None:
         """Add a transform, static without a stamp. A child has one parent: the latest replaces another one."""
         edge = parent, child = parent.lstrip("/"), child.lstrip("/")
         if (known := self._parents.get(child, parent)) != parent:
             del self._transforms[known, child]
+        if edge not in self._transforms:
+            self._paths.clear()
         self._parents[child] = parent
         if stamp_ns is None:
             self._transforms[edge] = parent_from_child
@@ -70,7 +73,10 @@ class TransformTree:
         return self._along(path)
 
     def _find_path(self, target: str, source: str) -> list[tuple[Edge, bool]] | None:
-        return find_path(self._transforms, target.lstrip("/"), source.lstrip("/"))
+        ends = target.lstrip("/"), source.lstrip("/")
+        if ends not in self._paths:
+            self._paths[ends] = find_path(self._transforms, *ends)
+        return self._paths[ends]
 
     def _along(self, path: list[tuple[Edge, bool]], stamp_ns: int | None = None) -> Pose:
         """The product of a path's transforms: in a tree it goes up to a common ancestor first, then down."""
