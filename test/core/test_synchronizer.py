@@ -117,6 +117,7 @@ def test_scans_are_not_released_alone_between_the_images_of_a_slow_camera():
     bundles = feed(sync, sorted(messages))
     assert len(bundles) == 10
     assert all("image" in b.messages for b in bundles)
+    assert sync.statistics.secondary_unused > 30
 
 
 def test_late_and_duplicate_images_are_counted_not_released():

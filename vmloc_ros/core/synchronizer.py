@@ -64,6 +64,7 @@ class Statistics:
     secondary_only: int = 0
     late: int = 0
     duplicate: int = 0
+    secondary_unused: int = 0
     resets: int = 0
     nearest_gap_ns: dict[str, int | None] = field(default_factory=dict)
 
@@ -267,4 +268,5 @@ class Synchronizer(Generic[Payload]):
             buffer = self._buffers[name]
             past = bisect_left(buffer, self._released_ns + 1, key=lambda message: message.stamp_ns)
             excess = max(0, past - 1, len(buffer) - self._capacity)
+            self._statistics.secondary_unused += sum(not message.used for message in buffer[:excess])
             del buffer[:excess]
