@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from training.trainer.dense_map import _Voxels, plane_normals
+from training.trainer.map_points import VoxelMeans, plane_normals
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.models.dense.gauss_newton import turned
 from vmloc_ros.core.models.dense.point_map import PointMap, _Grid
@@ -31,7 +31,7 @@ def walls(rng, faces="xyzXYZ", size=(8.0, 6.0, 3.0), spacing=0.05):
 
 
 def point_map(points):
-    voxels = _Voxels(VOXEL_M)
+    voxels = VoxelMeans(VOXEL_M)
     voxels.add(points)
     means = voxels.means(1)
     built = PointMap(VOXEL_M)
@@ -176,7 +176,7 @@ def test_every_point_within_half_a_voxel_is_found_as_the_nearest():
 def test_voxels_average_in_any_order_and_drop_those_of_too_few_points():
     rng = np.random.default_rng(5)
     points = rng.uniform(0, 1, (500, 3))
-    whole, parts = _Voxels(0.5), _Voxels(0.5)
+    whole, parts = VoxelMeans(0.5), VoxelMeans(0.5)
     whole.add(points)
     for part in np.array_split(points, 7):
         parts.add(part)
@@ -189,9 +189,9 @@ def test_voxels_average_in_any_order_and_drop_those_of_too_few_points():
 
 
 def test_points_that_no_map_can_hold_are_rejected():
-    voxels = _Voxels(0.5)
+    voxels = VoxelMeans(0.5)
     voxels.add(np.array([[0.0, 0.0, 0.0], [0.0, -1e7, 0.0]]))
-    with pytest.raises(DataError, match=r"more than 524288 m from the map's middle; make model\.map_voxel_m larger"):
+    with pytest.raises(DataError, match=r"more than 524288 m from the map's origin; make model\.map_voxel_m larger"):
         voxels.means(1)
 
 

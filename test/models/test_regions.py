@@ -19,7 +19,7 @@ from training.config import parse_config
 from training.data.dataset import PreparedDataset
 from training.objectives.dense import CellsConfig, DenseObjective
 from training.prediction import predict
-from training.trainer.dense_map import learn_extent, spread_places
+from training.trainer.map_extent import cluster_positions, set_map_extent
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.errors import ConfigError, DataError
@@ -46,18 +46,18 @@ def test_places_are_the_means_of_groups_of_positions() -> None:
     middles = np.array([[0.0, 0, 0], [50, 0, 0], [50, 40, 0], [-30, 10, 5]])
     groups = [middle + rng.normal(0, 1, (20 + 30 * i, 3)) for i, middle in enumerate(middles)]
     positions = rng.permutation(np.concatenate(groups))
-    places = spread_places(positions, 4)
+    places = cluster_positions(positions, 4)
     expected = np.array([group.mean(axis=0) for group in groups])
     order = np.lexsort(places.T)
     np.testing.assert_allclose(places[order], expected[np.lexsort(expected.T)], atol=1e-9)
-    np.testing.assert_allclose(spread_places(positions, 1)[0], positions.mean(axis=0), atol=1e-9)
+    np.testing.assert_allclose(cluster_positions(positions, 1)[0], positions.mean(axis=0), atol=1e-9)
 
 
 def test_more_regions_than_places_are_rejected() -> None:
     positions = np.repeat(np.array([[0.0, 0, 0], [1, 0, 0]]), 5, axis=0)
-    assert len(spread_places(positions, 2)) == 2
+    assert len(cluster_positions(positions, 2)) == 2
     with pytest.raises(DataError, match=r"training frames are at 2 places, too few for model\.regions: 3"):
-        spread_places(positions, 3)
+        cluster_positions(positions, 3)
 
 
 def test_frames_belong_to_the_nearest_place_and_halfway_to_two() -> None:
@@ -232,7 +232,7 @@ def test_each_region_is_placed_where_its_own_frames_measure() -> None:
     data = two_rooms()
     model = DenseModel(replace(TINY, regions=2), Preprocessor(RGBD).channels)
     model.set_mounts(MOUNTS)
-    learn_extent(model, data, torch.arange(len(data)), Preprocessor(RGBD), CODEC, CPU)
+    set_map_extent(model, data, torch.arange(len(data)), Preprocessor(RGBD), CODEC, CPU)
     regions = model.regions
     assert regions is not None
     west = int(regions.places_m[:, 0].argmin())
@@ -258,7 +258,7 @@ def test_the_loss_adds_each_classifiers_cross_entropy_to_the_cells_likelihood() 
     torch.manual_seed(0)
     model = DenseModel(replace(TINY, regions=2), Preprocessor(RGBD).channels).eval()
     model.set_mounts(MOUNTS)
-    learn_extent(model, data, torch.arange(4), Preprocessor(RGBD), CODEC, CPU)
+    set_map_extent(model, data, torch.arange(4), Preprocessor(RGBD), CODEC, CPU)
     assert model.regions is not None
     batch, target = input_of(data, RGBD), torch.from_numpy(CODEC.encode(data.poses))
     objective = DenseObjective(CellsConfig(), CODEC)

@@ -21,7 +21,7 @@ import yaml
 from helpers import yaw_pose
 from training.cli import main
 from training.trainer import trainer
-from training.trainer.fit import ModelTraining
+from training.trainer.model_training import ModelTraining
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 
 # Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after a break.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training in several processes, one for each GPU or share of the CPUs, started by ``torchrun``."""
+"""Data-parallel training in several processes, one for each GPU or share of the CPUs, started by ``torchrun``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process among those that train one model together.
+    """This process among the processes that train one model.
 
     Attributes:
-        rank: 0 is the one that writes and prints.
-        count: of all of them.
+        rank: number of this process; rank 0 writes files and shows progress.
+        count: number of processes.
     """
 
     rank: int = 0
@@ -30,22 +30,24 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def share(self, rows: Tensor) -> Tensor:
-        """This process's part of the rows; all parts together, in order of rank, are the rows."""
+        """This process's part of the rows; the concatenation of all parts, in order of rank, is the rows."""
         return rows.tensor_split(self.count)[self.rank]
 
     def wrap(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module with gradients averaged over all processes, and batch norm over their joint batch on GPUs.
+        """Wrap the module so that gradients are averaged over all processes, and batch norm is synchronised on GPUs.
 
-        On the CPU each process normalises by its own part of the batch: PyTorch synchronises batch norm on GPUs only.
+        On CPUs each process normalises by its own part of the batch, because PyTorch synchronises batch norm on GPUs
+        only.
         """
         if self.count == 1:
             return module
         if device.type == "cuda":
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        # By modality dropout a process's part of a batch may pass by one of the encoders.
+        # Modality dropout may leave an encoder unused in a process's part of the batch.
         return nn.parallel.DistributedDataParallel(module, find_unused_parameters=True)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -57,15 +59,15 @@ class Processes:
         return values
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, in order of rank, in every process."""
+        """The values of all processes, in order of rank; every process gets them."""
         if self.count == 1:
             return [value]
         values: list[T | None] = [None] * self.count
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
 
-    def level_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's buffers, such as the running statistics of batch norm."""
+    def broadcast_buffers(self, module: nn.Module) -> None:
+        """Copy the first process's buffers, such as running statistics of batch norm, to all processes."""
         if self.count > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -73,9 +75,12 @@ class Processes:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
-    """The processes that ``torchrun`` started, this one alone without it, and the device of this one.
+    """Connect to the processes that ``torchrun`` started; without ``torchrun``, this process is the only one.
 
-    A plain ``cuda`` becomes a GPU for each process of a machine. NCCL connects GPUs, gloo connects CPUs.
+    The backend is NCCL for GPUs and gloo for CPUs.
+
+    Returns:
+        The processes and this one's device: for ``cuda``, the GPU of its local rank.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

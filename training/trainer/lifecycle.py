@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training of a system needs beside its objective: before the first step, and to draw its batches from."""
+"""What the training of a system needs beside its objective: its training data, and preparation of the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from training.config import TrainConfig
 from training.data.dataset import PreparedDataset
 from training.data.frozen_features import FrozenFeatures
 from training.data.training_data import AugmentedFrames, TrainingData
-from training.trainer.dense_map import build_point_map, learn_extent
+from training.trainer.map_extent import set_map_extent
+from training.trainer.map_points import build_point_map
 from training.trainer.store_frames import store_frames
 from vmloc_ros.core.models import DenseModel, MemoryModel, PoseModel, find_system
 from vmloc_ros.core.pose_codec import PoseCodec
@@ -24,10 +25,10 @@ class TrainingFrames:
     """Frames that a model is trained on.
 
     Attributes:
-        config: of the training.
+        config: configuration of the training.
         data: all frames.
-        rows: of the data, to train on.
-        device: where the model is.
+        rows: rows of the data to train on.
+        device: device of the model.
     """
 
     config: TrainConfig
@@ -41,35 +42,35 @@ class TrainingFrames:
 
 
 class Lifecycle:
-    """Training of a network that ends in a pose: augmented frames, gradient steps, nothing else.
+    """Training of a pose regression network: augmented frames and gradient steps.
 
     Attributes:
-        by_gradients: whether gradient steps train the system; else it has a method ``store``.
+        by_gradients: whether the system is trained by gradient steps; if not, the lifecycle has a method ``store``.
     """
 
     by_gradients = True
 
     def training_data(self, model: PoseModel, frames: TrainingFrames) -> TrainingData:
-        """What steps draw their batches from."""
+        """Rows from which the steps draw their batches."""
         config = frames.config
         return AugmentedFrames(frames.data, config.augment, frames.preprocessor, frames.device, model.needs_geometry)
 
     def initialise(self, model: PoseModel, frames: TrainingFrames, codec: PoseCodec) -> None:
-        """Set what the model takes from its training frames before the optimizer exists."""
+        """Initialise the model from its training frames, before the optimizer is built."""
 
     def complete(self, model: PoseModel, averaged: PoseModel, frames: TrainingFrames, codec: PoseCodec) -> None:
-        """Add what a model needs before its first step and a resumed one has already.
+        """Complete the model before its first step; a resumed training, whose model is complete, is not changed.
 
         Args:
-            averaged: the model whose weights are averages, or the model itself.
+            averaged: the model with averaged weights, or the model itself.
 
         Raises:
-            DataError: the frames do not give it.
+            DataError: the frames do not suffice.
         """
 
 
 class DenseLifecycle(Lifecycle):
-    """Training of map coordinates: the map's extent, a map of points, and where trunks are frozen their features."""
+    """Training of dense systems: extent and point map of the model, and precomputed features of frozen trunks."""
 
     def training_data(self, model: DenseModel, frames: TrainingFrames) -> TrainingData:
         config = frames.config
@@ -87,23 +88,23 @@ class DenseLifecycle(Lifecycle):
         )
 
     def initialise(self, model: DenseModel, frames: TrainingFrames, codec: PoseCodec) -> None:
-        learn_extent(model, frames.data, frames.rows, frames.preprocessor, codec, frames.device)
+        set_map_extent(model, frames.data, frames.rows, frames.preprocessor, codec, frames.device)
 
     def complete(self, model: DenseModel, averaged: DenseModel, frames: TrainingFrames, codec: PoseCodec) -> None:
         if model.map is None or len(model.map):
             return
         build_point_map(model, frames.data, frames.rows, frames.preprocessor, codec, frames.device)
-        if averaged is not model:  # a copy from before there was a map
+        if averaged is not model:  # it was copied before the map was built
             averaged.map.fill(model.map.points_m, model.map.normals)
 
 
 class MemoryLifecycle(Lifecycle):
-    """One pass over the training frames, which the system stores; no gradients."""
+    """Systems that store their training frames, in one pass, instead of being trained by gradients."""
 
     by_gradients = False
 
     def store(self, model: MemoryModel, frames: TrainingFrames, progress: bool) -> None:
-        """Let the model store the frames; ``progress``: whether to show how far it has come."""
+        """Store the training frames in the model; ``progress`` shows a progress bar."""
         store_frames(model, frames.data, frames.rows, frames.preprocessor, frames.device, progress)
 
 
@@ -111,5 +112,5 @@ _OF_OBJECTIVES = {None: MemoryLifecycle(), "cells": DenseLifecycle()}
 
 
 def lifecycle_of(system: str) -> Lifecycle:
-    """The lifecycle that the system's objective in the registry asks for. Raises ModelError: the name is unknown."""
+    """The lifecycle for the system's objective in the registry. Raises ModelError: the name is unknown."""
     return _OF_OBJECTIVES.get(find_system(system).objective, Lifecycle())

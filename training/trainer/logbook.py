@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run tells of itself as it goes: a CSV line per epoch, and TensorBoard's event files if wanted."""
+"""Logs of a training run: a CSV file with a row per epoch, and optionally TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Row = Mapping[str, float]
 
 
 class Logbook:
-    """Lines of the epochs so far, rewritten as a whole: the columns of later ones need not be known before.
+    """Writer of a run's logs. The CSV file is rewritten after each epoch, so that later epochs may add columns.
 
     Args:
         file: the CSV file.
-        events: folder of TensorBoard's files; None writes none.
-        epoch: epochs done before; what the files hold of later ones is forgotten.
-        step: steps done before.
+        events: folder of TensorBoard's event files; None writes none.
+        epoch: epochs finished before; later entries of existing files are removed.
+        step: steps finished before.
 
     Raises:
-        ConfigError: TensorBoard is wanted but not installed.
+        ConfigError: event files are requested, but TensorBoard is not installed.
         DataError: the CSV file of earlier epochs is damaged.
-        OutputError: a file cannot be written, here or later.
+        OutputError: a file cannot be written, here or in a method.
     """
 
     def __init__(self, file: Path, events: Path | None, epoch: int, step: int) -> None:
@@ -39,11 +39,11 @@ class Logbook:
         self._events = None if events is None else _writer(events, step)
 
     def step(self, number: int, values: Row) -> None:
-        """Curves over the steps, for TensorBoard."""
+        """Log values of a step to TensorBoard."""
         self._add("step", number, values)
 
     def epoch(self, number: int, step: int, values: Row) -> None:
-        """A line, and points of curves at the epoch's last step."""
+        """Log values of an epoch as a CSV row, and to TensorBoard at ``step``, the last step of the epoch."""
         self._rows.append({"epoch": number, **values})
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
         with write_aside(self._file) as path, path.open("w", newline="") as stream:
@@ -68,13 +68,13 @@ class Logbook:
 
 
 def check_tensorboard() -> None:
-    """Raises ConfigError: TensorBoard is not installed."""
+    """Raise ConfigError where TensorBoard is not installed."""
     if find_spec("tensorboard") is None:
         raise ConfigError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
 
 def _read(file: Path, epoch: int) -> list[dict[str, Any]]:
-    """The lines up to that epoch; none where the file has been removed."""
+    """Rows of the CSV file up to that epoch; none if the file does not exist."""
     try:
         with file.open(newline="") as stream:
             return [row for row in csv.DictReader(stream) if int(row["epoch"]) <= epoch]
@@ -86,7 +86,7 @@ def _read(file: Path, epoch: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def _written(path: Path | None) -> Iterator[None]:
-    """The machine's errors, which may come from TensorBoard's own thread, as ours."""
+    """Raise OutputError for an OSError, which may come from TensorBoard's own thread."""
     try:
         yield
     except OSError as error:
@@ -97,7 +97,7 @@ def _writer(folder: Path, step: int) -> Any:
     check_tensorboard()
     from torch.utils.tensorboard import SummaryWriter
 
-    if step == 0:  # of an earlier run
+    if step == 0:  # remove event files of an earlier run
         shutil.rmtree(folder, ignore_errors=True)
     with _written(folder):
         return SummaryWriter(str(folder), purge_step=step + 1)

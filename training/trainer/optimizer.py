@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient steps: precision, clipping, the learning rate's schedule and the averaged weights."""
+"""Adam with mixed precision, gradient clipping, learning rate schedule and averaged weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def arithmetic(deterministic: bool) -> Iterator[None]:
-    """PyTorch's switches between fast and repeatable, put back afterwards."""
+    """Set PyTorch's switches for deterministic or for fast arithmetic, and restore them on exit."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
     try:
@@ -35,10 +35,10 @@ def arithmetic(deterministic: bool) -> Iterator[None]:
 
 
 class Optimizer:
-    """Adam on a model and its objective.
+    """Adam on the parameters of a model and its objective.
 
     Args:
-        steps: of the whole training.
+        steps: steps of the whole training, for the schedule.
 
     Raises:
         ConfigError: the precision does not fit the device.
@@ -53,7 +53,7 @@ class Optimizer:
         self._optimizer = torch.optim.Adam(
             [
                 {"params": model.parameters(), "weight_decay": config.weight_decay},
-                # Decay would pull the balance weights to an arbitrary zero.
+                # Decay would pull the balance weights towards zero, which has no meaning for them.
                 {"params": objective.parameters(), "weight_decay": 0.0},
             ],
             lr=config.learning_rate,
@@ -63,16 +63,16 @@ class Optimizer:
 
     @property
     def best_model(self) -> nn.Module:
-        """With the weights to validate and keep: averaged ones if the configuration asks for them."""
+        """The model to validate and save: with averaged weights where ``ema_decay`` is set, else the model itself."""
         return self._model if self._averaged is None else self._averaged.module
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """For the forward pass."""
+        """Context of the forward pass, in the configured precision."""
         half = _HALF.get(self._config.precision)
         return torch.autocast(self._device.type, dtype=half, enabled=half is not None)
 
     def rate(self, number: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of step ``number``, counted from 0."""
         config = self._config
         rate = config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
         if config.schedule == "cosine":
@@ -80,7 +80,7 @@ class Optimizer:
         return rate
 
     def step(self, loss: Tensor, number: int) -> None:
-        """Go down the loss's gradient; steps are counted from 0."""
+        """Take step ``number``, counted from 0, along the gradient of the loss."""
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate(number)
         self._optimizer.zero_grad(set_to_none=True)
@@ -90,7 +90,7 @@ class Optimizer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._averaged is not None:
-            # A mean over the last steps only, as long as there have been few: the first weights soon count nothing.
+            # A smaller decay in the first steps, so that the initial weights are soon forgotten.
             decay = min(self._config.ema_decay, (1 + number) / (10 + number))
             self._averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
             self._averaged.update_parameters(self._model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a training run beside its checkpoint, and the state that resuming starts from."""
+"""Files of a training run: checkpoints, log, configuration, and the state for resuming."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmloc_ros.core.files import write_aside
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """Paths of a run.
+    """Paths of a run's files, which are named after its checkpoint.
 
     Attributes:
         best: ``OUT.safetensors``, the checkpoint with the best weights.
@@ -35,51 +35,51 @@ class RunFiles:
 
     @property
     def state(self) -> Path:
-        """What resuming needs."""
+        """The state for resuming."""
         return self._beside(".state.pt")
 
     @property
     def log(self) -> Path:
-        """A line per epoch."""
+        """CSV file with a row per epoch."""
         return self._beside(".csv")
 
     @property
     def config(self) -> Path:
-        """The configuration with all its defaults."""
+        """YAML file of the configuration with all defaults."""
         return self._beside(".yaml")
 
     @property
     def events(self) -> Path:
-        """Folder of TensorBoard's files."""
+        """Folder of TensorBoard's event files."""
         return self._beside(".tensorboard")
 
     def check_config(self, config: TrainConfig, files: Sequence[Path]) -> None:
-        """Raises OutputError: :meth:`save_config` would replace one of the files, which the user wrote, by another."""
+        """Raise OutputError where :meth:`save_config` would overwrite one of the user's files with other content."""
         given = self.config.exists() and any(self.config.samefile(file) for file in files)
         if given and self.config.read_text() != _as_yaml(config):
             raise OutputError(
-                f"{self.config} is given as configuration, and the run would replace it by the one with all defaults "
-                "and overrides; choose another OUT"
+                f"{self.config} is given as configuration, and the run would overwrite it with all defaults and "
+                "overrides; choose another OUT"
             )
 
     def save_config(self, config: TrainConfig) -> None:
-        """Raises OutputError: the file cannot be written."""
+        """Write the configuration with all defaults. Raises OutputError: the file cannot be written."""
         with write_aside(self.config) as path:
             path.write_text(_as_yaml(config))
 
     def remove_leftovers(self) -> None:
-        """Temporary files of a run that was killed while it wrote."""
+        """Remove temporary files of a run that was killed while writing."""
         for file in (self.best, self.last, self.state, self.log, self.config):
             for leftover in file.parent.glob(f".{glob.escape(file.name)}.*.tmp"):
                 leftover.unlink(missing_ok=True)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Raises OutputError: the file cannot be written; an existing one stays as it was."""
+        """Write the state. Raises OutputError: the file cannot be written; an existing one stays as it was."""
         with write_aside(self.state) as path:
             torch.save(state, path)
 
     def load_state(self, identity: dict[str, Any]) -> dict[str, Any]:
-        """The state of a run of that identity, on the CPU.
+        """Read the state of a run with this identity, to the CPU.
 
         Raises:
             CheckpointError: the file is missing or damaged.
@@ -107,6 +107,6 @@ def _as_yaml(config: TrainConfig) -> str:
 
 
 def damaged_state(path: Path, error: Exception) -> CheckpointError:
-    """What to tell of a state that cannot be used."""
+    """The error for a state file that cannot be used."""
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return CheckpointError(f"{path} is damaged ({reason}); train from the start")

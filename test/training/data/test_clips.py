@@ -135,14 +135,14 @@ def test_training_shows_whole_clips_one_after_the_other(
 ) -> None:
     run = trainer(prepared(24), tmp_path / "m.safetensors", config(system, clip_length=length, clip_spacing=spacing))
     shown = []
-    terms = run._fit.objective.terms
+    terms = run._training.objective.terms
 
     def watch(model: ClipModel, batch: ModelInput, target: Tensor) -> dict[str, Tensor]:
         brightness = (batch.tensors["image"].mean(dim=(1, 2, 3)) + 1) * 127.5 / 10
         shown.append((brightness, target[:, 0]))
         return terms(model, batch, target)
 
-    monkeypatch.setattr(run._fit.objective, "terms", watch)
+    monkeypatch.setattr(run._training.objective, "terms", watch)
     run.run(progress=False)
     assert len(shown) == 3  # as many batches of 8 as there are frames
     rows = torch.stack([brightness for brightness, _ in shown]).view(-1, length)

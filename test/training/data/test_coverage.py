@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from helpers import ListSource, random_frame, yaw_pose
 from training.data.coverage import known_views, nearest_training_poses, pose_record, warn_of_unknown_places
-from training.trainer.train import training_record
+from training.trainer.record import data_record
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
@@ -126,11 +126,11 @@ def test_a_checkpoint_s_record_tells_which_poses_are_of_unknown_places(caplog: p
 def test_the_record_of_a_training_holds_the_extrinsics_that_its_frames_came_with() -> None:
     frame = random_frame(1)
     source = ListSource([Sample(frame, yaw_pose(1.0))], "drive")
-    record = json.loads(json.dumps(training_record([source])))  # as the checkpoint's header keeps it
+    record = json.loads(json.dumps(data_record([source])))  # as the checkpoint's header keeps it
     found = trained_extrinsics(record)["camera_from_lidar"]
     assert frame.camera_from_lidar is not None
     np.testing.assert_allclose(found.matrix, frame.camera_from_lidar.matrix)
     assert record["data"] == [{"name": "drive", "frames": 1}]
     blind = ListSource([Sample(random_frame(2, names=["image"]), yaw_pose(1.0))])
     blind.samples[0] = Sample(dataclasses.replace(blind.samples[0].frame, camera_from_lidar=None), yaw_pose(1.0))
-    assert "extrinsics" not in training_record([blind])
+    assert "extrinsics" not in data_record([blind])

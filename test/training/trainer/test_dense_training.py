@@ -131,15 +131,15 @@ def test_a_resumed_training_ends_as_one_that_was_not_cut(
     if not frozen:
         make_trainer(configuration, data, whole).run(progress=False)
     cut = make_trainer(configuration, data, tmp_path / "cut.safetensors")
-    step, steps = cut._fit.step, []
+    step, steps = cut._training.step, []
 
     def count(*arguments: Any) -> Any:
-        if len(steps) == cut._fit.sampler.steps + 1:
+        if len(steps) == cut._training.sampler.steps + 1:
             raise Cut
         steps.append(None)
         return step(*arguments)
 
-    cut._fit.step = count  # type: ignore[method-assign]
+    cut._training.step = count  # type: ignore[method-assign]
     with pytest.raises(Cut):
         cut.run(progress=False)
     resumed = make_trainer(configuration, data, tmp_path / "cut.safetensors")
@@ -196,7 +196,7 @@ def test_turned_or_zoomed_pictures_are_for_dense_systems_alone(
 ) -> None:
     plain = {"rotation_deg": 0.0, "zoom": 1.0}
     values = config(model={"name": "vmloc", "latent_dim": 8, "frozen": False}, augment={**plain, **changes})
-    with pytest.raises(ConfigError, match=r"augment\.zoom change .* not the pose that vmloc learns: set 0 and 1"):
+    with pytest.raises(ConfigError, match=r"augment\.zoom change .* not the pose that vmloc regresses: set 0 and 1"):
         make_trainer(values, data, tmp_path / "m.safetensors")
 
 
@@ -209,7 +209,7 @@ def test_frames_without_a_known_camera_cannot_be_trained_on(tmp_path: Path) -> N
     poses = [in_room(number) for number in range(12)]
     frames = [replace(room_frame(pose, ("image", "depth"), i), camera=None) for i, pose in enumerate(poses)]
     unknown = prepared([Sample(frame, pose) for frame, pose in zip(frames, poses, strict=True)], RGBD)
-    with pytest.raises(DataError, match="vmloc_dense needs the camera matrix of image and depth, and no frame says it"):
+    with pytest.raises(DataError, match="vmloc_dense needs the camera matrix of image and depth, but no frame has one"):
         make_trainer(config(), unknown, tmp_path / "m.safetensors")
 
 

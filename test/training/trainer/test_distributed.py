@@ -90,8 +90,8 @@ def watched_training(configuration: TrainConfig, out: Path, processes: Processes
         configuration, prepared(configuration), out, map_frame="m", body_frame="b", device=CPU, processes=processes
     )
     seen: dict[str, Any] = {"gradients": [], "rows": [], "terms": [], "validations": []}
-    step, validate, sample = trainer._fit.step, trainer._validate, Gaussian.sample
-    parameters = dict(trainer._fit.training_step.named_parameters())
+    step, validate, sample = trainer._training.step, trainer._validate, Gaussian.sample
+    parameters = dict(trainer._training.training_step.named_parameters())
 
     def watch_step(rows: Tensor, *rest: Any) -> Any:
         terms = step(rows, *rest)
@@ -105,7 +105,7 @@ def watched_training(configuration: TrainConfig, out: Path, processes: Processes
         seen["validations"].append(validate())
         return seen["validations"][-1]
 
-    trainer._fit.step, trainer._validate = watch_step, watch_validation  # type: ignore[method-assign]
+    trainer._training.step, trainer._validate = watch_step, watch_validation  # type: ignore[method-assign]
     noise = Noise(processes)
     Gaussian.sample = lambda *arguments: noise(*arguments)  # type: ignore[method-assign]
     try:

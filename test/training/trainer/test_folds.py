@@ -16,8 +16,8 @@ from training.calibration.held_out import EstimatesBySensors, HeldOutEstimates, 
 from training.config import TrainConfig, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
 from training.data.splits import Split, ValidationConfig, split_folds
-from training.trainer.fit import ModelTraining
 from training.trainer.folds import Folds
+from training.trainer.model_training import ModelTraining
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
@@ -75,9 +75,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen: Seen = []
     end = Folds.end
 
-    def watch(self: Folds, fit: ModelTraining) -> None:
-        end(self, fit)
-        seen.append(({name: x.clone() for name, x in fit.model.state_dict().items()}, self.answers[-1]))
+    def watch(self: Folds, training: ModelTraining) -> None:
+        end(self, training)
+        seen.append(({name: x.clone() for name, x in training.model.state_dict().items()}, self.estimates[-1]))
 
     monkeypatch.setattr(Folds, "end", watch)
     return seen
@@ -166,17 +166,10 @@ class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)
     pass
 
 
-@pytest.mark.parametrize(("model", "steps"), [(DENSE, 25), (DENSE, 35), (VMLOC, 13), (VMLOC, 18)])
-def test_a_training_cut_within_its_folds_ends_as_one_that_was_not(
-    model: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def run_until_cut(
+    configuration: TrainConfig, data: PreparedDataset, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the second epoch of the first fold, or of the second one.
-
-    The model itself takes 10 steps, the folds 4 and 6; all twice as many where each frame has two views.
-    """
-    data, whole, out = blocks(), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    configuration = config(model)
-    make_trainer(configuration, data, whole).run(progress=False)
+    """Train, saving the state after each step, and break off before step number ``steps``."""
     monkeypatch.setattr("training.trainer.trainer._SAVE_EVERY_S", 0.0)
     step, done = ModelTraining.step, []
 
@@ -190,6 +183,20 @@ def test_a_training_cut_within_its_folds_ends_as_one_that_was_not(
         patched.setattr(ModelTraining, "step", count)
         with pytest.raises(Cut):
             make_trainer(configuration, data, out).run(progress=False)
+
+
+@pytest.mark.parametrize(("model", "steps"), [(DENSE, 25), (DENSE, 35), (VMLOC, 13), (VMLOC, 18)])
+def test_a_training_cut_within_its_folds_ends_as_an_uninterrupted_one(
+    model: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In the second epoch of the first fold, or of the second one.
+
+    The model itself takes 10 steps, the folds 4 and 6; all twice as many where each frame has two views.
+    """
+    data, whole, out = blocks(), tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    configuration = config(model)
+    make_trainer(configuration, data, whole).run(progress=False)
+    run_until_cut(configuration, data, out, steps, monkeypatch)
     resumed = make_trainer(configuration, data, out)
     resumed.resume()
     resumed.run(progress=False)
@@ -198,15 +205,30 @@ def test_a_training_cut_within_its_folds_ends_as_one_that_was_not(
     assert all(torch.equal(x, weights[name]) for name, x in expected.items())
 
 
+def test_a_state_file_with_the_keys_of_earlier_versions_is_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data, file = blocks(), tmp_path / "m.state.pt"
+    run_until_cut(config(VMLOC), data, tmp_path / "m.safetensors", 18, monkeypatch)
+    state = torch.load(file, weights_only=True)
+    state["answers"], state["descent"] = state.pop("estimates"), state.pop("optimizer")
+    torch.save(state, file)
+    resumed = make_trainer(config(VMLOC), data, tmp_path / "m.safetensors")
+    resumed.resume()
+    assert [sorted(part) for part in resumed._folds.estimates] == [[("depth",), ("image",), ("image", "depth")]]
+    assert resumed._training.steps == 4
+    assert resumed.run(progress=False)["held_out"] == 1.0
+
+
 def test_folds_may_be_shorter_than_the_models_own_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lengths = []
-    run = Trainer._train_fit
+    run = Trainer._train_model
 
     def watch(self: Trainer, name: str, *arguments: Any) -> None:
         run(self, name, *arguments)
-        lengths.append((name, self._fit.progress.epoch))
+        lengths.append((name, self._training.progress.epoch))
 
-    monkeypatch.setattr(Trainer, "_train_fit", watch)
+    monkeypatch.setattr(Trainer, "_train_model", watch)
     values = config(VMLOC, validation={"fold_epochs": 1})
     make_trainer(values, blocks(), tmp_path / "m.safetensors").run(progress=False)
     assert lengths == [("training", 2), ("fold 1 of 2", 1), ("fold 2 of 2", 1)]

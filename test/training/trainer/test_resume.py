@@ -125,6 +125,6 @@ def test_a_training_interrupted_in_its_last_fold_goes_on_from_there(
     assert code == 130
     assert last_lines(errors)[-1] == "vmloc train: interrupted; go on with --resume"
     saved = torch.load(out.with_name("m.state.pt"), weights_only=True)
-    assert (saved["fold"], len(saved["answers"]), saved["progress"]["step"]) == (2, 1, 1)
+    assert (saved["fold"], len(saved["estimates"]), saved["progress"]["step"]) == (2, 1, 1)
     assert main(arguments(setting[0], config, out, "--no-cache", "--resume")) == 0
     assert_same_outcome(whole, out)

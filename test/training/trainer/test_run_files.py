@@ -13,7 +13,7 @@ import torch
 
 from training.cli import main
 from training.config import TrainConfig, load_config
-from training.trainer.fit import ModelTraining
+from training.trainer.model_training import ModelTraining
 from training.trainer.run_files import RunFiles
 from training_runs import arguments, last_lines, log, write_config, write_scene
 from vmloc_ros.core.checkpoint import load_checkpoint

@@ -14,6 +14,7 @@ import torch
 from helpers import ListSource, yaw_pose
 from training.config import TrainConfig, load_config, parse_config
 from training.data.dataset import PreparedDataset, prepare_dataset
+from training.trainer.model_training import ModelTraining
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import CheckpointError, ConfigError, DataError, OutputError
@@ -94,15 +95,15 @@ class Interrupted(Exception):  # noqa: N818 (stands for a power cut, not for an 
 
 def run_until_cut(trainer: Trainer, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run and pull the plug in the middle of the epoch that follows ``epochs`` whole ones."""
-    step, done = trainer._fit.step, []
+    step, done = trainer._training.step, []
 
     def cut(*arguments: Any) -> Any:
-        if len(done) == epochs * trainer._fit.sampler.steps + 1:
+        if len(done) == epochs * trainer._training.sampler.steps + 1:
             raise Interrupted
         done.append(None)
         return step(*arguments)
 
-    monkeypatch.setattr(trainer._fit, "step", cut)
+    monkeypatch.setattr(trainer._training, "step", cut)
     with pytest.raises(Interrupted):
         trainer.run(progress=False)
 
@@ -307,7 +308,7 @@ def with_scores(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     def told() -> dict[str, float] | None:
         return {
             **validate(),
-            "median_position_m": SCORES_M[trainer._fit.progress.epoch - 1],
+            "median_position_m": SCORES_M[trainer._training.progress.epoch - 1],
             "median_rotation_deg": 0.0,
         }
 
@@ -321,13 +322,13 @@ def test_training_stops_after_so_many_validations_without_a_better_one_and_keeps
     out = tmp_path / "m.safetensors"
     configuration = config(optimizer={"epochs": 8}, validation={"patience": 2})
     trainer = make_trainer(configuration, out)
-    save, best = trainer._save_weights, []
+    save, best = trainer._checkpoints.save, []
 
-    def watch(metrics: dict[str, float] | None) -> None:
-        save(metrics)
+    def watch(training: ModelTraining, metrics: dict[str, float] | None) -> None:
+        save(training, metrics)
         best.append({name: x.clone() for name, x in load_checkpoint(out)[1].state_dict().items()})
 
-    monkeypatch.setattr(trainer, "_save_weights", watch)
+    monkeypatch.setattr(trainer._checkpoints, "save", watch)
     with_scores(trainer, monkeypatch).run(progress=False)
     assert [float(row["median_position_m"]) for row in log(out)] == SCORES_M[:4]
     assert not all(torch.equal(best[0][name], x) for name, x in best[1].items())
@@ -336,7 +337,7 @@ def test_training_stops_after_so_many_validations_without_a_better_one_and_keeps
 
     resumed = make_trainer(configuration, out)
     resumed.resume()
-    monkeypatch.setattr(resumed._fit, "step", None)  # it has nothing left to train
+    monkeypatch.setattr(resumed._training, "step", None)  # it has nothing left to train
     resumed.run(progress=False)
     assert len(log(out)) == 4
 
@@ -365,14 +366,14 @@ def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_
     averaged = make_trainer(config(model=shape, optimizer={"ema_decay": 0.6}), tmp_path / "mean.safetensors")
     states: dict[Trainer, list[dict[str, torch.Tensor]]] = {plain: [], averaged: []}
     for trainer, seen in states.items():
-        step = trainer._fit.step
+        step = trainer._training.step
 
         def watch(*arguments: Any, trainer: Trainer = trainer, step: Any = step, seen: Any = seen) -> Any:
             terms = step(*arguments)
             seen.append({name: x.clone() for name, x in trainer.model.state_dict().items()})
             return terms
 
-        monkeypatch.setattr(trainer._fit, "step", watch)
+        monkeypatch.setattr(trainer._training, "step", watch)
         trainer.run(progress=False)
     for old, new in zip(*states.values(), strict=True):
         assert all(torch.equal(old[name], x) for name, x in new.items())
@@ -423,7 +424,7 @@ def test_pytorchs_switch_of_determinism_is_put_back(
         seen.append(torch.are_deterministic_algorithms_enabled())
         raise Interrupted
 
-    monkeypatch.setattr(trainer._fit, "step", fail)
+    monkeypatch.setattr(trainer._training, "step", fail)
     torch.use_deterministic_algorithms(before)
     try:
         with pytest.raises(Interrupted):
@@ -445,13 +446,13 @@ def test_zeroed_modalities_are_shown_as_zeros_that_count_as_present(
         configuration = config(**sections, optimizer={"epochs": 1})
         data = prepared(configuration, lost_cloud=0)
         trainer = make_trainer(configuration, tmp_path / f"{dropped}.safetensors", data)
-        terms, seen = trainer._fit.objective.terms, shown.setdefault(dropped, [])
+        terms, seen = trainer._training.objective.terms, shown.setdefault(dropped, [])
 
         def watch(model: Any, batch: Any, target: Any, terms: Any = terms, seen: Any = seen) -> Any:
             seen.append(batch)
             return terms(model, batch, target)
 
-        monkeypatch.setattr(trainer._fit.objective, "terms", watch)
+        monkeypatch.setattr(trainer._training.objective, "terms", watch)
         trainer.run(progress=False)
     black = 0
     for zeroed, absent in zip(shown["zeroed"], shown["absent"], strict=True):
@@ -509,7 +510,7 @@ def test_a_run_cut_between_an_epochs_last_step_and_its_validation_ends_as_one_th
     def fail() -> None:
         raise Interrupted
 
-    monkeypatch.setattr(trainer._fit, "epoch_means", fail)
+    monkeypatch.setattr(trainer._training, "epoch_means", fail)
     with pytest.raises(Interrupted):
         trainer.run(progress=False)
     state = torch.load(cut.with_name("cut.state.pt"), weights_only=True)["progress"]
@@ -533,7 +534,7 @@ def test_a_new_run_forgets_the_state_of_the_one_that_it_replaces(
     run_until_cut(make_trainer(config(optimizer={"epochs": 3}), out), 0, monkeypatch)
     resumed = make_trainer(config(optimizer={"epochs": 3}), out)
     resumed.resume()
-    assert (resumed._fit.progress.epoch, resumed._fit.progress.step) == (0, 0)
+    assert (resumed._training.progress.epoch, resumed._training.progress.step) == (0, 0)
 
 
 def test_the_seed_decides_the_outcome(tmp_path: Path) -> None:
@@ -596,13 +597,13 @@ def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_good_weights(
 ) -> None:
     out = tmp_path / "m.safetensors"
     trainer = make_trainer(config(optimizer={"epochs": 3}), out)
-    step = trainer._fit.step
+    step = trainer._training.step
 
     def ruin(*arguments: Any) -> Any:
-        factor = math.nan if trainer._fit.progress.epoch == 1 else 1
+        factor = math.nan if trainer._training.progress.epoch == 1 else 1
         return {name: x * factor for name, x in step(*arguments).items()}
 
-    monkeypatch.setattr(trainer._fit, "step", ruin)
+    monkeypatch.setattr(trainer._training, "step", ruin)
     with pytest.raises(DataError, match=r"the loss became nan in epoch 2; reduce optimizer\.learning_rate"):
         trainer.run(progress=False)
     weights = load_checkpoint(out)[1].state_dict()
@@ -614,14 +615,14 @@ def test_weights_that_became_nan_in_the_last_step_are_an_error_too(
 ) -> None:
     """The loss that would show it is never computed."""
     trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
-    epoch_means = trainer._fit.epoch_means
+    epoch_means = trainer._training.epoch_means
 
     def ruin() -> dict[str, float]:
         with torch.no_grad():
             next(trainer.model.parameters()).fill_(math.nan)
         return epoch_means()
 
-    monkeypatch.setattr(trainer._fit, "epoch_means", ruin)
+    monkeypatch.setattr(trainer._training, "epoch_means", ruin)
     with pytest.raises(
         DataError, match=r"epoch 1: the network's output is not finite; reduce optimizer\.learning_rate"
     ):

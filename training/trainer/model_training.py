@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One model and its gradient steps on some rows of the data."""
+"""Training of one model by gradient steps."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from vmloc_ros.core.models import PoseModel, build_model
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
-_SHORT = {"effective_samples": "ess"}
+_SHORT = {"effective_samples": "ess"}  # names in the progress bar
 
 
 def new_model(
     config: TrainConfig, data: PreparedDataset, rows: Tensor, others: PreparedDataset, device: torch.device
 ) -> PoseModel:
-    """The model before its training on the rows; the same seed gives the same weights.
+    """Build the untrained model; the same seed gives the same weights.
 
     Args:
-        others: data that the mounts must hold for, too.
+        rows: of the data, the training frames.
+        others: further data, whose sensors must have the same mounts.
 
     Raises:
-        ConfigError: augmentation does not fit the system.
-        DataError: the model needs to know cameras and mounts and the sources do not say or agree.
+        ConfigError: the augmentation does not fit the system.
+        DataError: the model needs cameras and mounts, but they are unknown or differ between the sources.
         ModelError: the model cannot be built, or pretrained weights are missing.
     """
     preprocessor = Preprocessor(config.preprocess)
@@ -45,15 +46,15 @@ def new_model(
     model = build_model(config.model, preprocessor.channels, config.pretrained)
     if config.augment.moves_pixels and not model.needs_geometry:
         raise ConfigError(
-            "augment.rotation_deg and augment.zoom change what the camera sees but not the pose that "
-            f"{config.model.name} learns: set 0 and 1; only dense systems can be trained so"
+            "augment.rotation_deg and augment.zoom change the image but not the pose that "
+            f"{config.model.name} regresses: set 0 and 1; only dense systems support them"
         )
     if model.needs_geometry:
         names = [name for name in preprocessor.config.modalities if preprocessor.is_in_camera(name)]
         if names and not bool(data.intrinsics(rows, torch.device("cpu")).isfinite().any()):
             raise DataError(
-                f"{config.model.name} needs the camera matrix of {' and '.join(names)}, and no frame says it: "
-                "record the camera_info"
+                f"{config.model.name} needs the camera matrix of {' and '.join(names)}, but no frame has one: "
+                "record the camera_info topic"
             )
         model.set_mounts(common_mounts(data, others))
         model.set_usual_twist(*usual_twist(data.twists[rows]))
@@ -61,17 +62,17 @@ def new_model(
 
 
 class ModelTraining:
-    """A training by gradient steps, epoch by epoch.
+    """Gradient training of one model.
 
     Args:
         model: see :func:`new_model`.
-        codec: of the training poses.
-        frames: what to train on; nothing else of its data has a part in the outcome.
-        training_data: what steps draw from; it has rows for all training frames.
+        codec: fitted to the training poses.
+        frames: the training frames; no other frame of the data influences the result.
+        training_data: batches are drawn from it; it has rows for all training frames.
         epochs: of the whole training.
 
     Attributes:
-        progress: how far it has come.
+        progress: finished epochs and steps.
 
     Raises:
         ConfigError: the configuration does not fit the system, the device or the number of processes.
@@ -103,20 +104,21 @@ class ModelTraining:
 
     @property
     def done(self) -> bool:
+        """Whether the last epoch is finished, or early stopping applies."""
         patience = self._config.validation.patience
         return self.progress.epoch >= self.epochs or 0 < patience <= self.progress.stale
 
     @property
     def steps(self) -> int:
-        """Finished ones."""
+        """Number of finished steps."""
         return self.progress.epoch * self.sampler.steps + self.progress.step
 
     def prepare(self) -> None:
-        """Add to the model what it needs before the first step. Raises DataError: the frames do not give it."""
+        """Complete the model before the first step. Raises DataError: the frames do not suffice for it."""
         self._lifecycle.complete(self.model, self.optimizer.best_model, self._frames, self.codec)
 
     def step(self, rows: Tensor, tensors: dict[str, Tensor], present: dict[str, Tensor]) -> Terms:
-        """Change the weights. Returns the terms of the loss, detached, and means over the processes."""
+        """Take one gradient step; returns the detached terms of the loss, means over the processes."""
         state = self.progress
         seed, augment_seed = self.sampler.seeds(state.epoch, state.step, self._processes.rank)
         torch.manual_seed(seed)  # posterior samples, dropout
@@ -129,7 +131,7 @@ class ModelTraining:
         return dict(zip(terms, means, strict=True))
 
     def epoch_means(self) -> dict[str, float]:
-        """Means over the epoch's steps. Raises DataError: the loss is not finite."""
+        """Means of the terms over the epoch's steps. Raises DataError: the loss is not finite."""
         values = {name: float(x) / self.sampler.steps for name, x in self.progress.sums.items()}
         if not math.isfinite(values["loss"]):
             raise DataError(
@@ -138,32 +140,33 @@ class ModelTraining:
         return values
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a training depends on, by name, for :meth:`load_state_dict` of one that is set up alike."""
+        """The complete state, for :meth:`load_state_dict` of a training with the same arguments."""
         return {
             "progress": {name: getattr(self.progress, name) for name in self.progress.__slots__},
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
-            "descent": self.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["descent"])
+        # "descent": key in state files of earlier versions
+        self.optimizer.load_state_dict(state["optimizer"] if "optimizer" in state else state["descent"])
         sums = {name: x.to(self._device) for name, x in state["progress"]["sums"].items()}
         self.progress = replace(Progress(**state["progress"]), sums=sums)
 
 
 @dataclass(slots=True)
 class Progress:
-    """With weights and optimizer all that a training depends on, for every draw is seeded anew.
+    """Progress of a training. Together with weights and optimizer it is the complete state: every draw is seeded anew.
 
     Attributes:
-        epoch: finished ones.
-        step: finished ones of the epoch that is under way.
-        best: score of the best checkpoint.
-        stale: validations since then.
-        sums: of the epoch's terms so far.
+        epoch: number of finished epochs.
+        step: number of finished steps of the current epoch.
+        best: score of the best checkpoint; smaller is better.
+        stale: validations since the best checkpoint.
+        sums: sums of the terms over the finished steps of the current epoch.
     """
 
     epoch: int = 0
@@ -174,7 +177,7 @@ class Progress:
 
 
 def postfix(epoch: int, terms: Mapping[str, float], metrics: Mapping[str, float] | None = None) -> dict[str, str]:
-    """What the bar shows, in few characters."""
+    """Epoch, terms and validation metrics for the progress bar, in few characters."""
     short = {_SHORT.get(name, name).replace("variance_", "var_"): value for name, value in terms.items()}
     shown = {"epoch": str(epoch), **{name: f"{value:.3g}" for name, value in short.items()}}
     if metrics:
