@@ -14,16 +14,10 @@ from confidence_builders import SMALL, write_judged_checkpoint
 from helpers import p_values, random_frame
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import Residuals, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import (
-    P_VALUES,
-    Confidence,
-    NullDistribution,
-    ReferenceFeatures,
-    neg_log_p_value,
-    stack_outlier_scores,
-)
+from vmloc_ros.core.confidence import P_VALUES, Confidence, NullDistribution, neg_log_p_value, stack_outlier_scores
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 pytestmark = pytest.mark.numeric
 

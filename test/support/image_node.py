@@ -25,16 +25,11 @@ from ros_graph import Peer, Process, cdr, localizer_of_the_node, node_arguments,
 from training.testing import write_random_checkpoint
 from vmloc_ros.bags.messages import image_message
 from vmloc_ros.core.checkpoint import load_checkpoint, save_checkpoint
-from vmloc_ros.core.confidence import (
-    Confidence,
-    NullDistribution,
-    ReferenceFeatures,
-    neg_log_p_value,
-    stack_outlier_scores,
-)
+from vmloc_ros.core.confidence import Confidence, NullDistribution, neg_log_p_value, stack_outlier_scores
 from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 NODE, IMAGES = "/vmloc_node", "/camera/image_raw"
 MIN_CONFIDENCE = 0.01

@@ -16,12 +16,13 @@ from training.config import parse_config
 from training.info import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, save_checkpoint
-from vmloc_ros.core.confidence import Confidence, NullDistribution, ReferenceFeatures
+from vmloc_ros.core.confidence import Confidence, NullDistribution
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.models import REGISTRY, build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 CONFIG = parse_config(
     {

@@ -20,13 +20,13 @@ from training.data.dataset import PreparedDataset
 from training.data.splits import Split, ValidationConfig
 from training.sources.factory import open_sources
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
-from vmloc_ros.core.confidence import ReferenceFeatures
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import select_device
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 
 def save_calibrated(

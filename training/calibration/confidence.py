@@ -18,9 +18,10 @@ from training.data.splits import FEWEST
 from training.evaluation.metrics import CONFIDENCE_LIMIT
 from training.prediction import modality_features
 from vmloc_ros.core.checkpoint import CheckpointHeader
-from vmloc_ros.core.confidence import P_VALUES, Confidence, NullDistribution, ReferenceFeatures, neg_log_p_value
+from vmloc_ros.core.confidence import P_VALUES, Confidence, NullDistribution, neg_log_p_value
 from vmloc_ros.core.models import PoseModel
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -17,11 +17,12 @@ from training.data.model_input import sensor_sets
 from training.evaluation.consistency import PARTS, map_errors, nees
 from training.prediction import predict
 from vmloc_ros.core.checkpoint import CheckpointHeader, Uncertainty
-from vmloc_ros.core.confidence import ReferenceFeatures, stack_outlier_scores
+from vmloc_ros.core.confidence import stack_outlier_scores
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.reference_features import ReferenceFeatures
 
 _GROSS = 5.0  # times the median error; fewer than one in a billion normally distributed errors are that large
 
