@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a training run; YAML files hold only what differs from the defaults."""
+"""Configuration of a training run, from YAML files that set what differs from the defaults."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import DEFAULT_SYSTEM, ModelConfig, config_types, model_config, own_settings
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
-_SHARED = "shared_by_systems"  # key of a file whose settings are for several systems
+_SHARED = "shared_by_systems"  # key that marks a file as meant for several systems
 _OLD_SETTINGS = {"latent_dim", "feature_dim", "recurrent_dim", "clip_spacing"}  # no system has all of them
 
 
 @dataclass(frozen=True, slots=True)
 class OptimizerConfig:
-    """Defaults are the paper's ("Training Details").
+    """Settings of the optimizer; the defaults are the paper's ("Training Details").
 
     Attributes:
         schedule: of the learning rate: ``constant``, or ``cosine`` down to zero at the last step.
-        warmup_steps: the learning rate rises linearly over them.
-        gradient_norm: gradients are clipped to it.
+        warmup_steps: steps over which the learning rate rises linearly.
+        gradient_norm: largest norm of the gradient, to which it is clipped.
         precision: of the networks' arithmetic; weights, posterior densities and losses stay in single precision.
-        ema_decay: of an exponential moving average of the weights, which is then what is validated and kept; 0: none.
+        ema_decay: decay of an exponential moving average of the weights, which is then validated and saved; 0: none.
     """
 
     epochs: int = 300
@@ -61,14 +61,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Everything that decides the outcome of a training run, beside the data.
+    """Everything but the data that determines the result of a training run.
 
     Attributes:
-        pretrained: start of the encoders: true (ImageNet weights from torchvision's cache or download), false, or
-            the path of a torchvision state-dict file.
+        pretrained: initial weights of the encoders: true (ImageNet weights, from torchvision's cache or download),
+            false (random), or the path of a torchvision state-dict file.
         seed: of initialisation, order, augmentation and sampling.
-        deterministic: use only operations whose result is the same every time. The CPU's are anyway, with the same
-            number of threads; a GPU's are slower.
+        deterministic: whether to use deterministic operations only, which are slower on GPUs. On CPUs all operations
+            are deterministic for a given number of threads.
     """
 
     model: ModelConfig = field(default_factory=model_config)
@@ -85,7 +85,7 @@ class TrainConfig:
 
     @classmethod
     def field_types(cls, values: Any) -> dict[str, type]:
-        """Systems differ in their settings, and in those of what they minimise."""
+        """Types of the sections ``model`` and ``objective``, which depend on the system."""
         types = config_types(values)
         return {**types, "objective": objective_config_type(_system_of(values))}
 
@@ -93,8 +93,8 @@ class TrainConfig:
 def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> TrainConfig:
     """Read YAML files, later ones over earlier ones, and apply ``a.b=value`` overrides (values are YAML).
 
-    A file that says ``shared_by_systems: true`` may hold settings that the system in question does not have, as long as
-    another system has them: they are skipped. Everywhere else such a setting is an error.
+    In a file with ``shared_by_systems: true``, settings of other systems are ignored. In all other files they are
+    errors, as unknown settings are everywhere.
 
     Raises:
         ConfigError: a file is missing or not YAML, a key is unknown, the system lacks a setting, or a value has the
@@ -109,13 +109,13 @@ def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> Tr
     values: dict[str, Any] = {}
     for path, layer in zip(paths, layers, strict=True):
         layer = _for_system(layer, system)
-        _parse(_named(layer, system), str(path))  # an error is the file's in which it is
+        _parse(_named(layer, system), str(path))  # errors name the file that contains them
         values = _merged(values, layer)
     return _parse(_with_overrides(values, overrides), " + ".join(map(str, paths)) or "config")
 
 
 def read_layer(path: Path) -> dict[str, Any]:
-    """What a YAML file sets, and nothing else. Raises ConfigError as :func:`load_config`, with the file's name."""
+    """The settings of a YAML file, without defaults. Raises ConfigError as :func:`load_config`."""
     values = _read_yaml(path)
     values = _for_system(values, _system_of(values))
     _parse(values, str(path))
@@ -123,18 +123,18 @@ def read_layer(path: Path) -> dict[str, Any]:
 
 
 def _check_layer(layer: Any, where: str) -> None:
-    """Raise ConfigError for what is wrong with a layer whatever the system is."""
+    """Raise ConfigError for errors in a layer that do not depend on the system."""
     values = {**layer, _SHARED: True} if isinstance(layer, Mapping) else layer
     _parse(_for_system(values, _system_of(values)), where)
 
 
 def load_config_for(system: str, paths: Sequence[Path], overrides: Sequence[str]) -> TrainConfig:
-    """:func:`load_config` for a named system; ``overrides`` are meant for several, see :func:`applicable`."""
+    """Load the configuration of a system, with overrides for several systems, see :func:`applicable`."""
     return load_config(paths, [*applicable(overrides, system), f"model.name={system}"])
 
 
 def applicable(overrides: Sequence[str], system: str) -> list[str]:
-    """Overrides meant for several systems without those that this one has no setting for but another one has."""
+    """The overrides, without those of settings that only other systems have."""
     kept = []
     for override in overrides:
         section, _, setting = override.partition("=")[0].partition(".")
@@ -145,19 +145,19 @@ def applicable(overrides: Sequence[str], system: str) -> list[str]:
 
 
 def _system_of(values: Any) -> str:
-    """Name of the system that a mapping is for."""
+    """Name of the system that a mapping configures."""
     section = values.get("model", {}) if isinstance(values, Mapping) else {}
     name = section.get("name", DEFAULT_SYSTEM) if isinstance(section, Mapping) else DEFAULT_SYSTEM
     return name if isinstance(name, str) else DEFAULT_SYSTEM
 
 
 def _named(layer: Any, system: str) -> Any:
-    """The layer, for a system that another layer or an override names."""
+    """The layer, with the name of the system, which may come from another layer or an override."""
     return _merged(layer, {"model": {"name": system}}) if isinstance(layer, Mapping) else layer
 
 
 def _for_system(layer: Any, system: str) -> Any:
-    """Without the mark of a shared file, and without the settings that it has for other systems alone."""
+    """A layer without ``shared_by_systems`` and, if it is shared, without settings that only other systems have."""
     if not isinstance(layer, Mapping):
         return layer
     layer = dict(layer)
@@ -165,7 +165,7 @@ def _for_system(layer: Any, system: str) -> Any:
     if not isinstance(is_shared, bool):
         raise ConfigError(f"{_SHARED}: expected bool, got {is_shared!r}")
     model, objective = layer.get("model"), layer.get("objective")
-    # A configuration that was written before every family of systems had its own holds the settings of all.
+    # Configurations written by earlier versions hold the settings of all systems.
     is_old = isinstance(model, Mapping) and model.keys() >= _OLD_SETTINGS
     if is_shared or is_old:
         if isinstance(model, Mapping):
@@ -177,7 +177,7 @@ def _for_system(layer: Any, system: str) -> Any:
 
 
 def _is_for(system: str, setting: str) -> bool:
-    """Whether the system's objective has the setting, or none has: then it is left for the check of keys."""
+    """Whether the system's objective has the setting, or none has, which the check of keys reports."""
     own = {field.name for field in fields(objective_config_type(system))}
     others = {field.name for objective in OBJECTIVES.values() for field in fields(objective.config_type)}
     return setting in own or setting not in others
@@ -192,7 +192,7 @@ def _read_yaml(path: Path) -> Any:
 
 
 def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key, everything else is replaced."""
+    """Merge two layers: sections key by key, everything else is replaced by the upper layer."""
     both = {key: _merged(lower[key], value) for key, value in upper.items() if isinstance(value, dict) and key in lower}
     return {**lower, **upper, **both}
 
@@ -217,18 +217,18 @@ def _parse(values: Any, where: str) -> TrainConfig:
 
 
 def _check_settings(values: Any, own: type, where: str, system: str) -> None:
-    """Raise ConfigError for settings that the system does not have."""
+    """Raise ConfigError for settings that the system does not have, with a list of those it has."""
     names = {field.name for field in fields(own)}
     foreign = [str(key) for key in values if key not in names] if isinstance(values, Mapping) else []
     if foreign:
         raise ConfigError(
             f"{where}: {system} has no setting {', '.join(foreign)}; it has {', '.join(sorted(names)) or 'none'} "
-            f"(a file for several systems says {_SHARED}: true)"
+            f"(a file for several systems sets {_SHARED}: true)"
         )
 
 
 def _with_overrides(values: Any, overrides: Sequence[str] | None) -> Any:
-    if not overrides or not isinstance(values, dict):  # from_mapping refuses anything else
+    if not overrides or not isinstance(values, dict):  # from_mapping rejects other types
         return values
     values = copy.deepcopy(values)
     for override in overrides:
@@ -252,9 +252,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def checkpoint_source_options(header: CheckpointHeader, overrides: list[str] | None) -> SourceOptions:
-    """The options used in training, with overrides."""
+    """Options of data sources as used in training, with overrides of the form ``source.key=value``."""
     recorded = header.training.get("config", {}).get("source", {})
-    # A PoseStamped names no body: take it to be the checkpoint's.
+    # A PoseStamped does not name the body frame; the checkpoint's is assumed.
     return parse_source_options({**recorded, "body_frame": header.body_frame}, overrides)
 
 
@@ -262,7 +262,7 @@ def parse_source_options(values: dict[str, Any], overrides: list[str] | None) ->
     """Options of data sources with overrides of the form ``source.key=value``.
 
     Raises:
-        ConfigError: an override is of something else, or a value does not fit.
+        ConfigError: an override is not of this form, or a value is invalid.
     """
     wrong = [override for override in overrides or [] if not override.startswith("source.")]
     if wrong:
@@ -271,7 +271,7 @@ def parse_source_options(values: dict[str, Any], overrides: list[str] | None) ->
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
+    """Flatten nested mappings to one with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each system minimises in training."""
+"""Training objectives of the systems."""
 
 from training.objectives.base import Objective, ObjectiveConfig, Terms
 from training.objectives.registry import OBJECTIVES, TrainingStep, build_objective, objective_config_type

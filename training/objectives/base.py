@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training objective is."""
+"""Base class of training objectives, and the pose loss."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveConfig:
-    """Settings of an objective; each kind derives its own from it."""
+    """Settings of an objective; the base class of each objective's own settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class BalanceConfig(ObjectiveConfig):
-    """Start values of the learnable balance between position and rotation (VMLoc Eq. 11).
+    """Initial values of the learnable balance between position and rotation (VMLoc Eq. 11).
 
     Attributes:
-        beta: start of the position weight.
-        gamma: start of the rotation weight.
+        beta: initial position weight.
+        gamma: initial rotation weight.
     """
 
     beta: float = -3.0
@@ -35,29 +35,30 @@ class BalanceConfig(ObjectiveConfig):
 
 
 class Objective(nn.Module, ABC):
-    """A loss, with parameters of its own such as the balance of position and rotation.
+    """A loss, which may have learnable parameters such as the balance of position and rotation.
 
     Attributes:
-        config_type: its settings, the ``objective`` section of a configuration.
+        config_type: type of its settings, the ``objective`` section of a configuration.
     """
 
     config_type: ClassVar[type[ObjectiveConfig]] = BalanceConfig
 
     @classmethod
     def build(cls, config: Any, codec: PoseCodec) -> Objective:
-        """The objective with the settings ``config``, of :attr:`config_type`.
+        """Build the objective.
 
         Args:
-            codec: of the map, for objectives that need metres.
+            config: settings, of :attr:`config_type`.
+            codec: of the map, for objectives that need metric poses.
         """
         return cls(config)
 
     @abstractmethod
     def terms(self, model: PoseModel, batch: ModelInput, target: Tensor) -> Terms:
-        """The scalar to minimise, as ``loss``, and detached ones worth watching.
+        """The scalar ``loss`` to minimise, and further detached scalars for the log.
 
         Args:
-            batch: of B frames; where the system reads clips, ``B / clip_length`` of them one after the other.
+            batch: B frames; for systems of clips, ``B / clip_length`` clips one after the other.
             target: ``(B, 6)`` pose vectors.
         """
 
@@ -66,8 +67,8 @@ class PoseLoss(nn.Module):
     """``L_p = |p - p*|_1 exp(-beta) + beta + |log q - log q*|_1 exp(-gamma) + gamma`` (VMLoc Eq. 11).
 
     Args:
-        beta: start of the learnable position weight.
-        gamma: start of the learnable rotation weight.
+        beta: initial value of the learnable position weight.
+        gamma: initial value of the learnable rotation weight.
     """
 
     def __init__(self, beta: float = -3.0, gamma: float = 0.0) -> None:

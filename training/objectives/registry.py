@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training minimises: objectives by name. The registry of systems says which system has which."""
+"""Registry of the training objectives, by the names that the registry of systems uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmloc_ros.core.pose_codec import PoseCodec
 
 
 class TrainingStep(nn.Module):
-    """Model and objective as one module, so that several processes' gradients of both are averaged."""
+    """Model and objective as one module, so that the gradients of both are averaged over the processes."""
 
     def __init__(self, model: PoseModel, objective: Objective) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def objective_config_type(system: str) -> type[ObjectiveConfig]:
-    """Type of the ``objective`` section for a system; without settings for one that is not trained by gradients.
+    """Type of a system's ``objective`` section; it has no settings if the system is not trained by gradients.
 
     Raises:
         ModelError: the system is not in the registry.
@@ -50,8 +50,8 @@ def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec) -> O
     """The objective of the named system.
 
     Args:
-        config: of :func:`objective_config_type`.
-        codec: of the map, for objectives that need metres.
+        config: settings, of :func:`objective_config_type`.
+        codec: of the map, for objectives that need metric poses.
 
     Raises:
         ModelError: the system is not in the registry, or is not trained by gradients.
@@ -59,5 +59,8 @@ def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec) -> O
     objective = find_system(system).objective
     if objective is None:
         trained = sorted(name for name, entry in REGISTRY.items() if entry.objective is not None)
-        raise ModelError(f"model {system!r} has no objective; those that have: {', '.join(trained)}")
+        raise ModelError(
+            f"model {system!r} has no objective, because it is not trained by gradients; systems with one: "
+            f"{', '.join(trained)}"
+        )
     return OBJECTIVES[objective].build(config, codec)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systems minimise whose network ends in a pose."""
+"""Objectives of the systems that regress the pose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmloc_ros.core.models.rotation import quaternion_exp
 
 
 class PoseObjective(Objective):
-    """L_p (VMLoc Eq. 11) of every frame by itself, mean over the batch."""
+    """L_p (VMLoc Eq. 11) of single frames, mean over the batch."""
 
     def __init__(self, config: BalanceConfig) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class PoseObjective(Objective):
 
 
 class ClipObjective(PoseObjective):
-    """L_p of every frame, each read within its clip (Clark et al. 2017)."""
+    """L_p of every frame of a clip, mean over the batch (Clark et al. 2017)."""
 
     def terms(self, model: ClipModel, batch: ModelInput, target: Tensor) -> Terms:
         vectors = model.decode_clip(_clips(model.frame_features(batch), model.clip_length))
@@ -32,10 +32,10 @@ class ClipObjective(PoseObjective):
 
 
 class RelativePoseObjective(Objective):
-    """L_p of the frames plus L_p of the steps between successive frames of a clip (Brahmbhatt et al. 2018).
+    """L_p of the frames plus L_p of the relative poses of successive frames of a clip (Brahmbhatt et al. 2018).
 
-    The step from frame i to j is the difference of their pose vectors, ``v_ij = (p_j - p_i, log q_j - log q_i)``, and
-    has balance weights of its own.
+    The relative pose of frames i and j is the difference of their pose vectors,
+    ``v_ij = (p_j - p_i, log q_j - log q_i)``. Its loss has balance weights of its own.
     """
 
     def __init__(self, config: BalanceConfig) -> None:
@@ -53,8 +53,8 @@ class RelativePoseObjective(Objective):
 class HomoscedasticObjective(Objective):
     """Learned homoscedastic weights on position and unit quaternion (Kendall and Cipolla 2017).
 
-    ``|x - x*|_1 exp(-s_x) + s_x + |q - q*|_1 exp(-s_q) + s_q``, q of the sign that is nearer to q*. The weights start
-    at the configuration's ``beta`` and ``gamma``; the paper's own start, for positions in metres, is 0 and -3.
+    ``|x - x*|_1 exp(-s_x) + s_x + |q - q*|_1 exp(-s_q) + s_q``, with q or -q, whichever is nearer to q*. The
+    initial weights are the configuration's ``beta`` and ``gamma``; the paper's, for positions in metres, are 0 and -3.
     """
 
     def __init__(self, config: BalanceConfig) -> None:
@@ -74,5 +74,5 @@ class HomoscedasticObjective(Objective):
 
 
 def _clips(frames: Tensor, length: int) -> Tensor:
-    """``(N * length, F)`` frames to ``(N, length, F)`` clips."""
+    """Frames ``(N * length, F)`` as clips ``(N, length, F)``."""
     return frames.unflatten(0, (-1, length))

@@ -6,7 +6,7 @@ Every estimator has the same value and the same gradient of decoder, beta and ga
 through the parameters of ``log q(z_i | x)`` (the score term; its expectation is not zero once samples are weighted):
 
 ``iwae``         both ways, plain differentiation of the bound (VMLoc Eq. 8; Burda et al. 2016). Unbiased.
-``stl``          the score term is left out (Roeder et al. 2017): weights ``w~_i`` on ``d log w_i/dz_i dz_i/dphi``.
+``stl``          without the score term (Roeder et al. 2017): weights ``w~_i`` on ``d log w_i/dz_i dz_i/dphi``.
                  Unbiased for k = 1, and for lambda = 0.
 ``dreg``         weights ``w~_i^2`` (VMLoc Eq. 13; Tucker et al. 2019). Unbiased for lambda = 1, and for k = 1.
 ``dreg_lambda``  weights ``(1 - lambda) w~_i + lambda w~_i^2``. Unbiased for every lambda: the score term is
@@ -30,10 +30,10 @@ from vmloc_ros.core.models.fusion import Gaussian, standard_normal_log_prob
 
 @dataclass(frozen=True, slots=True)
 class ElboConfig(BalanceConfig):
-    """Settings of the plain ELBO.
+    """Settings of the ELBO.
 
     Attributes:
-        kl_weight: lambda.
+        kl_weight: lambda, weight of the KL divergence.
     """
 
     kl_weight: float = 1e-3
@@ -48,8 +48,8 @@ class BoundConfig(ElboConfig):
     """Settings of VMLoc's objective (Eq. 11, 15).
 
     Attributes:
-        samples: k.
-        estimator: of the encoders' gradient; see :mod:`training.objectives.variational`.
+        samples: k, posterior samples of each frame.
+        estimator: estimator of the encoders' gradient; see :mod:`training.objectives.variational`.
     """
 
     samples: int = 10
@@ -61,11 +61,11 @@ class BoundConfig(ElboConfig):
 
 
 class Bound(NamedTuple):
-    """What :func:`bound_loss` returns.
+    """Result of :func:`bound_loss`.
 
     Attributes:
         loss: scalar, the negative bound, mean over the batch.
-        effective_samples: ``(B,)`` from 1 to k, ``1 / sum_i w~_i^2``; without gradient.
+        effective_samples: ``(B,)`` effective sample size ``1 / sum_i w~_i^2``, from 1 to k; without gradient.
     """
 
     loss: Tensor
@@ -103,9 +103,9 @@ def bound_loss(
 
 
 def _reweight_gradient(z: Tensor, weights: Tensor, share: float) -> None:
-    """Let what flows back into z, by the bound itself weighted with ``w~``, go on with ``(1-share) w~ + share w~^2``.
+    """Change the weights of the gradient with respect to z from ``w~`` to ``(1 - share) w~ + share w~^2``.
 
-    The hook sits on the samples that decoder and densities read: all of phi's gradient passes it, none of theta's does.
+    The hook is on the samples that decoder and densities read: all of the gradient of phi passes it, and none of theta.
     """
     if share and z.requires_grad:
         factor = (1 - share + share * weights).unsqueeze(-1)
@@ -142,12 +142,12 @@ class BoundObjective(Objective):
         posterior = model.encode(batch)
         samples, kl_weight = self.config.samples, self.config.kl_weight
         bound = bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator)
-        watched = {"effective_samples": bound.effective_samples.mean(), **_watch_posterior(posterior)}
+        watched = {"effective_samples": bound.effective_samples.mean(), **_posterior_terms(posterior)}
         return {"loss": bound.loss, **watched}
 
 
 class ElboObjective(Objective):
-    """The plain ELBO of one sample (MVAE)."""
+    """The ELBO with one sample (MVAE)."""
 
     config_type = ElboConfig
 
@@ -159,11 +159,11 @@ class ElboObjective(Objective):
     def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
         posterior = model.encode(batch)
         loss = elbo_loss(model, posterior, target, self.pose_loss, self.kl_weight)
-        return {"loss": loss, **_watch_posterior(posterior)}
+        return {"loss": loss, **_posterior_terms(posterior)}
 
 
-def _watch_posterior(posterior: Posterior) -> Terms:
-    """KL to the prior in nats, and the mean variance of each modality's expert (the prior's is 1)."""
+def _posterior_terms(posterior: Posterior) -> Terms:
+    """KL to the prior in nats, and the mean variance of each modality's expert (that of the prior is 1)."""
     watched = {"kl": posterior.joint.kl_to_standard_normal().detach().mean()}
     for name, expert in posterior.experts.items():
         rows = posterior.present[name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: one safetensors file with the weights and, in its metadata, all that is needed to use them."""
+"""Checkpoints: a safetensors file with the weights and, as metadata, everything needed to use them; no pickle."""
 
 from __future__ import annotations
 
@@ -27,23 +27,22 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 FORMAT = "vmloc_ros-checkpoint"
 VERSION = 1
-_CONFIDENCE = "confidence."  # prefix of tensors that belong to the confidence, not to the model
+_CONFIDENCE = "confidence."  # prefix of tensors that belong to the confidence, not to the weights
 
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """Calibration of the covariance on held-out frames: errors that posterior samples do not explain.
+    """Error model of one set of sensors, fitted to held-out frames, in addition to the system's own covariance.
 
     Attributes:
         residual_std: standard deviations ``(x, y, z, rot_x, rot_y, rot_z)`` in metres and radians along the axes of
             the body.
-        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids contain 95 % of
-            the held-out errors, whose tails are heavier than a normal distribution's.
-        modalities: the sensors that the held-out predictions used.
-        coupling: factor on the correlations between position and rotation, so that the 95 % ellipsoid of all six
-            dimensions contains 95 %, too: a solver that takes dependent measurements for independent overestimates
-            these correlations.
-        growth: increase of the logarithms of the standard deviations of position and rotation per unit of
+        inflation: factors ``(position, rotation)`` on standard deviations, so that the 95 % ellipsoids hold 95 % of the
+            held-out errors, whose distribution has heavier tails than a normal one.
+        modalities: the sensors that the estimates used.
+        coupling: factor on the correlations between position and rotation, so that the ellipsoid of all six dimensions
+            holds 95 %, too; a solver that treats dependent measurements as independent overestimates them.
+        growth: increase of the logarithms of the standard deviations ``(position, rotation)`` per unit of
             :meth:`vmloc_ros.core.confidence.Confidence.neg_log_p_value`.
     """
 
@@ -62,15 +61,15 @@ class Residuals:
 
 @dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """Calibration of the covariance for every set of sensors.
+    """Error models for all sets of sensors, and the number of posterior samples.
 
     Attributes:
-        residual_std: see :class:`Residuals`; of predictions from all sensors.
-        samples: number of posterior samples drawn for each estimate.
-        inflation: see :class:`Residuals`; of predictions from all sensors.
-        missing: the same with sensors missing, one entry for each set of remaining sensors.
-        coupling: see :class:`Residuals`; of predictions from all sensors.
-        growth: see :class:`Residuals`; of predictions from all sensors.
+        residual_std: see :class:`Residuals`; for estimates from all sensors, as inflation, coupling and growth.
+        samples: posterior samples drawn for each estimate.
+        inflation: see :class:`Residuals`.
+        missing: error models for estimates with sensors missing, one for each set of remaining sensors.
+        coupling: see :class:`Residuals`.
+        growth: see :class:`Residuals`.
     """
 
     residual_std: tuple[float, float, float, float, float, float] = (1.0, 1.0, 1.0, 0.2, 0.2, 0.2)
@@ -86,7 +85,7 @@ class Uncertainty:
         self.residuals(())
 
     def residuals(self, modalities: tuple[str, ...]) -> Residuals:
-        """Residuals of predictions from these sensors; those of all sensors where no others were fitted."""
+        """Error model of estimates from these sensors; if none was fitted for them, that of all sensors."""
         for fitted in self.missing:
             if set(fitted.modalities) == set(modalities):
                 return fitted
@@ -95,13 +94,13 @@ class Uncertainty:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointHeader:
-    """Everything in a checkpoint but the weights.
+    """Contents of a checkpoint except weights and confidence.
 
     Attributes:
-        map_frame: frame of the poses.
-        body_frame: the frame whose pose is predicted.
-        training: free-form record: data, configuration, library versions.
-        metrics: validation figures by name.
+        map_frame: frame in which poses are estimated.
+        body_frame: frame whose pose is estimated.
+        training: record of the training: data, configuration, library versions.
+        metrics: validation metrics, by name.
     """
 
     model: ModelConfig
@@ -115,17 +114,17 @@ class CheckpointHeader:
 
     @classmethod
     def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:
-        """Systems differ in their settings."""
+        """Type of the section ``model``, which depends on the system."""
         return config_types(values)
 
 
 def save_checkpoint(
     path: Path, header: CheckpointHeader, weights: Mapping[str, Tensor], confidence: Confidence | None = None
 ) -> None:
-    """Write atomically: a reader sees the old file or the whole new one.
+    """Write a checkpoint atomically: a reader sees the old file or the complete new one.
 
     Args:
-        confidence: to be stored, too; None leaves estimates without a confidence.
+        confidence: stored with the weights; None: estimates will have no confidence.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full; an existing file stays as it was.
@@ -144,7 +143,7 @@ def save_checkpoint(
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """Read the header alone, without the weights.
+    """Read the header without the weights.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign or of another version.
@@ -177,7 +176,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> tuple[Che
 
 
 def load_confidence(path: Path) -> Confidence | None:
-    """The checkpoint's confidence; None where it was written without one.
+    """Read the confidence; None if the checkpoint has none.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign or damaged.
@@ -214,7 +213,7 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
         )
     try:
         values = json.loads(metadata["header"])
-        # Older headers hold the settings of all systems, with null for a system's own default.
+        # Headers of earlier versions hold the settings of all systems, with null for a system's own default.
         values["model"] = {key: x for key, x in own_settings(values["model"]).items() if x is not None}
         return from_mapping(CheckpointHeader, values, "header")
     except ModelError as error:
