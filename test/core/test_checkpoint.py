@@ -64,7 +64,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> Path:
-    """A copy whose metadata and tensors went through ``change``."""
+    """A copy with metadata and tensors changed by ``change``."""
     with safetensors.safe_open(source, framework="pt") as file:
         metadata = dict(file.metadata())
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -82,7 +82,7 @@ def edit_header(edit: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, A
     return change
 
 
-# --- what it keeps -----------------------------------------------------------------------------------------------
+# --- round trip -----------------------------------------------------------------------------------------------
 
 
 def test_the_header_comes_back_equal(good: Path) -> None:
@@ -90,7 +90,9 @@ def test_the_header_comes_back_equal(good: Path) -> None:
     assert load_checkpoint(good)[0] == HEADER
 
 
-def test_an_old_header_without_sets_of_sensors_gives_all_sets_the_same_residuals(good: Path, tmp_path: Path) -> None:
+def test_an_old_header_without_residuals_for_missing_sensors_gives_the_same_for_all_sensors(
+    good: Path, tmp_path: Path
+) -> None:
     old = rewrite(good, tmp_path / "old.safetensors", edit_header(lambda header: header["uncertainty"].pop("missing")))
     uncertainty = read_header(old).uncertainty
     for names in (("depth", "lidar"), ("depth",), ("lidar",)):
@@ -103,12 +105,12 @@ def test_an_old_header_without_sets_of_sensors_gives_all_sets_the_same_residuals
 @pytest.mark.parametrize(
     "values", [((0.0,) * 6, (1.0, 1.0), (), 1.0), ((1.0,) * 6, (0.5, 1.0), (), 1.0), ((1.0,) * 6, (1.0, 1.0), (), 1.1)]
 )
-def test_invalid_residuals_are_rejected(values: Any) -> None:
+def test_residuals_out_of_range_are_an_error(values: Any) -> None:
     with pytest.raises(ValueError, match="residuals must be positive, inflation at least 1 and coupling in"):
         Residuals(*values)
 
 
-def test_negative_growth_is_rejected() -> None:
+def test_covariances_that_shrink_with_the_outlier_score_are_an_error() -> None:
     with pytest.raises(ValueError, match="growth must not be negative"):
         Residuals((1.0,) * 6, (1.0, 1.0), (), 1.0, (0.1, -0.1))
 
@@ -132,7 +134,7 @@ def test_weights_in_channels_last_come_back_equal(tmp_path: Path, good: Path) ->
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in model.state_dict().items())
 
 
-def test_loading_uses_neither_network_nor_cache(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_touches_neither_the_network_nor_a_cache(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the network was touched")
 
@@ -197,11 +199,11 @@ def test_the_old_file_can_be_read_until_the_new_one_is_complete(
     assert read_header(path).map_frame == "new"
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
+# --- what it refuses ---------------------------------------------------------------------------------------------
 
 
-def assert_rejected(path: Path, match: str) -> None:
-    """Both readers raise a CheckpointError whose message is one line that names the file."""
+def assert_unreadable(path: Path, match: str) -> None:
+    """Reading header and checkpoint fails, with a message of one line that names the file."""
     for read in (read_header, load_checkpoint):
         with pytest.raises(CheckpointError, match=match) as caught:
             read(path)
@@ -210,39 +212,39 @@ def assert_rejected(path: Path, match: str) -> None:
 
 
 def test_a_missing_file_is_an_error_with_the_way_to_get_one(tmp_path: Path) -> None:
-    assert_rejected(tmp_path / "none.safetensors", "does not exist; train one with `vmloc train`")
-    assert_rejected(tmp_path, "does not exist|is a folder")
+    assert_unreadable(tmp_path / "none.safetensors", "does not exist; train one with `vmloc train`")
+    assert_unreadable(tmp_path, "does not exist|is a folder")
 
 
 @pytest.mark.parametrize(
     "content",
     [b"", b"\x00", b"not a checkpoint", b"\x00" * 64, b"\xff" * 64, b"PK\x03\x04" + b"x" * 100, b"{}"],
 )
-def test_garbage_is_rejected(tmp_path: Path, content: bytes) -> None:
+def test_garbage_is_an_error(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(content)
-    assert_rejected(path, "truncated or not a vmloc_ros checkpoint")
+    assert_unreadable(path, "truncated or not a vmloc_ros checkpoint")
 
 
-def test_truncation_is_rejected_wherever_it_happens(good: Path, tmp_path: Path) -> None:
+def test_truncation_anywhere_is_an_error(good: Path, tmp_path: Path) -> None:
     data = good.read_bytes()
     header_end = 8 + struct.unpack("<Q", data[:8])[0]
     path = tmp_path / "cut.safetensors"
     interesting = (0, 1, 7, 8, 9, header_end // 2, header_end - 1, header_end, header_end + 1)
     for length in (*interesting, (header_end + len(data)) // 2, len(data) - 1):
         path.write_bytes(data[:length])
-        assert_rejected(path, "truncated or not a vmloc_ros checkpoint")
+        assert_unreadable(path, "truncated or not a vmloc_ros checkpoint")
 
 
-def test_appended_bytes_are_rejected(good: Path, tmp_path: Path) -> None:
+def test_appended_bytes_are_an_error(good: Path, tmp_path: Path) -> None:
     path = tmp_path / "long.safetensors"
     path.write_bytes(good.read_bytes() + b"tail")
-    assert_rejected(path, "truncated or not a vmloc_ros checkpoint")
+    assert_unreadable(path, "truncated or not a vmloc_ros checkpoint")
 
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_damaged_header_raises_nothing_but_a_checkpoint_error(
+def test_a_damaged_header_raises_checkpoint_errors_only(
     good: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     content = bytearray(good.read_bytes())
@@ -257,23 +259,25 @@ def test_a_damaged_header_raises_nothing_but_a_checkpoint_error(
         read_header(path)
 
 
-def test_a_foreign_safetensors_file_is_rejected(tmp_path: Path) -> None:
+def test_a_foreign_safetensors_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "foreign.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(3)}, path)
-    assert_rejected(path, "is a safetensors file but not a vmloc_ros checkpoint")
+    assert_unreadable(path, "is a safetensors file but not a vmloc_ros checkpoint")
     safetensors.torch.save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
-    assert_rejected(path, "is a safetensors file but not a vmloc_ros checkpoint")
+    assert_unreadable(path, "is a safetensors file but not a vmloc_ros checkpoint")
 
 
 @pytest.mark.parametrize("version", ["0", "2", "1.0", "", None])
-def test_another_version_is_rejected_with_both_versions(good: Path, tmp_path: Path, version: str | None) -> None:
+def test_another_version_is_an_error_with_both_versions(good: Path, tmp_path: Path, version: str | None) -> None:
     def change(metadata: dict[str, Any], _: object) -> None:
         metadata["version"] = version
         if version is None:
             del metadata["version"]
 
     path = rewrite(good, tmp_path / "v.safetensors", change)
-    assert_rejected(path, f"has checkpoint version {version}, .* reads version 1; install the vmloc_ros that wrote it")
+    assert_unreadable(
+        path, f"has checkpoint version {version}, .* reads version 1; install the vmloc_ros that wrote it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,29 +297,29 @@ def test_another_version_is_rejected_with_both_versions(good: Path, tmp_path: Pa
         (lambda h: h.update(map_frame=3), r"damaged header: header\.map_frame: expected str"),
     ],
 )
-def test_a_tampered_header_is_rejected_with_the_key(
+def test_a_tampered_header_is_an_error_with_the_key(
     good: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], None], match: str
 ) -> None:
-    assert_rejected(rewrite(good, tmp_path / "t.safetensors", edit_header(edit)), match)
+    assert_unreadable(rewrite(good, tmp_path / "t.safetensors", edit_header(edit)), match)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', '{"model": 3}'])
-def test_a_header_of_malformed_json_is_rejected(good: Path, tmp_path: Path, text: str) -> None:
+def test_a_header_that_is_not_the_right_json_is_an_error(good: Path, tmp_path: Path, text: str) -> None:
     path = rewrite(good, tmp_path / "t.safetensors", lambda metadata, _: metadata.update(header=text))
-    assert_rejected(path, "damaged header")
+    assert_unreadable(path, "damaged header")
     path = rewrite(good, tmp_path / "t.safetensors", lambda metadata, _: metadata.pop("header"))
-    assert_rejected(path, "damaged header")
+    assert_unreadable(path, "damaged header")
 
 
 @pytest.mark.parametrize(("key", "value"), [("name", "vmloc9"), ("backbone", "resnet9000"), ("backbone", "swin_t")])
-def test_a_model_that_this_version_does_not_know_is_rejected(good: Path, tmp_path: Path, key: str, value: str) -> None:
+def test_a_model_that_this_version_does_not_know_is_an_error(good: Path, tmp_path: Path, key: str, value: str) -> None:
     path = rewrite(good, tmp_path / "t.safetensors", edit_header(lambda h: h["model"].update({key: value})))
     with pytest.raises(CheckpointError, match=rf"t\.safetensors.*{value}"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize("fault", ["missing", "extra", "shape", "other backbone"])
-def test_weights_that_do_not_fit_are_rejected(good: Path, tmp_path: Path, fault: str) -> None:
+def test_weights_that_do_not_fit_are_an_error(good: Path, tmp_path: Path, fault: str) -> None:
     def change(metadata: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         if fault == "missing":
             del tensors["position.0.weight"]
@@ -334,6 +338,6 @@ def test_weights_that_do_not_fit_are_rejected(good: Path, tmp_path: Path, fault:
 
 
 @pytest.mark.parametrize("change", [{"residual_std": (0.0,) * 6}, {"residual_std": (-1.0,) * 6}, {"samples": 1}])
-def test_an_uncertainty_that_gives_no_covariance_is_rejected(change: dict[str, Any]) -> None:
+def test_an_uncertainty_that_gives_no_covariance_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"residuals must be positive|samples must be at least 2"):
         Uncertainty(**change)

@@ -112,7 +112,7 @@ def test_json_and_yaml_bring_every_configuration_back(config: Outer) -> None:
         (None, "file: expected a mapping"),
     ],
 )
-def test_errors_name_the_key_with_its_section(values: Any, match: str) -> None:
+def test_errors_name_key_and_section(values: Any, match: str) -> None:
     with pytest.raises(ConfigError, match=match) as caught:
         from_mapping(Outer, values, "file")
     assert "\n" not in str(caught.value)
@@ -127,7 +127,7 @@ json_values = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(TrainConfig)]), json_values, max_size=4))
-def test_no_content_raises_anything_but_a_config_error(values: dict[str, Any]) -> None:
+def test_any_content_raises_config_errors_only(values: dict[str, Any]) -> None:
     with contextlib.suppress(ConfigError):
         from_mapping(TrainConfig, values)
 
@@ -135,7 +135,7 @@ def test_no_content_raises_anything_but_a_config_error(values: dict[str, Any]) -
 # --- training configuration --------------------------------------------------------------------------------------
 
 
-def test_the_defaults_are_those_of_the_paper() -> None:
+def test_the_defaults_are_the_papers() -> None:
     config = load_config([])
     assert (config.optimizer.batch_size, config.optimizer.learning_rate) == (64, 5e-5)
     assert (config.optimizer.weight_decay, config.optimizer.epochs) == (5e-5, 300)
@@ -172,7 +172,7 @@ def test_overriding_does_not_change_the_mapping_it_starts_from() -> None:
     assert values == {"source": {"stride": 2}}
 
 
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
     assert load_config([tmp_path / "c.yaml"]) == TrainConfig()
 
@@ -181,7 +181,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["[1, 2]", "[]", "just text", "3", "{unclosed", "a: b: c", "\t", "key: !!python/object:os.x {}"]
 )
-def test_a_file_that_is_not_a_mapping_is_rejected(tmp_path: Path, text: str, overrides: list[str] | None) -> None:
+def test_a_file_that_is_not_a_mapping_is_an_error(tmp_path: Path, text: str, overrides: list[str] | None) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
@@ -189,7 +189,7 @@ def test_a_file_that_is_not_a_mapping_is_rejected(tmp_path: Path, text: str, ove
     assert "\n" not in str(caught.value)
 
 
-def test_missing_binary_and_folder_files_are_rejected(tmp_path: Path) -> None:
+def test_missing_and_binary_files_and_folders_are_errors(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 10)
     for name in ("none.yaml", "binary.yaml", "."):
         with pytest.raises(ConfigError, match="is not a readable YAML file"):
@@ -210,7 +210,7 @@ def test_missing_binary_and_folder_files_are_rejected(tmp_path: Path) -> None:
         ("optimizer.epochs=", r"optimizer\.epochs: expected int, got None"),
     ],
 )
-def test_an_invalid_override_is_an_error_that_names_it(tmp_path: Path, override: str, match: str) -> None:
+def test_errors_name_the_wrong_override(tmp_path: Path, override: str, match: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("seed: 3")
     with pytest.raises(ConfigError, match=match):
@@ -251,7 +251,7 @@ def test_an_invalid_override_is_an_error_that_names_it(tmp_path: Path, override:
         ("model.dropout=1", "dropout < 1"),
     ],
 )
-def test_a_value_out_of_range_is_rejected_with_the_limit(override: str, match: str) -> None:
+def test_a_value_out_of_range_is_an_error_with_the_limit(override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load_config([], [override])
 
@@ -271,7 +271,7 @@ def test_a_value_out_of_range_is_rejected_with_the_limit(override: str, match: s
         ("mapnet", "model.clip_length=1", "clip_length is 1, set 2 or more"),
     ],
 )
-def test_a_familys_own_value_out_of_range_is_refused_with_the_limit(system: str, override: str, match: str) -> None:
+def test_a_systems_own_value_out_of_range_is_an_error_with_the_limit(system: str, override: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         load_config([], [f"model.name={system}", override])
 
@@ -289,7 +289,7 @@ def test_a_familys_own_value_out_of_range_is_refused_with_the_limit(system: str,
         ("nearest", "objective.beta=1", "none"),
     ],
 )
-def test_a_setting_that_the_system_lacks_is_refused_with_those_that_it_has(
+def test_a_setting_that_the_system_lacks_is_an_error_that_lists_those_it_has(
     tmp_path: Path, system: str, override: str, own: str
 ) -> None:
     setting = override.partition(".")[2].partition("=")[0]
@@ -319,14 +319,14 @@ def test_a_shared_file_gives_each_system_the_settings_that_it_has(tmp_path: Path
     assert (nearest.model.name, nearest.objective) == ("nearest", ObjectiveConfig())
 
 
-def test_a_shared_file_may_hold_settings_of_some_system_alone(tmp_path: Path) -> None:
+def test_a_shared_file_may_not_hold_settings_that_no_system_has(tmp_path: Path) -> None:
     path = tmp_path / "shared.yaml"
     path.write_text("shared_by_systems: true\nmodel: {latent_dimension: 7}\n")
     with pytest.raises(ConfigError, match=r"shared\.yaml\.model: vmloc has no setting latent_dimension"):
         load_config([path])
 
 
-def test_a_configuration_with_the_settings_of_all_systems_as_earlier_versions_wrote_it_is_read() -> None:
+def test_configurations_of_earlier_versions_with_the_settings_of_all_systems_are_read() -> None:
     values = {
         "model": {
             "name": "mapnet",
@@ -352,6 +352,6 @@ def test_the_configurations_that_ship_are_valid(path: Path) -> None:
     assert load_config([path]) != TrainConfig()
 
 
-def test_early_stopping_needs_frames_that_folds_do_not_leave() -> None:
+def test_early_stopping_cannot_be_combined_with_folds() -> None:
     with pytest.raises(ConfigError, match="patience needs frames that are held out of the model's own training"):
         load_config([], ["validation.folds=2", "validation.patience=3"])

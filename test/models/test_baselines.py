@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every system of the registry must do, and what each of the comparison systems is."""
+"""Requirements on every system of the registry, and the architectures of the baselines."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny(system: str) -> ModelConfig:
 
 
 def modalities(system: str) -> tuple[str, ...]:
-    """Two modalities where the system takes them: the image and one whose picture is of another size."""
+    """Two modalities where the system takes them: the image and one of another size."""
     return tuple(name for name in ("image", "lidar") if name in REGISTRY[system].takes)
 
 
@@ -64,8 +64,8 @@ def noise(names: Sequence[str], count: int, seed: int = 0, **absent: Sequence[in
     return batch
 
 
-def answers(model: PoseModel, batch: ModelInput) -> Tensor:
-    """What the network says of each frame."""
+def network_outputs(model: PoseModel, batch: ModelInput) -> Tensor:
+    """Pose vectors, or the cells' coordinates of a dense system, one row for each frame."""
     if not isinstance(model, DenseModel):
         return model(batch)
     cells = [model.predict(name, features)[0] for name, features in model.cell_features(batch).items()]
@@ -104,7 +104,7 @@ def test_every_system_but_retrieval_has_an_objective() -> None:
 
 
 @pytest.mark.parametrize("system", REGRESSION)
-def test_it_answers_with_a_resnet34_at_its_own_sizes(system: str) -> None:
+def test_it_predicts_with_a_resnet34_at_its_default_sizes(system: str) -> None:
     names = modalities(system)
     model = build_model(model_config(system), {name: CHANNELS[name] for name in names}).eval()
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_it_answers_with_a_resnet34_at_its_own_sizes(system: str) -> None:
 
 
 @pytest.mark.parametrize("system", TRAINED)
-def test_every_parameter_gets_a_finite_gradient_and_the_first_layer_a_real_one(system: str) -> None:
+def test_every_parameter_gets_a_finite_gradient_and_the_first_layer_a_nonzero_one(system: str) -> None:
     names = modalities(system)
     model = build(system, dropout=0.5).train()
     objective = build_objective(system, tiny_objective(system), CODEC)
@@ -131,8 +131,8 @@ def test_every_parameter_gets_a_finite_gradient_and_the_first_layer_a_real_one(s
 
 
 @pytest.mark.parametrize("system", TRAINED)
-def test_it_learns_a_batch(system: str) -> None:
-    """Without help from the balance weights, which stay where they are."""
+def test_it_overfits_a_batch(system: str) -> None:
+    """With constant balance weights."""
     batch, target = noise(modalities(system), 6), true_vectors(6)
     model = build(system).train()
     objective = build_objective(system, tiny_objective(system, samples=2, beta=0.0, gamma=0.0), CODEC)
@@ -149,11 +149,11 @@ def test_it_learns_a_batch(system: str) -> None:
 
 
 @pytest.mark.parametrize("system", TRAINED)
-def test_it_reloads_to_the_bit(system: str, tmp_path: Path) -> None:
+def test_it_reloads_bit_for_bit(system: str, tmp_path: Path) -> None:
     names = modalities(system)
     model = build(system).train()
     with torch.no_grad():
-        answers(model, noise(names, 4))  # moves the statistics of batch norms, and all else that is not a parameter
+        network_outputs(model, noise(names, 4))  # changes the statistics of batch norms and all other buffers
     model.eval()
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, header(tiny(system), names), model.state_dict())
@@ -165,11 +165,11 @@ def test_it_reloads_to_the_bit(system: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     batch = noise(names, 3, seed=1)
     with torch.no_grad():
-        assert torch.equal(answers(model, batch), answers(reloaded, batch))
+        assert torch.equal(network_outputs(model, batch), network_outputs(reloaded, batch))
 
 
 @pytest.mark.parametrize("system", TRAINED)
-def test_it_answers_frames_alone_and_in_a_stream(system: str, tmp_path: Path) -> None:
+def test_it_localizes_single_frames_and_a_stream(system: str, tmp_path: Path) -> None:
     names = modalities(system)
     path = tmp_path / "model.safetensors"
     write_random_checkpoint(path, names, system=system)
@@ -177,7 +177,7 @@ def test_it_answers_frames_alone_and_in_a_stream(system: str, tmp_path: Path) ->
     frames = [random_frame(seed, names=names) for seed in range(3)]
     alone = [localizer.localize(frame) for frame in frames]
     assert [estimate.stamp_ns for estimate in alone] == [frame.stamp_ns for frame in frames]
-    if system not in DENSE:  # cells of an untrained one agree on nothing, or by chance
+    if system not in DENSE:  # untrained, their cells have no common solution but by chance
         assert not np.allclose(alone[0].map_from_body.matrix, alone[1].map_from_body.matrix, atol=1e-4)
     for estimate in alone:
         assert estimate.modalities == names
@@ -185,30 +185,30 @@ def test_it_answers_frames_alone_and_in_a_stream(system: str, tmp_path: Path) ->
         assert np.linalg.eigvalsh(estimate.covariance).min() > 0
 
     stream = localizer.stream()
-    answers = [estimate for frame in frames for estimate in stream.feed(frame)] + stream.flush()
-    assert [estimate.stamp_ns for estimate in answers] == [frame.stamp_ns for frame in frames]
-    if system != "vidloc":  # it remembers the frames before
-        for estimate, expected in zip(answers, alone, strict=True):
+    streamed = [estimate for frame in frames for estimate in stream.feed(frame)] + stream.flush()
+    assert [estimate.stamp_ns for estimate in streamed] == [frame.stamp_ns for frame in frames]
+    if system != "vidloc":  # its estimates depend on earlier frames
+        for estimate, expected in zip(streamed, alone, strict=True):
             np.testing.assert_array_equal(estimate.map_from_body.matrix, expected.map_from_body.matrix)
         with pytest.raises(ConfigError, match=rf"less than the 1 frame\(s\) that {system} looks at together, got 1"):
             localizer.stream(lookahead=1)
 
 
 @pytest.mark.parametrize("system", [name for name in REGRESSION if len(modalities(name)) > 1])
-def test_any_one_of_its_modalities_is_enough(system: str, tmp_path: Path) -> None:
+def test_any_one_of_its_modalities_is_sufficient(system: str, tmp_path: Path) -> None:
     names = ("image", "depth", "lidar")
     path = tmp_path / "model.safetensors"
     write_random_checkpoint(path, names, system=system)
     localizer = Localizer.load(path, "cpu")
-    answers = [localizer.localize(random_frame(0, names=[name])) for name in names]
-    assert [estimate.modalities for estimate in answers] == [(name,) for name in names]
-    positions = np.array([estimate.map_from_body.position_m for estimate in answers])
+    estimates = [localizer.localize(random_frame(0, names=[name])) for name in names]
+    assert [estimate.modalities for estimate in estimates] == [(name,) for name in names]
+    positions = np.array([estimate.map_from_body.position_m for estimate in estimates])
     assert np.isfinite(positions).all()
     assert len(np.unique(positions, axis=0)) == 3
 
 
 @pytest.mark.parametrize("system", [name for name in REGRESSION if len(modalities(name)) > 1])
-def test_what_stands_in_for_an_absent_modality_changes_nothing(system: str) -> None:
+def test_tensors_of_an_absent_modality_have_no_effect(system: str) -> None:
     model = build(system).eval()
     batch = noise(("image", "lidar"), 3, lidar=[1], image=[2])
     garbage = {name: x.clone() for name, x in batch.tensors.items()}
@@ -234,7 +234,7 @@ def test_a_sample_without_any_modality_is_an_error_that_names_it(system: str) ->
     ("system", "foreign"),
     [(name, other) for name in REGISTRY for other in CHANNELS if other not in REGISTRY[name].takes],
 )
-def test_a_modality_that_it_cannot_use_is_refused(system: str, foreign: str) -> None:
+def test_a_modality_that_it_does_not_take_is_an_error(system: str, foreign: str) -> None:
     takes = " or ".join(REGISTRY[system].takes)
     with pytest.raises(ModelError, match=f"model '{system}' takes {takes}, not {foreign}"):
         build(system, [REGISTRY[system].takes[0], foreign])
@@ -243,7 +243,7 @@ def test_a_modality_that_it_cannot_use_is_refused(system: str, foreign: str) -> 
 # --- AttentionVMLoc ----------------------------------------------------------------------------------------------
 
 
-def test_attention_vmloc_gives_each_modality_its_part_of_the_features() -> None:
+def test_attention_vmloc_gives_each_modality_its_share_of_the_features() -> None:
     model = build("attention_vmloc", ("image", "depth", "lidar")).eval()
     names = ("image", "depth", "lidar")
     batch = noise(names, 3, image=[0], depth=[1], lidar=[2])
@@ -292,7 +292,7 @@ def test_mapnet_trains_on_tuples_of_three_ten_frames_apart() -> None:
     assert (model.clip_length, model.clip_spacing) == (4, 2)
 
 
-def test_mapnet_refuses_a_clip_of_one_frame() -> None:
+def test_a_clip_of_one_frame_is_an_error_for_mapnet() -> None:
     with pytest.raises(
         ConfigError, match=r"mapnet trains on relative poses within a clip: clip_length is 1, set 2 or more"
     ):
@@ -300,7 +300,7 @@ def test_mapnet_refuses_a_clip_of_one_frame() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_posenet_plus_answers_with_the_logarithm_of_its_unit_quaternion(sign: int) -> None:
+def test_posenet_plus_outputs_the_logarithm_of_its_unit_quaternion(sign: int) -> None:
     model = build("posenet_plus").eval()
     batch = noise(("image",), 4)
     with torch.no_grad():
@@ -361,7 +361,7 @@ def test_the_decoder_fits_any_encoder_and_any_size(backbone: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_the_encoder_runs_as_its_trunk_does() -> None:
+def test_the_encoder_computes_the_same_as_its_trunk() -> None:
     """Also where modules are nested (DenseNet): the skips must not change what the encoder computes."""
     torch.manual_seed(0)
     model = EncoderDecoder("densenet121", 3).eval()
@@ -383,7 +383,7 @@ def test_hourglass_keeps_pretrained_weights_of_the_encoder(tmp_path: Path) -> No
 # --- VidLoc ------------------------------------------------------------------------------------------------------
 
 
-def test_vidloc_reads_one_picture_of_all_modalities() -> None:
+def test_vidlocs_input_is_one_image_of_all_modalities() -> None:
     model = build("vidloc").eval()
     batch = noise(("image", "lidar"), 2, lidar=[1])
     picture = seen_by(model.trunk, lambda: model.frame_features(batch))
@@ -396,8 +396,8 @@ def test_vidloc_reads_one_picture_of_all_modalities() -> None:
     assert not bool(picture[1, 3:].any())
 
 
-def test_vidloc_shows_a_frame_without_its_first_modality_at_the_size_of_training() -> None:
-    """The placeholder of a robot's frame has no size; a dataset's row of zeros has: both must give one answer."""
+def test_vidloc_scales_a_frame_without_its_first_modality_to_the_size_in_training() -> None:
+    """The node has a placeholder without size, a dataset a row of zeros: both must give the same estimate."""
     model = build("vidloc").train()
     with torch.no_grad():
         model(noise(("image", "lidar"), 4))
@@ -410,7 +410,7 @@ def test_vidloc_shows_a_frame_without_its_first_modality_at_the_size_of_training
         assert torch.equal(model(live), model(full))
 
 
-def test_an_untrained_vidloc_shows_such_a_frame_at_the_size_of_what_is_there() -> None:
+def test_an_untrained_vidloc_scales_such_a_frame_to_the_size_of_a_present_modality() -> None:
     model = build("vidloc").eval()
     full = noise(("image", "lidar"), 1, image=[0])
     live = ModelInput({**full.tensors, "image": torch.zeros(1)}, full.present)
@@ -425,7 +425,7 @@ def test_vidloc_reads_clips_of_sixteen_successive_frames() -> None:
         model_config("vidloc", clip_spacing=2)
 
 
-def test_vidlocs_answers_are_not_bounded_as_an_lstms_outputs_are() -> None:
+def test_vidlocs_outputs_are_not_bounded_as_an_lstms_are() -> None:
     model = build("vidloc").eval()
     with torch.no_grad():
         model.heads.weight *= 100

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the interface leaves room for: a pose solved from metric depth instead of regressed, and three modalities."""
+"""Generality of the model interface: a pose computed from metric depth instead of regressed, and three modalities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SUBSETS = [names for count in (1, 2, 3) for names in itertools.combinations(MODA
 
 
 class Centroid(PoseModel):
-    """Answers with mean and covariance of what the depth camera sees, plus an offset that it was given as a weight."""
+    """Estimates mean and covariance of the depth camera's points, plus an offset that is a parameter."""
 
     needs_geometry = True
 
@@ -90,7 +90,7 @@ def rays() -> np.ndarray:
 
 
 def wall(normal: tuple[float, float, float] = (0.0, 0.0, 1.0), distance_m: float = WALL_M) -> Frame:
-    """What a camera sees of the plane ``normal . X = distance``."""
+    """Image and depth of a camera that faces the plane ``normal . X = distance``."""
     depth = distance_m / (rays() @ np.array(normal))
     image = np.random.default_rng(0).integers(0, 256, (CAMERA.height, CAMERA.width, 3), np.uint8)
     return Frame(7, image, depth.astype(np.float32), camera=CAMERA)
@@ -102,7 +102,7 @@ def centroid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def served(preprocess: PreprocessConfig, path: Path) -> Localizer:
-    """The toy after a way through a file, with an offset of (1, 2, 3) m among its weights."""
+    """The toy system, saved with an offset of (1, 2, 3) m and loaded again."""
     header = CheckpointHeader(
         model_config("centroid"),
         preprocess,
@@ -120,10 +120,10 @@ def served(preprocess: PreprocessConfig, path: Path) -> Localizer:
 
 @pytest.mark.parametrize(("preprocess", "rows", "columns"), [(SCALED, 40, 60), (CROPPED, 32, 36)])
 @pytest.mark.usefixtures("centroid")
-def test_a_solver_is_served_with_metric_depth_and_its_own_covariance(
+def test_a_solver_gets_metric_depth_and_its_covariance_is_used(
     preprocess: PreprocessConfig, rows: int, columns: int, tmp_path: Path
 ) -> None:
-    """Closed form: the window's centre is the picture's, its cells are 3 pixels apart and evenly spread."""
+    """Closed form: the window's centre is the image's, and its cells are evenly spaced by 3 pixels."""
     estimate = served(preprocess, tmp_path / "toy.safetensors").localize(wall())
     centre = WALL_M * rays().mean(axis=(0, 1))
     np.testing.assert_allclose(estimate.map_from_body.position_m, centre + np.array([101.0, 2.0, 3.0]), atol=1e-4)
@@ -139,9 +139,7 @@ def test_a_solver_is_served_with_metric_depth_and_its_own_covariance(
 
 @pytest.mark.parametrize("preprocess", [SCALED, CROPPED])
 @pytest.mark.usefixtures("centroid")
-def test_every_cell_of_the_window_back_projects_onto_the_wall_that_was_seen(
-    preprocess: PreprocessConfig, tmp_path: Path
-) -> None:
+def test_every_cell_of_the_window_back_projects_onto_the_wall(preprocess: PreprocessConfig, tmp_path: Path) -> None:
     normal = (0.5, -0.3, 0.8)
     batch = served(preprocess, tmp_path / "toy.safetensors").preprocess(wall(normal, 6.0))
     assert batch.measured is not None
@@ -153,7 +151,7 @@ def test_every_cell_of_the_window_back_projects_onto_the_wall_that_was_seen(
 
 
 @pytest.mark.usefixtures("centroid")
-def test_measurements_are_the_networks_input_before_it_was_clipped_and_scaled(tmp_path: Path) -> None:
+def test_measured_is_the_networks_input_before_clipping_and_scaling(tmp_path: Path) -> None:
     batch = served(CROPPED, tmp_path / "toy.safetensors").preprocess(wall((0.5, -0.3, 0.8), 8.0))
     assert batch.measured is not None
     depth = batch.measured["depth"][0, 0]
@@ -164,7 +162,7 @@ def test_measurements_are_the_networks_input_before_it_was_clipped_and_scaled(tm
 
 
 @pytest.mark.usefixtures("centroid")
-def test_a_solver_hears_what_is_missing_and_refuses_by_the_frames_stamp(tmp_path: Path) -> None:
+def test_errors_of_a_solver_about_missing_input_name_the_frames_stamp(tmp_path: Path) -> None:
     localizer = served(SCALED, tmp_path / "toy.safetensors")
     frame = wall()
     for broken in (replace(frame, stamp_ns=8, depth_m=None), replace(frame, stamp_ns=9, camera=None)):
@@ -206,7 +204,7 @@ def test_with_three_modalities_the_posterior_is_the_product_of_those_present() -
         torch.testing.assert_close(some.joint.log_variance[row], -torch.log(total), rtol=1e-4, atol=1e-5)
 
 
-def test_a_training_step_on_any_subset_reaches_the_encoders_of_that_subset_alone() -> None:
+def test_a_training_step_on_a_subset_of_modalities_changes_only_their_encoders() -> None:
     torch.manual_seed(0)
     model = build_model(model_config(**TINY), CHANNELS).train()
     objective = build_objective("vmloc", BoundConfig(samples=3), PoseCodec((0.0, 0.0, 0.0), 1.0, (1.0, 0.0, 0.0, 0.0)))
@@ -227,7 +225,7 @@ def three_modal_frame(seed: int) -> Frame:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Localizer:
-    """After two epochs on noise, with every subset drawn by the modality dropout."""
+    """A model after two epochs on noise with modality dropout."""
     out = tmp_path_factory.mktemp("three") / "model.safetensors"
     preprocess = {"modalities": list(MODALITIES), "shortest_side": 32, "cylinder": {"rows": 32, "columns": 64}}
     config = parse_config(
@@ -250,7 +248,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Localizer:
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids="+".join)
-def test_a_model_trained_on_three_modalities_answers_with_any_of_them(
+def test_a_model_trained_on_three_modalities_localizes_with_any_subset_of_them(
     trained: Localizer, names: tuple[str, ...]
 ) -> None:
     whole = three_modal_frame(99)
@@ -262,6 +260,6 @@ def test_a_model_trained_on_three_modalities_answers_with_any_of_them(
     assert np.linalg.eigvalsh(estimate.covariance).min() > 0
 
 
-def test_three_modalities_and_none_of_them_is_refused(trained: Localizer) -> None:
+def test_a_frame_without_any_of_three_modalities_is_an_error(trained: Localizer) -> None:
     with pytest.raises(ModelError, match="the frame has nothing; the model needs at least one of image, depth, lidar"):
         trained.localize(Frame(1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings in processes of their own, as a user starts them: what tests interrupt, kill and compare."""
+"""Trainings in processes of their own, which tests interrupt, kill and compare."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.trainer import trainer
 from training.trainer.model_training import ModelTraining
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 
-# Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after a break.
+# Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after resuming.
 EVERYTHING = {
     "model": {"backbone": "shufflenet_v2_x0_5", "latent_dim": 16, "hidden_dim": 16, "dropout": 0.5},
     "preprocess": {"modalities": ["image", "depth"], "shortest_side": 42, "crop": [40, 40]},
@@ -58,7 +58,7 @@ def write_scene(root: Path, frames: int = 24) -> Path:
 
 
 def write_config(path: Path, **sections: object) -> Path:
-    """What is above, with changes to its sections."""
+    """Write :data:`EVERYTHING` with changes to its sections."""
     values = dict(EVERYTHING)
     for name, changes in sections.items():
         values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
@@ -67,7 +67,7 @@ def write_config(path: Path, **sections: object) -> Path:
 
 
 def arguments(scene: Path, config: Path, out: Path, *more: str) -> list[str]:
-    """Of ``vmloc``."""
+    """Command line arguments of ``vmloc`` for a training."""
     return ["train", "--config", str(config), "--data", str(scene), "--out", str(out), "--device", "cpu", *more]
 
 
@@ -75,10 +75,10 @@ class Running:
     """A ``vmloc`` command in a process of its own.
 
     Args:
-        command: its arguments.
-        log: its output goes there.
-        prepare: what it does first.
-        environment: variables for it.
+        command: command line arguments.
+        log: its output and errors are written to this path with the suffixes ``.out`` and ``.err``.
+        prepare: called in the process before the command.
+        environment: environment variables to set.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Running:
         self._out, self._errors = log.with_suffix(".out"), log.with_suffix(".err")
         outputs = (str(self._out), str(self._errors))
         self.process = SERVER.Process(target=_run, args=(list(command), outputs, prepare, dict(environment or {})))
-        self.process.daemon = True  # ends with the tests, whatever becomes of them
+        self.process.daemon = True  # ends with the tests, however they end
         self.process.start()
 
     def signal(self, number: int) -> None:
@@ -99,7 +99,7 @@ class Running:
         os.kill(self.process.pid, number)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Until something holds; fails where the process ends before."""
+        """Wait until a condition holds; fail if the process ends before."""
         end = time.monotonic() + TIMEOUT_S
         while not condition():
             assert self.process.is_alive(), self._errors.read_text()
@@ -107,7 +107,7 @@ class Running:
             time.sleep(0.002)
 
     def end(self) -> tuple[int | None, str, str]:
-        """Wait for it: exit code, what it printed, and its errors and progress bars."""
+        """Wait for the end; returns exit code, standard output and standard error."""
         self.process.join(TIMEOUT_S)
         if self.process.is_alive():
             self.process.kill()
@@ -130,7 +130,7 @@ def _run(
 
 
 def wait_in_the_fifth_step(gate: Path) -> None:
-    """A preparation: make a file ``reached`` in the folder, and wait for one named ``go``."""
+    """Preparation: in the fifth step, create the file ``reached`` in the folder and wait for a file ``go``."""
     step, done = ModelTraining.step, []
 
     def wait(*arguments: Any) -> Any:
@@ -145,12 +145,12 @@ def wait_in_the_fifth_step(gate: Path) -> None:
 
 
 def save_after_every_step() -> None:
-    """A preparation."""
+    """Preparation: save the state after every step."""
     trainer._SAVE_EVERY_S = 0.0
 
 
 def torchrun_environments(count: int) -> list[dict[str, str]]:
-    """What ``torchrun`` tells each of so many processes."""
+    """Environment variables that ``torchrun`` sets in each process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -159,19 +159,19 @@ def torchrun_environments(count: int) -> list[dict[str, str]]:
 
 
 def last_lines(errors: str) -> list[str]:
-    """Without progress bars and log lines."""
+    """Lines of standard error without progress bars and INFO messages."""
     lines = [line.strip() for line in errors.replace("\r", "\n").splitlines()]
     return [line for line in lines if line and "%|" not in line and "/s]" not in line and not line.startswith("INFO")]
 
 
 def log(out: Path, without: Sequence[str] = TIMINGS) -> list[dict[str, str]]:
-    """Lines of a run's CSV file."""
+    """Rows of a run's CSV file."""
     with out.with_suffix(".csv").open(newline="") as stream:
         return [{name: x for name, x in row.items() if name not in without} for row in csv.DictReader(stream)]
 
 
 def assert_same_outcome(one: Path, other: Path) -> None:
-    """Bit by bit: headers and weights of both checkpoints, log and configuration."""
+    """Compare headers and weights of both checkpoints, log and configuration, bit by bit."""
     for suffix in (".safetensors", ".last.safetensors"):
         a, b = one.with_name(one.stem + suffix), other.with_name(other.stem + suffix)
         assert read_header(a) == read_header(b)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How systems that predict map coordinates densely learn: the likelihood of a cell's coordinates."""
+"""Objective of the dense systems: the likelihood of a cell's coordinates."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = pytest.mark.numeric
 MEAN_LENGTH = {3: math.sqrt(8 / math.pi), 2: math.sqrt(math.pi / 2)}  # of a standard normal vector
 
 
-class Says:
-    """A model that predicts what it is given."""
+class Fixed:
+    """A model with given predictions."""
 
     def __init__(self, points_m: Tensor, log_std: Tensor) -> None:
         self.points_m, self.log_std, self.regions = points_m, log_std, None
@@ -54,7 +54,7 @@ def terms(model: Any, cells: PrecomputedFeatures, pose: Pose) -> dict[str, float
 
 
 def test_the_loss_is_the_likelihood_of_the_residuals_length_in_closed_form() -> None:
-    """A measured point, a ray in front of which the point is, and a cell that is not valid, seen from any pose."""
+    """A cell with a measured point, one with a ray, whose point is ahead of the sensor, and an invalid one."""
     pose = in_room(3)
     points = torch.tensor([[2.0, 1.0, 0.5], [0.1, 0.2, 0.3], [9.0, 9.0, 9.0]])
     rays = torch.tensor([[0.0, 0.0, 0.0], [0.6, 0.0, 0.8], [1.0, 0.0, 0.0]])
@@ -62,7 +62,7 @@ def test_the_loss_is_the_likelihood_of_the_residuals_length_in_closed_form() -> 
     offsets = torch.tensor([[0.3, 0.4, 1.2], [0.0, 0.25, 0.0], [50.0, 0.0, 0.0]])  # the second one across its ray
     predicted = in_map(pose, points + offsets + torch.tensor([[0.0], [7.0], [0.0]]) * rays)
     std = torch.tensor([[0.5, 0.1, 3.0]])
-    found = terms(Says(predicted[None], torch.log(std)), cells_of(points, rays, ranged, valid), pose)
+    found = terms(Fixed(predicted[None], torch.log(std)), cells_of(points, rays, ranged, valid), pose)
     expected = [
         3 * (1.3 / MEAN_LENGTH[3] / 0.5 + math.log(0.5)),
         2 * (0.25 / MEAN_LENGTH[2] / 0.1 + math.log(0.1 / 7)),  # of a direction
@@ -71,32 +71,32 @@ def test_the_loss_is_the_likelihood_of_the_residuals_length_in_closed_form() -> 
     assert found["error_depth_m"] == pytest.approx((1.3 + 0.25) / 2, rel=1e-4)
 
 
-def test_a_point_behind_the_sensor_is_as_far_as_the_sensor_however_near_to_the_rays_line_it_is() -> None:
+def test_a_point_behind_the_sensor_is_as_far_from_the_ray_as_from_the_sensor() -> None:
     pose, ray = in_room(4), torch.tensor([[0.0, 0.6, 0.8]])
     yes, no = torch.tensor([True]), torch.tensor([False])
     centre = torch.tensor([[0.4, 0.0, 1.2]])
     cells = cells_of(centre, ray, no, yes)
     for depth, expected in ((5.0, 0.0), (-5.0, 5.0)):
-        says = Says(in_map(pose, centre + depth * ray)[None], torch.zeros(1, 1))
-        assert terms(says, cells, pose)["error_depth_m"] == pytest.approx(expected, abs=0.11)  # rays begin at 0.1 m
+        model = Fixed(in_map(pose, centre + depth * ray)[None], torch.zeros(1, 1))
+        assert terms(model, cells, pose)["error_depth_m"] == pytest.approx(expected, abs=0.11)  # rays begin at 0.1 m
 
 
-def test_an_angle_off_a_ray_is_as_unlikely_at_any_depth_and_the_cameras_own_place_is_no_way_out() -> None:
+def test_an_angular_error_costs_the_same_at_any_depth_and_the_cameras_own_position_costs_more() -> None:
     pose, ray = in_room(6), torch.tensor([[0.0, 0.6, 0.8]])
     across, centre = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.4, 0.0, 1.2]])
     cells = cells_of(centre, ray, torch.tensor([False]), torch.tensor([True]))
     losses = []
-    for depth in (0.5, 5.0, 50.0):  # one degree off, which the deviation tells
+    for depth in (0.5, 5.0, 50.0):  # one degree off, with a deviation to match
         predicted = in_map(pose, centre + depth * (ray + 0.0175 * across))[None]
-        losses.append(terms(Says(predicted, torch.full((1, 1), math.log(0.0175 * depth))), cells, pose)["loss"])
+        losses.append(terms(Fixed(predicted, torch.full((1, 1), math.log(0.0175 * depth))), cells, pose)["loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-2)
     for std in (0.005, 0.02, 0.1, 1.0):
-        at_camera = Says(in_map(pose, centre)[None], torch.full((1, 1), math.log(std)))
+        at_camera = Fixed(in_map(pose, centre)[None], torch.full((1, 1), math.log(std)))
         assert terms(at_camera, cells, pose)["loss"] > losses[0] + 5
 
 
-def test_the_truth_has_no_residual() -> None:
-    """Also with the reference turned, 400 km from the map's zero, and in half precision."""
+def test_residuals_of_true_points_are_zero() -> None:
+    """Also with a rotated reference, an origin in UTM, and under autocast."""
     data = room_data([MODALITIES] * 2)
     torch.manual_seed(0)
     model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
@@ -106,16 +106,16 @@ def test_the_truth_has_no_residual() -> None:
     for name, features in cells.items():
         seen = [in_map(pose, points + 3 * rays * ~ranged.unsqueeze(1)) for pose, points, rays, ranged in zip(
             data.poses, features.cells.points_m, features.cells.rays, features.cells.ranged, strict=True)]  # fmt: skip
-        says = Says(torch.stack(seen), torch.zeros(features.cells.valid.shape))
+        fixed = Fixed(torch.stack(seen), torch.zeros(features.cells.valid.shape))
         objective = DenseObjective(CellsConfig(), CODEC)
         for half in (False, True):
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                found = objective.terms(says, PrecomputedFeatures({name: features}), target)
+                found = objective.terms(fixed, PrecomputedFeatures({name: features}), target)
             assert float(found[f"error_{name}_m"]) < 1e-3
 
 
 @pytest.mark.parametrize("dimensions", [3, 2])
-def test_the_likeliest_deviation_of_normal_errors_is_theirs(dimensions: int) -> None:
+def test_the_loss_is_least_at_the_standard_deviation_of_normal_errors(dimensions: int) -> None:
     pose, true_m = in_room(5), 0.2
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(5000, 3, generator=generator)
@@ -124,14 +124,14 @@ def test_the_likeliest_deviation_of_normal_errors_is_theirs(dimensions: int) -> 
     far = 0.0 if dimensions == 3 else 5.0
     predicted = in_map(pose, points + true_m * torch.randn(5000, 3, generator=generator) + far * rays)
     log_std = torch.linspace(math.log(0.1), math.log(0.4), 61)
-    losses = [terms(Says(predicted[None], x.expand(1, 5000)), cells, pose)["loss"] for x in log_std]
+    losses = [terms(Fixed(predicted[None], x.expand(1, 5000)), cells, pose)["loss"] for x in log_std]
     assert math.exp(log_std[int(np.argmin(losses))]) == pytest.approx(true_m, rel=0.04)
 
 
-def test_each_step_looks_at_so_many_cells() -> None:
+def test_each_step_uses_a_random_choice_of_the_configured_number_of_cells() -> None:
     seen = []
 
-    class Watches(Says):
+    class Recording(Fixed):
         def predict(self, name: str, features: CellFeatures, *_: Any) -> tuple[Tensor, Tensor]:
             seen.append(features.cells.points_m[0, :, 0].int().tolist())
             return torch.zeros(1, features.cells.valid.shape[1], 3), torch.zeros(1, features.cells.valid.shape[1])
@@ -141,7 +141,7 @@ def test_each_step_looks_at_so_many_cells() -> None:
     objective = DenseObjective(CellsConfig(cells=20), CODEC)
     for seed in range(2):
         torch.manual_seed(seed)
-        objective.terms(Watches(points, points), cells_of(points, points, yes, yes), target_of(in_room(0)))
+        objective.terms(Recording(points, points), cells_of(points, points, yes, yes), target_of(in_room(0)))
     assert [len(set(cells)) for cells in seen] == [20, 20]
     assert set(seen[0]) != set(seen[1])
 

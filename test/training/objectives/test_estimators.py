@@ -45,7 +45,7 @@ def posterior(mean: Tensor, log_variance: Tensor) -> Posterior:
 
 
 def toy(seed: int) -> tuple[LinearModel, Posterior, Tensor]:
-    """Three frames, a latent of 4, leaves that want gradients."""
+    """Three frames and a latent of 4, with leaf tensors that require gradients."""
     generator = torch.Generator().manual_seed(seed)
     matrix, mean, log_variance, target = (
         torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 6), (3, 4), (3, 4), (3, 6))
@@ -143,7 +143,7 @@ def test_the_bound_is_exact_for_every_k_when_q_is_the_true_posterior() -> None:
         assert bound(LinearModel(matrix), q, target, SquaredLoss(), k, 1.0).item() == pytest.approx(evidence)
 
 
-def test_without_the_kl_weight_only_the_pose_matters() -> None:
+def test_with_a_kl_weight_of_zero_the_bound_depends_on_the_pose_loss_alone() -> None:
     mean, log_variance = torch.tensor([[5.0]]), torch.tensor([[-16.0]])  # far from the prior, nearly a point
     matrix = torch.tensor([[1.0, 0, 0, 0, 0, 0]])
     value = bound(LinearModel(matrix), posterior(mean, log_variance), torch.zeros(1, 6), PoseLoss(0.0, 0.0), 4, 0.0)
@@ -177,7 +177,7 @@ def test_every_estimator_has_the_value_of_the_bound(estimator: str) -> None:
         assert torch.equal(bound_loss(model, q, target, PoseLoss(), 6, 0.2, estimator).loss, results[0].loss)
 
 
-def test_effective_samples_are_k_for_equal_weights_and_one_where_a_sample_dominates() -> None:
+def test_the_effective_sample_size_is_k_for_equal_weights_and_one_where_a_sample_dominates() -> None:
     wide = posterior(torch.zeros(1, 1), torch.zeros(1, 1))
     equal = bound_loss(LinearModel(torch.zeros(1, 6)), wide, torch.zeros(1, 6), PoseLoss(), 8, 0.0, "iwae")
     assert equal.effective_samples.item() == pytest.approx(8)
@@ -263,7 +263,7 @@ def test_one_sample_has_weight_one_so_that_all_but_iwae_agree() -> None:
 
 
 class Case(NamedTuple):
-    """A linear-Gaussian model and a posterior that is not its own."""
+    """A linear-Gaussian model, and an approximate posterior that differs from the exact one."""
 
     matrix: NDArray[np.float64]
     target: NDArray[np.float64]
@@ -395,7 +395,7 @@ def frames() -> tuple[ModelInput, Tensor]:
 
 
 def gradients(objective: Objective) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients by the parameters' names, in training mode with dropout, of equal noise."""
+    """Loss and gradients by parameter name, in training mode with dropout, with the same noise in every call."""
     model = tiny_model(dropout=0.3).train()
     batch, target = frames()
     torch.manual_seed(7)
@@ -412,7 +412,7 @@ def objective(name: str, **values: Any) -> Objective:
 
 
 def test_the_estimator_changes_the_gradients_of_all_encoders_and_of_nothing_else() -> None:
-    """In released code the hook for Eq. 13 is outside of the graph, and its gradients are those of iwae to the bit."""
+    """In the authors' code the hook for Eq. 13 is not part of the graph, and its gradients equal those of iwae."""
     results = {estimator: gradients(objective("vmloc", estimator=estimator)) for estimator in ESTIMATORS}
     loss, iwae = results["iwae"]
     assert all(bool(gradient.abs().max() > 0) for gradient in iwae.values())
@@ -480,7 +480,7 @@ def test_the_kl_of_the_elbo_is_not_sampled() -> None:
     assert values == {2 * Gaussian(mean, log_variance).kl_to_standard_normal().item()}
 
 
-def test_poe_vmloc_takes_one_sample_whatever_the_configuration_says() -> None:
+def test_poe_vmloc_takes_one_sample_whatever_the_configuration() -> None:
     one, many = (gradients(objective("poe_vmloc", samples=samples)) for samples in (1, 10))
     assert one[0] == many[0]
     assert all(torch.equal(gradient, many[1][name]) for name, gradient in one[1].items())

@@ -45,7 +45,7 @@ def test_balance_weights_are_learnable_and_settle_at_the_logarithm_of_their_erro
 
 
 def test_half_turns_have_a_logarithm_that_is_not_zero() -> None:
-    """w = 0: the released code's division turns these into zeros."""
+    """w = 0: the division in the authors' code gives zeros here."""
     for axis in np.eye(3):
         half_turn = Pose(np.zeros(3), np.array([0.0, *axis]))
         np.testing.assert_allclose(quaternion_log(half_turn.quaternion_wxyz), axis * np.pi / 2)

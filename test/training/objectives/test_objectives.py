@@ -248,5 +248,5 @@ def test_posenet_plus_learns_its_two_weights_from_the_configured_start() -> None
 
 
 def test_a_system_that_is_not_trained_by_gradients_has_no_objective() -> None:
-    with pytest.raises(ModelError, match="model 'nearest' has no objective; those that have: atloc, "):
+    with pytest.raises(ModelError, match=r"model 'nearest' has no objective, .*; systems with one: atloc, "):
         build_objective("nearest", tiny_objective("nearest"), CODEC)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The likelihood of a frame's true pose under what the solver makes of its cells, as a part of training."""
+"""The likelihood of true poses under the solver's solution, as a part of the dense objective."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FREEDOM = 4
 
 
 def frames(kind: str, batch: int, cells: int, std: float, seed: int = 0) -> tuple[Correspondences, Tensor, Tensor]:
-    """Cells all around the body, whose predictions err as their deviation says; rotations and translations, float64."""
+    """Cells around the body with errors of the given standard deviation; rotations and translations, float64."""
     rng = np.random.default_rng(seed)
     R, t = Rotation.random(batch, random_state=seed).as_matrix(), rng.uniform(-2, 2, (batch, 3))
     rays = rng.normal(size=(batch, cells, 3))
@@ -67,10 +67,10 @@ def with_predictions(c: Correspondences, points: Tensor, std: Tensor) -> Corresp
         ([0.2, 0.1, -0.3], [0.03, 0.1, 0.02], 0.2),
     ],
 )
-def test_it_is_a_students_t_of_the_pose_that_the_cells_agree_on(
+def test_the_loss_is_the_density_of_a_t_distribution_about_the_solution(
     shift_m: list[float], turn_rad: list[float], std_m: float
 ) -> None:
-    """All cells moved as one: the solution is the truth moved so, its information the cells' sum in closed form."""
+    """All cells are moved rigidly: solution and information matrix are known in closed form."""
     c, R, t = frames("points", 1, 50, 0.0)
     turn = torch.from_numpy(Rotation.from_rotvec(turn_rad).as_matrix())
     lever = c.map_points_m - t
@@ -90,7 +90,7 @@ def test_it_is_a_students_t_of_the_pose_that_the_cells_agree_on(
 
 
 @pytest.mark.parametrize("kind", ["points", "rays", "both"])
-def test_its_gradient_is_that_of_finite_differences(kind: str) -> None:
+def test_the_gradient_agrees_with_finite_differences(kind: str) -> None:
     c, R, t = frames(kind, 2, 9, 0.03)
 
     def value(points: Tensor, std: Tensor) -> Tensor:
@@ -100,18 +100,18 @@ def test_its_gradient_is_that_of_finite_differences(kind: str) -> None:
     assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-3, rtol=1e-3)
 
 
-def test_deviations_are_likeliest_where_the_covariance_is_honest() -> None:
-    """Of 400 frames with errors of 0.1 m: an eighth of them sees the least loss at deviations nearly theirs."""
+def test_the_loss_is_least_at_deviations_that_make_the_covariance_consistent() -> None:
+    """400 frames with errors of 0.1 m; the deviations are scaled by factors from 0.5 to 2."""
     c, R, t = frames("both", 400, 20, 0.1)
     factors = np.geomspace(0.5, 2, 15)
     found = [solver_loss(with_predictions(c, c.map_points_m, c.std_m * f), R, t, SPREAD_M) for f in factors]
     best = int(np.argmin([float(loss) for loss, _ in found]))
-    # A Gaussian's likeliest t is about a fifth narrower than the Gaussian.
+    # The t distribution that fits normal errors best is about a fifth narrower.
     assert 0.7 < factors[best] < 1.05
     assert float(found[7][1]["solver_nees"]) == pytest.approx(1.0, abs=0.15)
 
 
-def test_frames_that_are_not_solved_count_nothing_and_move_nothing() -> None:
+def test_unsolved_frames_add_neither_loss_nor_gradient() -> None:
     c, R, t = frames("both", 3, 40, 0.03)
     broken = c.map_points_m.clone()
     broken[1] = 100 * torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -140,13 +140,13 @@ def test_frames_that_are_not_solved_count_nothing_and_move_nothing() -> None:
     assert not bool(points.grad.any() | std.grad.any())
 
 
-def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -> None:
+def test_the_objective_adds_the_loss_for_the_cells_of_all_present_sensors() -> None:
     data = room_data([("image", "depth", "lidar"), ("depth",), ("lidar",), ("image", "lidar")])
     torch.manual_seed(0)
     model = build_model(TINY, Preprocessor(PREPROCESS).channels).eval()
     model.set_mounts(MOUNTS)
     by_modality = model.cell_features(input_of(data, PREPROCESS))
-    seen = in_true_places(by_modality, data.poses)
+    seen = near_truth(by_modality, data.poses)
     target = torch.from_numpy(CODEC.encode(data.poses))
     objectives = (DenseObjective(CellsConfig(solver_weight=w), CODEC) for w in (0.0, 0.25))
     plain, weighted = (objective.terms(seen, PrecomputedFeatures(by_modality), target) for objective in objectives)
@@ -161,8 +161,8 @@ def test_the_objective_adds_it_for_the_cells_of_all_sensors_that_a_frame_has() -
     assert float(weighted["solver_m"]) < 0.02
 
 
-class InTruePlaces:
-    """A model that errs by a decimetre."""
+class NearTruth:
+    """A model whose predictions have errors of 0.1 m."""
 
     extent_m, regions = torch.tensor(8.0), None
 
@@ -173,7 +173,7 @@ class InTruePlaces:
         return self.points_m[name], torch.full(features.cells.valid.shape, math.log(0.1))
 
 
-def in_true_places(by_modality: dict[str, CellFeatures], poses: list[Pose]) -> InTruePlaces:
+def near_truth(by_modality: dict[str, CellFeatures], poses: list[Pose]) -> NearTruth:
     places = {}
     for name, features in by_modality.items():
         rows = features.rows.tolist()
@@ -184,14 +184,14 @@ def in_true_places(by_modality: dict[str, CellFeatures], poses: list[Pose]) -> I
         )
         noise = 0.1 * torch.randn(seen.shape, generator=torch.Generator().manual_seed(0))
         places[name] = seen @ R.mT + t.unsqueeze(1) + noise
-    return InTruePlaces(places)
+    return NearTruth(places)
 
 
-# --- what it teaches ---------------------------------------------------------------------------------------------
+# --- effect on training ---------------------------------------------------------------------------------------------
 
 
 class Simple(nn.Module):
-    """Coordinates and deviations that are linear in what a cell looks like: they cannot be right everywhere."""
+    """A model of coordinates and deviations that are linear in the features, which cannot fit all cells."""
 
     extent_m, regions = torch.tensor(8.0), None
 
@@ -205,7 +205,7 @@ class Simple(nn.Module):
 
 
 def seen_room(numbers: range) -> tuple[PrecomputedFeatures, list[Pose]]:
-    """Thirty cells a frame on the walls of the room; what they look like tells where they are, but for a bend."""
+    """Thirty cells a frame on the walls of the room, with features that are a nonlinear function of their position."""
     poses, points, features = [in_room(number) for number in numbers], [], []
     for number, pose in zip(numbers, poses, strict=True):
         rng = np.random.default_rng([number, 1])
@@ -220,24 +220,24 @@ def seen_room(numbers: range) -> tuple[PrecomputedFeatures, list[Pose]]:
     return PrecomputedFeatures({"depth": depth}), poses
 
 
-def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest() -> None:
+def test_training_with_it_reduces_the_error_of_held_out_frames_and_makes_their_covariance_consistent() -> None:
     train, train_poses = seen_room(range(40))
-    unseen, poses = seen_room(range(1000, 1040))
+    held_out, poses = seen_room(range(1000, 1040))
     target = torch.from_numpy(CODEC.encode(train_poses))
     errors, nees = [], []
     for weight in (0.0, 1.0):
         torch.manual_seed(0)
         model, objective = Simple(), DenseObjective(CellsConfig(solver_weight=weight), CODEC)
-        optimiser = torch.optim.Adam(model.parameters())
+        optimizer = torch.optim.Adam(model.parameters())
         for step in range(100):
-            optimiser.param_groups[0]["lr"] = 0.04 * (1 - step / 100)
-            optimiser.zero_grad()
+            optimizer.param_groups[0]["lr"] = 0.04 * (1 - step / 100)
+            optimizer.zero_grad()
             objective.terms(model, train, target)["loss"].backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
         with torch.no_grad():
-            predicted = {name: model.predict(name, features) for name, features in unseen.by_modality.items()}
-        solution = solve(correspondences(unseen.by_modality, predicted, len(poses))[0], spread_m=8.0)
+            predicted = {name: model.predict(name, features) for name, features in held_out.by_modality.items()}
+        solution = solve(correspondences(held_out.by_modality, predicted, len(poses))[0], spread_m=8.0)
         assert bool(solution.solved.all())
         error = np.stack([pose.position_m - ORIGIN_M for pose in poses]) - solution.translations.numpy()
         block = solution.covariances[:, :3, :3].numpy()
@@ -250,7 +250,7 @@ def test_it_lowers_the_error_of_unseen_frames_and_makes_their_covariance_honest(
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_training_with_it_logs_what_the_solver_makes_of_the_cells(frozen: bool, tmp_path: Path) -> None:
+def test_a_training_with_it_logs_position_error_and_nees_of_the_solver(frozen: bool, tmp_path: Path) -> None:
     data = room_data([("depth",)] * 12, replace(PREPROCESS, modalities=("depth",)))
     values = {
         "model": {"name": "vmloc_dense", "backbone": "shufflenet_v2_x0_5", "hidden_dim": 8, "frozen": frozen},

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of systems that predict map coordinates densely: files, resuming, precision, twists."""
+"""Training of the dense systems: checkpoints, resuming, precision, twists."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def trained(data: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> 
     return out, before
 
 
-def test_training_leaves_frozen_trunks_as_they_were_and_changes_all_else(
+def test_training_changes_everything_but_frozen_trunks(
     trained: tuple[Path, dict[str, Tensor]],
 ) -> None:
     out, before = trained
@@ -96,7 +96,7 @@ def test_training_leaves_frozen_trunks_as_they_were_and_changes_all_else(
     assert not learnt & same
 
 
-def test_the_checkpoint_brings_mounts_and_the_place_of_the_map_and_answers_alike(
+def test_the_checkpoint_has_mounts_twist_and_extent_and_the_localizer_reproduces_the_estimates(
     trained: tuple[Path, dict[str, Tensor]], data: PreparedDataset
 ) -> None:
     header, model = load_checkpoint(trained[0])
@@ -111,19 +111,19 @@ def test_the_checkpoint_brings_mounts_and_the_place_of_the_map_and_answers_alike
     for number in range(3):
         frame = room_frame(in_room(number), ("image", "depth"), number)
         estimate = again.localize(frame)
-        # From the cells of a hardly trained network solving makes up to 1e-3 m of single precision's 1e-6 m.
+        # The solver amplifies rounding errors of 1e-6 m to up to 1e-3 m with the cells of a hardly trained network.
         np.testing.assert_allclose(estimate.map_from_body.position_m, batch.positions_m[number], rtol=0, atol=0.01)
         assert np.linalg.eigvalsh(estimate.covariance).min() > 0
         assert batch.lost is not None
         assert estimate.confidence == (0.0 if batch.lost[number] else None)
 
 
-class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)
+class Cut(Exception):  # noqa: N818 (simulates a power cut)
     pass
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_a_resumed_training_ends_as_one_that_was_not_cut(
+def test_a_resumed_training_ends_as_an_uninterrupted_one(
     frozen: bool, data: PreparedDataset, trained: tuple[Path, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     configuration = config() if frozen else config(model={"frozen": False}, optimizer={"epochs": 2})
@@ -150,7 +150,7 @@ def test_a_resumed_training_ends_as_one_that_was_not_cut(
 
 
 @pytest.mark.parametrize(("precision", "frozen"), [("bf16", True), ("bf16", False), ("fp32", False)])
-def test_it_trains_in_either_precision_with_trunks_that_learn_or_not(
+def test_it_trains_in_either_precision_with_frozen_and_trained_trunks(
     precision: str, frozen: bool, data: PreparedDataset, tmp_path: Path
 ) -> None:
     values = config(model={"frozen": frozen}, optimizer={"precision": precision, "epochs": 1, "ema_decay": 0.9})
@@ -162,7 +162,7 @@ def test_it_trains_in_either_precision_with_trunks_that_learn_or_not(
     assert any(".pyramid." in name for name in changed) != frozen
 
 
-def test_a_lidar_alone_is_trained_with_a_map_of_its_points_that_the_checkpoint_keeps(
+def test_a_lidar_alone_is_trained_with_a_point_map_that_the_checkpoint_stores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     data = room_data([("lidar",)] * 16, replace(PREPROCESS, modalities=("lidar",)))
@@ -191,7 +191,7 @@ def test_a_lidar_alone_is_trained_with_a_map_of_its_points_that_the_checkpoint_k
 
 
 @pytest.mark.parametrize("changes", [{"rotation_deg": 5.0}, {"zoom": 1.1}])
-def test_turned_or_zoomed_pictures_are_for_dense_systems_alone(
+def test_only_dense_systems_can_be_trained_with_rotated_or_zoomed_images(
     changes: dict[str, float], data: PreparedDataset, tmp_path: Path
 ) -> None:
     plain = {"rotation_deg": 0.0, "zoom": 1.0}
@@ -216,8 +216,8 @@ def test_frames_without_a_known_camera_cannot_be_trained_on(tmp_path: Path) -> N
 # --- twists -----------------------------------------------------------------------------------------------------------
 
 
-def test_twists_are_the_bodys_own_velocities_from_its_neighbours_in_the_recording() -> None:
-    """A circle of 5 m at 2 m/s, banked, 10 Hz; then a stop, and a frame by itself."""
+def test_twists_are_body_velocities_from_neighbouring_frames() -> None:
+    """A banked circle of radius 5 m at 2 m/s and 10 Hz; then a standstill; then a single frame."""
     rate, radius = 0.4, 5.0
     angles = rate * np.arange(6) * 0.1
     heading = [Pose.from_xyz_rpy([0, 0, 0], [0.0, 0.0, a + math.pi / 2]) for a in angles]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes on gloo that train together, against one that trains alone."""
+"""Training in two processes on gloo, compared with one process."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 CPU = torch.device("cpu")
 EPOCHS = 2
-FRAMES = 20  # of which 14 train: three batches of four, two left out
-LONGEST_SUM = 4 * 19 * 23  # of a gradient's terms: four frames, each with the pixels of the first convolution's map
+FRAMES = 20  # of which 14 train: three batches of four, two are dropped
+LONGEST_SUM = 4 * 19 * 23  # terms of a gradient: four frames, each with the pixels of the first convolution's map
 
 
 def config(system: str, **sections: dict[str, Any]) -> TrainConfig:
-    """Nothing random but the order of the frames, and no batch norm: each process normalises by its own part."""
+    """Nothing is random but the order of the frames. No batch norm: each process would normalise by its own part."""
     values: dict[str, Any] = {
         "shared_by_systems": True,
         "model": {"name": system, "backbone": "squeezenet1_1", "latent_dim": 16, "hidden_dim": 16, "dropout": 0.0},
@@ -69,7 +69,7 @@ def prepared(configuration: TrainConfig) -> PreparedDataset:
 
 
 class Noise:
-    """Posterior samples of a batch's rows, the same whichever process has the row."""
+    """Posterior samples that do not depend on which process has a row of the batch."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes, self.calls = processes, 0
@@ -85,7 +85,7 @@ class Noise:
 
 
 def watched_training(configuration: TrainConfig, out: Path, processes: Processes) -> dict[str, Any]:
-    """What a training gave: gradients and rows of every step, losses, and metrics of every validation."""
+    """Gradients and rows of every step of a training, its losses, and the metrics of every validation."""
     trainer = Trainer(
         configuration, prepared(configuration), out, map_frame="m", body_frame="b", device=CPU, processes=processes
     )
@@ -116,7 +116,7 @@ def watched_training(configuration: TrainConfig, out: Path, processes: Processes
 
 
 def train_together(environment: dict[str, str], configuration: TrainConfig, folder: Path) -> None:
-    """In a process of its own; writes what it saw to ``seen_RANK.pt``, and the run into a folder named by its rank."""
+    """One process of a training: write its record to ``seen_RANK.pt``, and the run into a folder named by its rank."""
     os.environ.update(environment)
     with join_processes(CPU) as (processes, device):
         assert device == CPU
@@ -127,7 +127,7 @@ def train_together(environment: dict[str, str], configuration: TrainConfig, fold
 
 
 def by_two(configuration: TrainConfig, folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes saw."""
+    """Records of a training in two processes."""
     together = [
         SERVER.Process(target=train_together, args=(environment, configuration, folder), daemon=True)
         for environment in torchrun_environments(2)
@@ -204,13 +204,13 @@ def test_only_the_first_process_writes(trainings: tuple[Path, dict[str, Any], li
     assert list((folder / "1").iterdir()) == []
 
 
-# --- what two processes must not stumble over --------------------------------------------------------------------
+# --- special cases of two processes --------------------------------------------------------------------
 
 
-def test_a_process_whose_frames_all_lost_a_modality_does_not_hang_and_all_validate_the_same_weights(
+def test_a_process_without_any_frame_of_a_modality_does_not_hang_and_all_validate_the_same_weights(
     tmp_path: Path,
 ) -> None:
-    """One frame each, so that an encoder is often passed by; batch norm, whose statistics are each process's own."""
+    """One frame each, so that encoders are often unused; and batch norm, whose statistics differ by process."""
     configuration = config(
         "vmloc",
         model={"backbone": "shufflenet_v2_x0_5"},
@@ -222,24 +222,24 @@ def test_a_process_whose_frames_all_lost_a_modality_does_not_hang_and_all_valida
     header, model = load_checkpoint(tmp_path / "0" / "m.last.safetensors")
     data = prepared(configuration)
     rows = torch.tensor([i for i in range(FRAMES) if (i // 3) % 3 == 1])
-    answers = predict(model, data, rows, Preprocessor(header.preprocess), header.pose_codec, CPU)
+    estimates = predict(model, data, rows, Preprocessor(header.preprocess), header.pose_codec, CPU)
     truth = [data.poses[i] for i in rows.tolist()]
-    metrics = pose_errors(truth, poses(answers)).summary()
+    metrics = pose_errors(truth, poses(estimates)).summary()
     assert header.metrics == pytest.approx(metrics, rel=1e-4, abs=1e-5)
 
 
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_evenly_is_an_error(tmp_path: Path) -> None:
     configuration = config("vmloc", optimizer={"batch_size": 5})
     with pytest.raises(ConfigError, match=r"a batch of 5 .* cannot be shared evenly by 2 processes; .*batch_size"):
         watched_training(configuration, tmp_path / "m.safetensors", Processes(0, 2))
 
 
-def test_a_system_that_only_remembers_wants_one_process(tmp_path: Path) -> None:
+def test_a_system_without_gradient_training_needs_one_process(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nearest is not trained by gradients; run it in one process"):
         watched_training(config("nearest", preprocess={"modalities": ["image"]}), tmp_path / "m", Processes(0, 2))
 
 
-def test_a_process_by_itself_shares_with_nobody() -> None:
+def test_a_single_process_shares_nothing() -> None:
     alone, values, module = Processes(), torch.arange(3.0), torch.nn.Linear(1, 1)
     assert alone.first
     assert torch.equal(alone.share(values), values)
@@ -253,7 +253,7 @@ def test_a_process_by_itself_shares_with_nobody() -> None:
 # --- torchrun ----------------------------------------------------------------------------------------------------
 
 
-def test_torchrun_trains_and_what_was_killed_in_the_middle_of_an_epoch_ends_as_if_it_had_not_been(
+def test_torchrun_trains_and_a_run_killed_within_an_epoch_is_resumed_to_the_same_result(
     tmp_path: Path,
 ) -> None:
     scene, settings = write_scene(tmp_path / "scene"), write_config(tmp_path / "c.yaml", optimizer={"epochs": 3})
@@ -294,7 +294,7 @@ def test_torchrun_trains_and_what_was_killed_in_the_middle_of_an_epoch_ends_as_i
 
 
 def saved_and_held(folder: Path) -> None:
-    """A preparation: save after every step, and hold the first process in the fifth."""
+    """Preparation: save after every step, and hold the first process in the fifth step."""
     save_after_every_step()
     if os.environ["RANK"] == "0":
         wait_in_the_fifth_step(folder)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-validation: trainings on parts of the data, whose answers to the other parts the covariance is fitted to."""
+"""Cross-validation: the covariance is calibrated on estimates of models trained on parts of the data."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def blocks(other: int | None = None, without: str = "") -> PreparedDataset:
     """Blocks of frames, each a recording of its own.
 
     Args:
-        other: the block that is of other places.
-        without: the sensor that the second half of the frames lacks.
+        other: block recorded at other places.
+        without: sensor that the second half of the frames lacks.
     """
     sources, names = [], ("image", "depth")
     for block in range(BLOCKS):
@@ -71,7 +71,7 @@ Seen = list[tuple[dict[str, torch.Tensor], EstimatesBySensors]]
 
 @pytest.fixture
 def watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Weights and answers of each fold that ends."""
+    """Weights and held-out estimates of each finished fold."""
     seen: Seen = []
     end = Folds.end
 
@@ -93,27 +93,27 @@ def test_each_frame_is_held_out_once_with_its_block() -> None:
         split_folds(10, 5, 3)
 
 
-def test_only_views_that_the_other_blocks_show_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_views_that_the_other_blocks_show_are_held_out(caplog: pytest.LogCaptureFixture) -> None:
     """A line driven twice, then a second one driven once, then the first one looking sideways."""
     twice = [yaw_pose(0.1 * i) for i in range(30)] * 2
     once, sideways = [yaw_pose(0.1 * i, 5.0) for i in range(30)], [yaw_pose(0.1 * i, 0.0, 90.0) for i in range(30)]
     caplog.set_level("INFO")
     split = Split.of(ValidationConfig(folds=4, block=30), [*twice, *once, *sideways], None)
-    assert [asked.tolist() for _, asked in split.folds] == [[*range(30)], [*range(30, 60)]]
+    assert [held_out.tolist() for _, held_out in split.folds] == [[*range(30)], [*range(30, 60)]]
     assert [len(train) for train, _ in split.folds] == [90, 90]
     assert split.train.tolist() == list(range(120))
     assert "60 of 120 frames show views that other blocks also show; only these are predicted" in caplog.text
 
 
-def test_where_every_place_was_seen_once_all_frames_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_every_place_was_seen_once_all_frames_are_held_out(caplog: pytest.LogCaptureFixture) -> None:
     split = Split.of(ValidationConfig(folds=2, block=30), [yaw_pose(0.1 * i) for i in range(120)], None)
-    assert sum(len(asked) for _, asked in split.folds) == 120
+    assert sum(len(held_out) for _, held_out in split.folds) == 120
     assert "only 12 of 120 frames" in caplog.text  # two on either side of each border
     assert "reduce validation.block" in caplog.text
 
 
 @pytest.mark.parametrize("model", [DENSE, VMLOC], ids=lambda model: model["name"])
-def test_a_fold_sees_nothing_of_what_it_is_asked_for(model: dict[str, Any], watched: Seen, tmp_path: Path) -> None:
+def test_a_fold_does_not_depend_on_its_held_out_frames(model: dict[str, Any], watched: Seen, tmp_path: Path) -> None:
     """Blocks 0, 2 and 4 are held out of the first fold: another block 2 changes the second alone."""
     for name, other in (("a", None), ("b", 2)):
         make_trainer(config(model), blocks(other), tmp_path / f"{name}.safetensors").run(progress=False)
@@ -125,7 +125,7 @@ def test_a_fold_sees_nothing_of_what_it_is_asked_for(model: dict[str, Any], watc
 
 
 @pytest.mark.parametrize("model", [DENSE, VMLOC], ids=lambda model: model["name"])
-def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
+def test_the_model_is_trained_on_all_frames_and_its_metrics_are_those_of_the_folds(
     model: dict[str, Any], watched: Seen, tmp_path: Path
 ) -> None:
     data, out, plain = blocks(without="depth"), tmp_path / "m.safetensors", tmp_path / "plain.safetensors"
@@ -136,8 +136,8 @@ def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
     assert {path.suffix for path in tmp_path.glob("m.*")} == {".safetensors", ".pt", ".csv", ".yaml"}
 
     errors = []
-    for _, answers in watched:
-        whole = answers["image", "depth"]
+    for _, estimates in watched:
+        whole = estimates["image", "depth"]
         errors += [
             float(np.linalg.norm(data.poses[row].position_m - position))
             for row, position in zip(whole.rows.tolist(), whole.positions_m.numpy(), strict=True)
@@ -148,21 +148,21 @@ def test_the_model_is_that_of_all_frames_and_its_metrics_those_of_the_folds(
     header = read_header(out)
     assert header.metrics == metrics
     assert {fitted.modalities for fitted in header.uncertainty.missing} == {("image",), ("depth",)}
-    asked = [torch.cat([answers[(name,)].rows for _, answers in watched]) for name in ("image", "depth")]
-    assert [len(rows) for rows in asked] == [BLOCK * BLOCKS, BLOCK * BLOCKS // 2]
+    held_out = [torch.cat([estimates[(name,)].rows for _, estimates in watched]) for name in ("image", "depth")]
+    assert [len(rows) for rows in held_out] == [BLOCK * BLOCKS, BLOCK * BLOCKS // 2]
 
 
-def test_answers_of_folds_are_joined_though_one_had_nothing_to_compare_frames_with() -> None:
-    def answers(count: int, scores: int) -> EstimatesBySensors:
+def test_estimates_of_folds_are_joined_if_one_has_no_outlier_scores() -> None:
+    def estimates(count: int, scores: int) -> EstimatesBySensors:
         poses = torch.zeros(count, 3), torch.zeros(count, 4)
         rest = torch.zeros(count, 6, 6), torch.zeros(count, dtype=torch.bool), torch.ones(count, scores)
         return {("image",): HeldOutEstimates(torch.arange(count), *poses, *rest, True)}
 
-    assert join([answers(3, 4), answers(2, 4)])["image",].outlier_scores.shape == (5, 4)
-    assert join([answers(3, 4), answers(2, 0)])["image",].outlier_scores.shape == (5, 0)
+    assert join([estimates(3, 4), estimates(2, 4)])["image",].outlier_scores.shape == (5, 4)
+    assert join([estimates(3, 4), estimates(2, 0)])["image",].outlier_scores.shape == (5, 0)
 
 
-class Cut(Exception):  # noqa: N818 (stands for a power cut, not for an error)
+class Cut(Exception):  # noqa: N818 (simulates a power cut)
     pass
 
 
@@ -220,7 +220,9 @@ def test_a_state_file_with_the_keys_of_earlier_versions_is_resumed(
     assert resumed.run(progress=False)["held_out"] == 1.0
 
 
-def test_folds_may_be_shorter_than_the_models_own_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_folds_may_have_fewer_epochs_than_the_models_own_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     lengths = []
     run = Trainer._train_model
 
@@ -234,7 +236,7 @@ def test_folds_may_be_shorter_than_the_models_own_training(monkeypatch: pytest.M
     assert lengths == [("training", 2), ("fold 1 of 2", 1), ("fold 2 of 2", 1)]
 
 
-def test_folds_beside_validation_data_or_of_too_few_frames_are_refused_before_anything_is_trained(
+def test_folds_with_validation_data_or_too_few_frames_are_errors_before_anything_is_trained(
     tmp_path: Path,
 ) -> None:
     data = blocks()

@@ -10,7 +10,7 @@ from training.trainer.interruption import Interruption, Terminated
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_the_first_signal_is_noted_and_the_second_interrupts(number: int, kind: type[BaseException]) -> None:
+def test_the_first_signal_is_recorded_and_the_second_interrupts(number: int, kind: type[BaseException]) -> None:
     with Interruption() as interruption:
         assert not interruption.requested
         signal.raise_signal(number)
@@ -20,14 +20,14 @@ def test_the_first_signal_is_noted_and_the_second_interrupts(number: int, kind: 
             signal.raise_signal(number)
 
 
-def test_afterwards_signals_do_what_they_did_before() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with Interruption():
         assert all(signal.getsignal(number) != handler for number, handler in before.items())
     assert {number: signal.getsignal(number) for number in before} == before
 
 
-def test_outside_the_main_thread_signals_are_left_alone() -> None:
+def test_outside_the_main_thread_signal_handlers_are_not_changed() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work() -> None:

@@ -18,7 +18,7 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """As TensorBoard itself reads them."""
+    """Values of all curves, as TensorBoard reads them."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
@@ -26,7 +26,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_columns_that_come_late_are_empty_in_earlier_lines(tmp_path: Path) -> None:
+def test_columns_that_later_epochs_add_are_empty_in_earlier_rows(tmp_path: Path) -> None:
     book = Logbook(tmp_path / "m.csv", None, 0, 0)
     book.epoch(1, 10, {"loss": 3.0})
     book.epoch(2, 20, {"loss": 2.0, "median_position_m": 0.5})
@@ -36,7 +36,7 @@ def test_columns_that_come_late_are_empty_in_earlier_lines(tmp_path: Path) -> No
     ]
 
 
-def test_going_on_keeps_the_epochs_done_and_forgets_later_ones(tmp_path: Path) -> None:
+def test_resuming_keeps_finished_epochs_and_removes_later_ones(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     book = Logbook(file, None, 0, 0)
     for epoch in (1, 2, 3):
@@ -48,7 +48,7 @@ def test_going_on_keeps_the_epochs_done_and_forgets_later_ones(tmp_path: Path) -
     assert read(file) == [{"epoch": "1", "loss": "9.0"}]
 
 
-def test_going_on_without_the_old_log_begins_a_new_one_and_a_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_resuming_without_a_log_starts_a_new_one_and_a_foreign_file_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "m.csv"
     Logbook(file, None, 4, 40).epoch(5, 50, {"loss": 1.0})
     assert [row["epoch"] for row in read(file)] == ["5"]
@@ -59,7 +59,7 @@ def test_going_on_without_the_old_log_begins_a_new_one_and_a_foreign_file_is_ref
 
 
 @pytest.mark.parametrize("per_epoch", [1, 10])
-def test_tensorboard_reads_every_value_once_also_after_a_break(tmp_path: Path, per_epoch: int) -> None:
+def test_tensorboard_reads_every_value_once_also_after_resuming(tmp_path: Path, per_epoch: int) -> None:
     """The run died after the third epoch had been logged and before its state was saved."""
     folder = tmp_path / "m.tensorboard"
     book = Logbook(tmp_path / "m.csv", folder, 0, 0)
@@ -89,14 +89,14 @@ def test_a_new_run_removes_the_curves_of_an_earlier_one(tmp_path: Path) -> None:
     assert curves(folder) == {"epoch/loss": [(10, 2.0)]}
 
 
-def test_tensorboard_that_is_not_installed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_the_error_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_tensorboard()
     monkeypatch.setattr(logbook, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
         check_tensorboard()
 
 
-def test_without_tensorboard_none_of_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_is_not_imported_unless_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     Logbook(tmp_path / "m.csv", None, 0, 0).epoch(1, 10, {"loss": 1.0})
     assert len(read(tmp_path / "m.csv")) == 1

@@ -30,16 +30,16 @@ class Point(nn.Module):
         self.x = nn.Parameter(torch.tensor(start))
 
 
-def descent(model: nn.Module, objective: nn.Module | None = None, steps: int = 6, **options: Any) -> Optimizer:
+def make_optimizer(model: nn.Module, objective: nn.Module | None = None, steps: int = 6, **options: Any) -> Optimizer:
     settings = {"learning_rate": 1e-2, "weight_decay": 0.0, **options}
     return Optimizer(model, objective or Point(), OptimizerConfig(**settings), steps, CPU)
 
 
-def walk(model: Point, going: Optimizer, steps: Sequence[int], slope: Tensor = SLOPE) -> list[Tensor]:
-    """The weights after each step down a constant slope."""
+def run_steps(model: Point, optimizer: Optimizer, steps: Sequence[int], slope: Tensor = SLOPE) -> list[Tensor]:
+    """The weights after each step along a constant gradient."""
     seen = []
     for number in steps:
-        going.step((model.x * slope).sum(), number)
+        optimizer.step((model.x * slope).sum(), number)
         seen.append(model.x.detach().clone())
     return seen
 
@@ -54,25 +54,25 @@ def walk(model: Point, going: Optimizer, steps: Sequence[int], slope: Tensor = S
     ],
 )
 def test_the_learning_rate_follows_its_schedule(schedule: str, warmup: int, expected: list[float]) -> None:
-    """Down a constant slope Adam steps by the learning rate, in each weight."""
+    """With a constant gradient, Adam changes each weight by the learning rate."""
     model = Point()
-    going = descent(model, schedule=schedule, warmup_steps=warmup)
-    places = torch.stack([model.x.detach().clone(), *walk(model, going, range(6))])
+    optimizer = make_optimizer(model, schedule=schedule, warmup_steps=warmup)
+    places = torch.stack([model.x.detach().clone(), *run_steps(model, optimizer, range(6))])
     np.testing.assert_allclose(-places.diff(dim=0) * SLOPE.sign(), 1e-2 * np.tile(expected, (3, 1)).T, atol=1e-6)
-    np.testing.assert_allclose([going.rate(i) for i in range(6)], 1e-2 * np.array(expected))
+    np.testing.assert_allclose([optimizer.rate(i) for i in range(6)], 1e-2 * np.array(expected))
 
 
-def test_weight_decay_pulls_the_models_weights_and_not_the_objectives() -> None:
+def test_weight_decay_applies_to_the_model_and_not_to_the_objective() -> None:
     model, objective = Point(), Point()
-    descent(model, objective, weight_decay=0.1).step(0.0 * (model.x.sum() + objective.x.sum()), 0)
+    make_optimizer(model, objective, weight_decay=0.1).step(0.0 * (model.x.sum() + objective.x.sum()), 0)
     assert bool((model.x < Point().x).all())
     assert torch.equal(objective.x, Point().x)
 
 
 @pytest.mark.parametrize(("limit", "norm"), [(0.5, 0.5), (100.0, float(SLOPE.norm()))])
-def test_gradients_longer_than_the_limit_are_shortened_to_it(limit: float, norm: float) -> None:
+def test_gradients_are_clipped_to_the_largest_norm(limit: float, norm: float) -> None:
     model = Point()
-    descent(model, gradient_norm=limit).step((model.x * SLOPE).sum(), 0)
+    make_optimizer(model, gradient_norm=limit).step((model.x * SLOPE).sum(), 0)
     torch.testing.assert_close(model.x.grad, SLOPE * norm / SLOPE.norm(), rtol=1e-4, atol=0)
 
 
@@ -80,50 +80,50 @@ def test_gradients_longer_than_the_limit_are_shortened_to_it(limit: float, norm:
 def test_averaged_weights_follow_their_recursion(decay: float) -> None:
     """Step n moves the mean by 1 - min(decay, (1 + n) / (10 + n)) of the way to the newest weights."""
     model = Point()
-    going = descent(model, ema_decay=decay)
-    newest = walk(model, going, range(6))
+    optimizer = make_optimizer(model, ema_decay=decay)
+    newest = run_steps(model, optimizer, range(6))
     expected = newest[0].double()
     for n, x in enumerate(newest[1:], start=1):
         share = min(decay, (1 + n) / (10 + n))
         expected = share * expected + (1 - share) * x.double()
-    torch.testing.assert_close(going.best_model.x.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(optimizer.best_model.x.double(), expected, rtol=1e-6, atol=0)
     assert torch.equal(model.x, newest[-1])
 
 
 def test_without_averaging_the_newest_weights_are_the_best() -> None:
     model = Point()
-    assert descent(model).best_model is model
+    assert make_optimizer(model).best_model is model
 
 
 def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     options = {"ema_decay": 0.9, "schedule": "cosine", "weight_decay": 0.1}
     whole, objective = Point(), Point()
-    going = descent(whole, objective, **options)
-    walk(whole, going, range(3))
-    saved, weights = copy.deepcopy(going.state_dict()), copy.deepcopy(whole.state_dict())
-    walk(whole, going, range(3, 6), slope=-SLOPE)
+    optimizer = make_optimizer(whole, objective, **options)
+    run_steps(whole, optimizer, range(3))
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(whole.state_dict())
+    run_steps(whole, optimizer, range(3, 6), slope=-SLOPE)
 
     again = Point((7.0, 7.0, 7.0))
-    other = descent(again, Point(), **options)
+    other = make_optimizer(again, Point(), **options)
     again.load_state_dict(weights)
     other.load_state_dict(saved)
-    walk(again, other, range(3, 6), slope=-SLOPE)
+    run_steps(again, other, range(3, 6), slope=-SLOPE)
     assert torch.equal(again.x, whole.x)
-    assert torch.equal(other.best_model.x, going.best_model.x)
+    assert torch.equal(other.best_model.x, optimizer.best_model.x)
 
 
 def test_bfloat16_multiplies_in_half_and_keeps_weights_and_gradients_single() -> None:
     layer = nn.Linear(3, 2)
-    going = descent(layer, precision="bf16")
-    with going.autocast():
+    optimizer = make_optimizer(layer, precision="bf16")
+    with optimizer.autocast():
         out = layer(torch.ones(4, 3))
     assert out.dtype == torch.bfloat16
-    going.step(out.float().sum(), 0)
+    optimizer.step(out.float().sum(), 0)
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
-    with descent(layer).autocast():
+    with make_optimizer(layer).autocast():
         assert layer(torch.ones(4, 3)).dtype == torch.float32
 
 
-def test_float16_without_a_gpu_is_refused() -> None:
+def test_float16_without_a_gpu_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"optimizer\.precision fp16 needs a GPU; use bf16 or fp32"):
-        descent(Point(), precision="fp16")
+        make_optimizer(Point(), precision="fp16")

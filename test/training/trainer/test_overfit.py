@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every system learns 32 real frames by heart, and answers with them wherever it is asked (slow)."""
+"""Every system overfits 32 real frames, and reproduces their poses in evaluation and on the node (slow)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training that is killed or interrupted, in a process of its own, and goes on as if it had not been."""
+"""Trainings in processes of their own that are killed or interrupted, resumed, and end as uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from training_runs import (
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """Data, configuration, and what an uninterrupted training of it wrote."""
+    """Data, configuration, and the checkpoint of an uninterrupted training."""
     folder = tmp_path_factory.mktemp("resume")
     scene, config = write_scene(folder / "scene"), write_config(folder / "config.yaml")
     out = folder / "whole" / "m.safetensors"
@@ -39,10 +39,10 @@ def state(out: Path) -> dict[str, object]:
     return torch.load(out.with_name("m.state.pt"), weights_only=True)["progress"]
 
 
-def test_a_training_killed_three_times_ends_as_one_that_was_not(
+def test_a_training_killed_three_times_ends_as_an_uninterrupted_one(
     setting: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    """Killed with its first state, while it writes a checkpoint, and at any moment after that."""
+    """Killed after its first state, while it writes a checkpoint, and at a random moment after that."""
     scene, config, whole = setting
     out = tmp_path / "m.safetensors"
     state_file = out.with_name("m.state.pt")
@@ -63,7 +63,7 @@ def test_a_training_killed_three_times_ends_as_one_that_was_not(
         more = ("--no-cache", "--resume")
     assert main(arguments(scene, config, out, *more)) == 0
     assert_same_outcome(whole, out)
-    assert not list(tmp_path.glob(".*")), "what a killed process left behind stays no longer than until the next run"
+    assert not list(tmp_path.glob(".*")), "temporary files of a killed process are removed by the next run"
 
 
 def run_to_the_middle(command: list[str], folder: Path) -> Running:
@@ -75,7 +75,7 @@ def run_to_the_middle(command: list[str], folder: Path) -> Running:
     return running
 
 
-def test_an_interrupted_training_saves_its_step_says_how_to_resume_and_goes_on_from_there(
+def test_an_interrupted_training_saves_its_step_prints_how_to_resume_and_continues_there(
     setting: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     """By Ctrl-C in its fifth step, by SIGTERM in the fifth of the rest, and then by Ctrl-C twice."""
@@ -96,7 +96,7 @@ def test_an_interrupted_training_saves_its_step_says_how_to_resume_and_goes_on_f
     running = run_to_the_middle(command, tmp_path)
     running.signal(signal.SIGINT)
     time.sleep(0.3)
-    assert running.process.is_alive(), "the first one waits for the step"
+    assert running.process.is_alive(), "the first signal waits for the end of the step"
     running.signal(signal.SIGINT)
     code, _, errors = running.end()
     assert code == 130
@@ -107,7 +107,7 @@ def test_an_interrupted_training_saves_its_step_says_how_to_resume_and_goes_on_f
     assert_same_outcome(whole, out)
 
 
-def test_a_training_interrupted_in_its_last_fold_goes_on_from_there(
+def test_a_training_interrupted_in_its_last_fold_continues_there(
     setting: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     """Three steps for the model, one for each fold: by Ctrl-C in the fifth."""

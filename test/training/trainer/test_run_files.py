@@ -40,7 +40,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else(tmp_path: Path) 
 # --- the configuration -------------------------------------------------------------------------------------------
 
 
-def test_the_configuration_kept_with_a_run_can_be_given_again(tmp_path: Path) -> None:
+def test_the_configuration_saved_with_a_run_can_be_given_again(tmp_path: Path) -> None:
     files, config = RunFiles(tmp_path / "m.safetensors"), TrainConfig(seed=3, pretrained="weights.pth")
     files.save_config(config)
     again = load_config([files.config])
@@ -49,7 +49,7 @@ def test_the_configuration_kept_with_a_run_can_be_given_again(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("config", [TrainConfig(seed=3), TrainConfig(seed=4)])
-def test_a_configuration_that_the_user_wrote_is_not_replaced(tmp_path: Path, config: TrainConfig) -> None:
+def test_a_configuration_that_the_user_wrote_is_not_overwritten(tmp_path: Path, config: TrainConfig) -> None:
     files = RunFiles(tmp_path / "m.safetensors")
     files.config.write_text("seed: 3  # the best of five\n")
     with pytest.raises(OutputError, match=r"m\.yaml is given as configuration, and .*; choose another OUT"):
@@ -106,7 +106,7 @@ def assert_intact(files: RunFiles) -> None:
 
 
 @pytest.mark.parametrize("full", ["config", "best", "state"])
-def test_a_full_disk_is_one_line_and_what_was_there_stays(
+def test_a_full_disk_is_an_error_of_one_line_and_existing_files_stay(
     begun: tuple[list[str], RunFiles], capsys: pytest.CaptureFixture[str], full: str
 ) -> None:
     command, files = begun
@@ -124,7 +124,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(
     assert_intact(files)
 
 
-def test_a_log_that_does_not_fit_is_one_line_too(
+def test_a_log_that_cannot_be_written_is_an_error_of_one_line(
     begun: tuple[list[str], RunFiles], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, files = begun
@@ -141,7 +141,7 @@ def test_a_log_that_does_not_fit_is_one_line_too(
     assert_intact(files)
 
 
-def test_a_folder_that_takes_no_files_is_refused_before_the_data_are_read(
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_data_are_read(
     begun: tuple[list[str], RunFiles], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.trainer.train.open_all", None)
@@ -152,7 +152,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_data_are_read(
     assert line.startswith("vmloc train: /proc/self/m.safetensors could not be written")
 
 
-def test_a_run_without_tensorboard_installed_is_refused_before_the_data_are_read(
+def test_missing_tensorboard_is_an_error_before_the_data_are_read(
     begun: tuple[list[str], RunFiles], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("training.trainer.logbook.find_spec", lambda name: None)
@@ -162,12 +162,10 @@ def test_a_run_without_tensorboard_installed_is_refused_before_the_data_are_read
     assert line == "vmloc train: --tensorboard needs the package tensorboard: pip install tensorboard"
 
 
-# --- what a whole run says of itself -----------------------------------------------------------------------------
+# --- logs of a run -----------------------------------------------------------------------------
 
 
-def test_the_log_and_tensorboard_tell_the_same_of_every_epoch(
-    begun: tuple[list[str], RunFiles], tmp_path: Path
-) -> None:
+def test_csv_log_and_tensorboard_have_the_same_values(begun: tuple[list[str], RunFiles], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     command = list(begun[0])
@@ -198,7 +196,7 @@ def test_the_log_and_tensorboard_tell_the_same_of_every_epoch(
     events.Reload()
     for name in rows[0]:
         if name != "epoch":
-            told = [(event.step, event.value) for event in events.Scalars(f"epoch/{name}")]
-            assert [step for step, _ in told] == [3, 6]
-            assert [x for _, x in told] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
+            logged = [(event.step, event.value) for event in events.Scalars(f"epoch/{name}")]
+            assert [step for step, _ in logged] == [3, 6]
+            assert [x for _, x in logged] == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
     assert to_mapping(load_config([out.with_suffix(".yaml")]))["optimizer"]["epochs"] == 2

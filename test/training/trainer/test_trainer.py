@@ -31,7 +31,7 @@ def street_pose(t: float) -> Pose:
 
 
 def street_frame(t: float) -> Frame:
-    """Both modalities show where along the street the robot is: a bar that wanders, a wall that turns."""
+    """Both modalities depend on the position along the street: a bar that moves, a wall that turns."""
     rows, columns = np.indices((48, 64))
     bar = 255 * (np.abs(columns - 64 * t) < 8)
     spot = 255 * (np.abs(rows - 48 * (0.5 + 0.4 * math.sin(6 * t))) < 8)
@@ -43,7 +43,7 @@ def street_frame(t: float) -> Frame:
 
 
 def config(**sections: dict[str, Any]) -> TrainConfig:
-    """A network of a size for tests; SqueezeNet has no batch norm and learns from a handful of frames."""
+    """A small network; SqueezeNet has no batch norm and learns from a few frames."""
     values: dict[str, Any] = {
         "model": {"backbone": "squeezenet1_1", "latent_dim": 32, "hidden_dim": 32, "dropout": 0.0},
         "preprocess": {"modalities": ["image"], "shortest_side": 48, "cylinder": {"rows": 32, "columns": 32}},
@@ -89,12 +89,12 @@ def assert_same_weights(first: Path, second: Path) -> None:
     assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
 
 
-class Interrupted(Exception):  # noqa: N818 (stands for a power cut, not for an error)
+class Interrupted(Exception):  # noqa: N818 (simulates a power cut)
     pass
 
 
 def run_until_cut(trainer: Trainer, epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run and pull the plug in the middle of the epoch that follows ``epochs`` whole ones."""
+    """Run, and break off in the middle of the epoch after ``epochs`` finished ones."""
     step, done = trainer._training.step, []
 
     def cut(*arguments: Any) -> Any:
@@ -120,28 +120,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, f
 
 
 def constant_error_m() -> float:
-    """The median error of the best constant answer, 14 m."""
+    """The median error of the best constant estimate, 14 m."""
     truth = np.stack([street_pose(i / (COUNT - 1)).position_m for i in range(COUNT)])
     return float(np.median(np.linalg.norm(truth - np.median(truth, axis=0), axis=1)))
 
 
 @pytest.mark.numeric
 def test_training_learns_the_street(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
-    """The error on held-out blocks is far below that of the best constant answer.
+    """The error on held-out blocks is far below that of the best constant estimate.
 
     Other seeds and processors had at most 0.22 of its position error, 0.49 of its rotation's and 0.18 of the loss.
     """
     out, metrics, configuration = trained
     assert metrics["median_position_m"] < constant_error_m() / 3
-    assert metrics["median_rotation_deg"] < 0.7 * 15  # of a constant answer
+    assert metrics["median_rotation_deg"] < 0.7 * 15  # of a constant estimate
     losses = [float(row["loss"]) for row in log(out)]
     assert losses[-1] < losses[0] / 3
     assert len(losses) == configuration.optimizer.epochs
 
 
 @pytest.mark.numeric
-def test_the_checkpoint_answers_as_the_trainer_said(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
-    """The robot's own path over the held-out frames gives the metrics that stand in the header."""
+def test_the_localizer_reproduces_the_checkpoints_metrics(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+    """Localizing the held-out frames as the node does gives the metrics in the header."""
     out, metrics, _ = trained
     localizer = Localizer.load(out, "cpu")
     held_out = [i for i in range(COUNT) if (i // 4) % 4 == 1]
@@ -156,7 +156,9 @@ def test_the_checkpoint_answers_as_the_trainer_said(trained: tuple[Path, dict[st
     assert metrics["held_out"] == 1.0
 
 
-def test_the_header_tells_how_it_came_about(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
+def test_the_header_records_data_configuration_and_versions(
+    trained: tuple[Path, dict[str, float], TrainConfig],
+) -> None:
     out, _, configuration = trained
     header = read_header(out)
     assert (header.map_frame, header.body_frame) == ("utm", "camera")
@@ -169,7 +171,7 @@ def test_the_header_tells_how_it_came_about(trained: tuple[Path, dict[str, float
 
 @pytest.mark.numeric
 def test_the_covariance_covers_the_held_out_errors(trained: tuple[Path, dict[str, float], TrainConfig]) -> None:
-    """Mean normalised squared error per axis is about one where the residuals were fitted."""
+    """The mean normalised squared error per axis, on the frames of the calibration, is about one."""
     out, _, _ = trained
     localizer = Localizer.load(out, "cpu")
     ratios = []
@@ -183,7 +185,7 @@ def test_the_covariance_covers_the_held_out_errors(trained: tuple[Path, dict[str
 
 
 @pytest.mark.numeric
-def test_two_modalities_train_under_modality_dropout_and_either_answers_alone(tmp_path: Path) -> None:
+def test_after_modality_dropout_either_modality_alone_is_sufficient(tmp_path: Path) -> None:
     configuration = config(
         preprocess={"modalities": ["image", "lidar"], "lidar_range_m": [0, 10], "lidar_intensity": [0, 100]},
         augment={"modality_dropout": 0.4},
@@ -198,15 +200,15 @@ def test_two_modalities_train_under_modality_dropout_and_either_answers_alone(tm
         for lost, left in (("cloud", "image"), ("image", "cloud")):
             estimate = localizer.localize(dataclasses.replace(frame, **{lost: None})).map_from_body
             errors[left].append(float(np.linalg.norm(estimate.position_m - street_pose(t).position_m)))
-    # Of nine trainings, with other seeds and on other processors, the worst had 0.40 of the best constant answer's.
+    # Of nine trainings, with other seeds and on other processors, the worst had 0.40 of the constant estimate's error.
     assert np.median(errors["image"]) < 0.6 * constant_error_m()
     assert np.median(errors["cloud"]) < 0.6 * constant_error_m()
 
 
-# --- what is written ---------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_best_and_newest_weights_state_and_log_and_nothing_else(
+def test_a_run_writes_best_and_newest_weights_state_log_and_configuration_only(
     trained: tuple[Path, dict[str, float], TrainConfig],
 ) -> None:
     out, _, configuration = trained
@@ -236,7 +238,7 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(newest[name], seen[2][name]) for name in best)
 
 
-def test_validation_happens_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
+def test_validation_is_done_at_its_interval_and_at_the_end(tmp_path: Path) -> None:
     configuration = config(optimizer={"epochs": 5}, validation={"interval": 2})
     make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
     assert [bool(row["median_position_m"]) for row in log(tmp_path / "m.safetensors")] == [
@@ -248,7 +250,7 @@ def test_validation_happens_at_its_interval_and_at_the_end(tmp_path: Path) -> No
     ]
 
 
-def test_without_validation_the_newest_weights_win_and_the_metrics_say_so(tmp_path: Path) -> None:
+def test_without_validation_the_newest_weights_are_kept_and_metrics_are_not_held_out(tmp_path: Path) -> None:
     configuration = config(validation={"every": 0})
     metrics = make_trainer(configuration, tmp_path / "m.safetensors").run(progress=False)
     assert metrics["held_out"] == 0.0
@@ -256,7 +258,7 @@ def test_without_validation_the_newest_weights_win_and_the_metrics_say_so(tmp_pa
     assert_same_weights(tmp_path / "m.safetensors", tmp_path / "m.last.safetensors")
 
 
-def test_separate_validation_data_leave_all_training_frames_to_training(tmp_path: Path) -> None:
+def test_with_separate_validation_data_all_training_frames_are_trained_on(tmp_path: Path) -> None:
     configuration = config()
     trainer = make_trainer(configuration, tmp_path / "m.safetensors", validation=prepared(configuration, count=10))
     metrics = trainer.run(progress=False)
@@ -264,7 +266,7 @@ def test_separate_validation_data_leave_all_training_frames_to_training(tmp_path
     assert read_header(tmp_path / "m.safetensors").training["frames"] == COUNT
 
 
-def test_a_confidence_is_fitted_on_drives_of_their_own_but_not_on_blocks_of_the_training_drives(tmp_path: Path) -> None:
+def test_a_confidence_is_calibrated_on_separate_drives_but_not_on_blocks_of_the_training_drives(tmp_path: Path) -> None:
     configuration = config(optimizer={"epochs": 1})
     own = make_trainer(configuration, tmp_path / "own.safetensors", validation=prepared(configuration))
     own.run(progress=False)
@@ -298,25 +300,25 @@ def test_the_schedule_of_the_learning_rate_spans_the_whole_training(
 
 # --- early stopping ----------------------------------------------------------------------------------------------
 
-SCORES_M = [9.0, 5.0, 6.0, 5.5, 4.0, 4.5, 7.0, 1.0]  # the second best is followed by two that are worse
+SCORES_M = [9.0, 5.0, 6.0, 5.5, 4.0, 4.5, 7.0, 1.0]  # the second best is followed by two worse ones
 
 
 def with_scores(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Trainer:
-    """Validation says what the list above has for the epoch."""
+    """Replace the position error of each validation by the list's value."""
     validate = trainer._validate
 
-    def told() -> dict[str, float] | None:
+    def replaced() -> dict[str, float] | None:
         return {
             **validate(),
             "median_position_m": SCORES_M[trainer._training.progress.epoch - 1],
             "median_rotation_deg": 0.0,
         }
 
-    monkeypatch.setattr(trainer, "_validate", told)
+    monkeypatch.setattr(trainer, "_validate", replaced)
     return trainer
 
 
-def test_training_stops_after_so_many_validations_without_a_better_one_and_keeps_the_best(
+def test_training_stops_when_patience_runs_out_and_keeps_the_best_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "m.safetensors"
@@ -342,8 +344,8 @@ def test_training_stops_after_so_many_validations_without_a_better_one_and_keeps
     assert len(log(out)) == 4
 
 
-def test_patience_survives_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One validation without a better one before it, one after."""
+def test_the_count_of_validations_for_patience_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One validation that is no better before the interruption, one after it."""
     out = tmp_path / "m.safetensors"
     configuration = config(optimizer={"epochs": 8}, validation={"patience": 2})
     run_until_cut(with_scores(make_trainer(configuration, out), monkeypatch), 3, monkeypatch)
@@ -357,10 +359,10 @@ def test_patience_survives_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.numeric
-def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_newest(
+def test_averaged_weights_are_validated_and_saved_and_training_continues_with_the_newest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean of what each step made, by its definition, with decay min(0.6, (1 + n) / (10 + n)) in step n."""
+    """The moving average of the weights after each step n, with decay min(0.6, (1 + n) / (10 + n))."""
     shape = {"backbone": "shufflenet_v2_x0_5"}
     plain = make_trainer(config(model=shape), tmp_path / "plain.safetensors")
     averaged = make_trainer(config(model=shape, optimizer={"ema_decay": 0.6}), tmp_path / "mean.safetensors")
@@ -390,12 +392,12 @@ def test_averaged_weights_are_validated_and_saved_and_training_goes_on_with_the_
             expected = history[-1].double()
         torch.testing.assert_close(x.double(), expected, rtol=1e-5, atol=1e-7)
     assert not torch.equal(saved["position.0.weight"], states[averaged][-1]["position.0.weight"])
-    # Validation saw the same weights: the robot's path gives the figure in the header.
+    # Validation used the same weights: the localizer gives the metric in the header.
     header = read_header(tmp_path / "mean.last.safetensors")
     localizer = Localizer.load(tmp_path / "mean.last.safetensors", "cpu")
     times = [i / (COUNT - 1) for i in range(COUNT) if (i // 4) % 4 == 1]
-    answers = [localizer.localize(street_frame(t)).map_from_body.position_m for t in times]
-    errors = [np.linalg.norm(a - street_pose(t).position_m) for a, t in zip(answers, times, strict=True)]
+    estimates = [localizer.localize(street_frame(t)).map_from_body.position_m for t in times]
+    errors = [np.linalg.norm(a - street_pose(t).position_m) for a, t in zip(estimates, times, strict=True)]
     assert np.median(errors) == pytest.approx(header.metrics["median_position_m"], abs=1e-3)
 
 
@@ -414,9 +416,7 @@ def test_half_precision_trains_to_nearly_the_same_losses_and_saves_single_precis
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_pytorchs_switch_of_determinism_is_put_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
-) -> None:
+def test_pytorchs_determinism_switch_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
     trainer = make_trainer(dataclasses.replace(config(), deterministic=True), tmp_path / "m.safetensors")
     seen = []
 
@@ -435,10 +435,8 @@ def test_pytorchs_switch_of_determinism_is_put_back(
     assert seen == [True]
 
 
-def test_zeroed_modalities_are_shown_as_zeros_that_count_as_present(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A frame that lacks its lidar from the start stays without."""
+def test_zeroed_modalities_are_zeros_marked_as_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame without lidar data stays without."""
     sections = {"preprocess": {"modalities": ["image", "lidar"]}, "augment": {"modality_dropout": 0.9}}
     shown = {}
     for dropped in ("zeroed", "absent"):
@@ -499,7 +497,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert [[row[c] for c in columns] for row in log(whole)] == [[row[c] for c in columns] for row in log(cut)]
 
 
-def test_a_run_cut_between_an_epochs_last_step_and_its_validation_ends_as_one_that_was_not(
+def test_a_run_cut_between_last_step_and_validation_ends_as_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.trainer.trainer._SAVE_EVERY_S", 0.0)
@@ -525,10 +523,10 @@ def test_a_run_cut_between_an_epochs_last_step_and_its_validation_ends_as_one_th
     ]
 
 
-def test_a_new_run_forgets_the_state_of_the_one_that_it_replaces(
+def test_a_new_run_replaces_the_state_of_an_earlier_one_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed at once, it would else go on from the other's end."""
+    """Otherwise, killed before its first save, it would be resumed from the earlier run's end."""
     out = tmp_path / "m.safetensors"
     make_trainer(config(), out).run(progress=False)
     run_until_cut(make_trainer(config(optimizer={"epochs": 3}), out), 0, monkeypatch)
@@ -556,7 +554,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_resuming_with_another_configuration_or_other_data_is_refused(interrupted: Path) -> None:
+def test_resuming_with_another_configuration_or_other_data_is_an_error(interrupted: Path) -> None:
     other = config(optimizer={"learning_rate": 2e-3})
     with pytest.raises(ConfigError, match=r"m\.state\.pt was written with another configuration or other data"):
         make_trainer(other, interrupted).resume()
@@ -564,7 +562,7 @@ def test_resuming_with_another_configuration_or_other_data_is_refused(interrupte
         make_trainer(config(), interrupted, prepared(config(), count=50)).resume()
 
 
-def test_resuming_nothing_is_an_error(tmp_path: Path) -> None:
+def test_resuming_without_a_state_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nothing to resume: .*m\.state\.pt does not exist"):
         make_trainer(config(), tmp_path / "m.safetensors").resume()
 
@@ -584,7 +582,7 @@ def test_a_damaged_state_is_an_error_of_one_line(interrupted: Path, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-# --- what goes wrong ---------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------------
 
 
 def test_fewer_frames_than_a_batch_are_an_error_with_both_numbers(tmp_path: Path) -> None:
@@ -592,7 +590,7 @@ def test_fewer_frames_than_a_batch_are_an_error_with_both_numbers(tmp_path: Path
         make_trainer(config(optimizer={"batch_size": 64}), tmp_path / "m.safetensors")
 
 
-def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_good_weights(
+def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_finite_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "m.safetensors"
@@ -610,10 +608,8 @@ def test_a_loss_that_becomes_nan_is_an_error_and_leaves_the_last_good_weights(
     assert all(bool(torch.isfinite(x).all()) for x in weights.values())
 
 
-def test_weights_that_became_nan_in_the_last_step_are_an_error_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The loss that would show it is never computed."""
+def test_weights_that_become_nan_in_the_last_step_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further loss is computed that would be NaN."""
     trainer = make_trainer(config(optimizer={"epochs": 1}), tmp_path / "m.safetensors")
     epoch_means = trainer._training.epoch_means
 
