@@ -37,8 +37,9 @@ def training_record(
     """Poses of the training frames and of the held-out ones, configuration and versions.
 
     Args:
-        own: poses of the training data, ``others`` those of the data that the split's held-out rows belong to.
-        scale_m: of the map.
+        own: poses of the training data.
+        others: poses of the data that the split's held-out rows index.
+        scale_m: scale of the map's codec.
     """
     train = [own[i] for i in split.train.tolist()]
     held_out = [(train, [others[i] for i in split.held_out.tolist()])] if len(split.held_out) else []

@@ -245,7 +245,7 @@ class Trainer:
         }
 
     def _save_state(self) -> None:
-        """Written after all other files: a run killed before repeats their writing, with the same content."""
+        """Write the state, after all other files: a run killed before this writes them again, with the same content."""
         if self._processes.first:
             identity = {"identity": self._identity()}
             self._files.save_state({**identity, **self._folds.state_dict(), **self._training.state_dict()})
