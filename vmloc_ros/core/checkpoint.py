@@ -27,6 +27,7 @@ from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 FORMAT = "vmloc_ros-checkpoint"
 VERSION = 1
+_ONCE_NULL = ("clip_length", "clip_spacing")  # settings for which older headers hold null: the system's own default
 _CONFIDENCE = "confidence."  # prefix of tensors that belong to the confidence, not to the weights
 
 
@@ -212,13 +213,19 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
             f"reads version {VERSION}; install the vmloc_ros that wrote it ({metadata.get('vmloc_ros')}) or train again"
         )
     try:
-        values = json.loads(metadata["header"])
-        # Headers of earlier versions hold the settings of all systems, with null for a system's own default.
-        values["model"] = {key: x for key, x in own_settings(values["model"]).items() if x is not None}
-        return from_mapping(CheckpointHeader, values, "header")
+        return from_mapping(CheckpointHeader, _own_model_settings(json.loads(metadata["header"])), "header")
     except ModelError as error:
         raise CheckpointError(
             f"{path} needs a model that this vmloc_ros {vmloc_ros.__version__} lacks: {error}"
         ) from error
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError, ConfigError) as error:
+    except (KeyError, json.JSONDecodeError, ConfigError) as error:
         raise CheckpointError(f"{path} has a damaged header: {error}") from error
+
+
+def _own_model_settings(header: Any) -> Any:
+    """The header without settings that only other systems have (in old files); a malformed one comes back as it is."""
+    model = header.get("model") if isinstance(header, Mapping) else None
+    if not isinstance(model, Mapping):
+        return header
+    own = own_settings(model)
+    return {**header, "model": {key: x for key, x in own.items() if x is not None or key not in _ONCE_NULL}}

@@ -111,7 +111,7 @@ REGISTRY: dict[str, System] = {
 
 def find_system(name: str) -> System:
     """The registry entry of a system. Raises ModelError: the name is not in the registry."""
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:  # names come from files
         raise ModelError(f"model {name!r} is not in the registry; known: {', '.join(sorted(REGISTRY))}")
     return REGISTRY[name]
 
