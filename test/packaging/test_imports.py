@@ -31,7 +31,7 @@ NO_ROS = (
     "top.endswith('_msgs') or top in "
     "{'rclpy', 'std_srvs', 'tf2_ros', 'cv_bridge', 'launch', 'launch_ros', 'ament_index_python'}"
 )
-NO_TRAINING_EXTRA = "top in {'embreex', 'matplotlib', 'rosbags', 'scipy', 'tqdm', 'trimesh'}"
+NO_TRAINING_EXTRA = "top in {'embreex', 'matplotlib', 'rosbags', 'scipy', 'tabulate', 'tensorboard', 'tqdm', 'trimesh'}"
 
 
 def import_all(refuse: str, package: str) -> subprocess.CompletedProcess[str]:
