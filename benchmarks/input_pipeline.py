@@ -110,7 +110,7 @@ class Training:
         _, tensors, present = batch
         tensors = self._preprocessor.normalise(augment(tensors, config, generator))
         present = drop_modalities(present, config.modality_dropout, generator)
-        loss = self._objective(self._model, model_input(tensors, present), self._target)
+        loss = self._objective.terms(self._model, model_input(tensors, present), self._target)["loss"]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, OptimizerConfig().gradient_norm)

@@ -164,3 +164,11 @@ def test_a_path_that_was_missing_or_has_changed_is_found_anew() -> None:
     tree.add("map", "camera", Pose.from_xyz_rpy([0.0, 0.0, 3.0], [0.0, 0.0, 0.0]))
     np.testing.assert_allclose(tree.find("map", "camera").position_m, [0.0, 0.0, 3.0])
     np.testing.assert_allclose(tree.find("base", "camera").position_m, [-1.0, 0.0, 3.0])
+
+
+def test_an_error_names_no_more_than_twenty_of_many_frames() -> None:
+    tree = TransformTree()
+    for number in range(200):
+        tree.add("base", f"link_{number:03d}", Pose.identity())
+    with pytest.raises(DataError, match=r"frames known: base, link_000, .*link_018, and 181 more$"):
+        tree.find("map", "base")

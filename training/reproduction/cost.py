@@ -92,7 +92,7 @@ class _Subject:
 
     def step(self) -> None:
         """A training step."""
-        loss = self._objective(self._model, self._batch, self._target)
+        loss = self._objective.terms(self._model, self._batch, self._target)["loss"]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_norm)

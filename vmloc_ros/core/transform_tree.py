@@ -12,6 +12,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.pose_buffer import JUMP_BACK_S, PoseBuffer
 
 Edge = tuple[str, str]  # parent frame, child frame
+_MOST_NAMES = 20  # in an error: a robot may have hundreds of frames
 
 
 class TransformTree:
@@ -59,6 +60,8 @@ class TransformTree:
         if path is None:
             source, above = source.lstrip("/"), self.ancestors(source.lstrip("/"))[1:]
             known = sorted({frame for edge in self._transforms for frame in edge})
+            if len(known) > _MOST_NAMES:
+                known = [*known[:_MOST_NAMES], f"and {len(known) - _MOST_NAMES} more"]
             raise DataError(
                 f"TF does not lead from {source} to {target.lstrip('/')}; above {source}: "
                 f"{', '.join(above) or 'nothing'}; frames known: {', '.join(known) or 'none'}"
