@@ -19,8 +19,8 @@ from training.objectives.base import ObjectiveConfig
 from training.objectives.registry import OBJECTIVES, objective_config_type
 from training.sources.options import SourceOptions
 from vmloc_ros.core.checkpoint import CheckpointHeader
-from vmloc_ros.core.config import from_mapping
-from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.config import from_mapping, to_mapping
+from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.models import DEFAULT_SYSTEM, ModelConfig, config_types, model_config, own_settings
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
@@ -169,7 +169,7 @@ def _for_system(layer: Any, system: str) -> Any:
     is_old = isinstance(model, Mapping) and model.keys() >= _OLD_SETTINGS
     if is_shared or is_old:
         if isinstance(model, Mapping):
-            own = own_settings({"name": system, **model})
+            own = own_settings({**model, "name": system})
             layer["model"] = {key: x for key, x in own.items() if key in model and (x is not None or not is_old)}
         if isinstance(objective, Mapping):
             layer["objective"] = {key: x for key, x in objective.items() if _is_for(system, key)}
@@ -205,6 +205,14 @@ def parse_config(values: dict[str, Any], overrides: list[str] | None, where: str
     """
     values = _with_overrides(values, overrides)
     return _parse(_for_system(values, _system_of(values)), where)
+
+
+def upgraded(values: Any) -> Any:
+    """A configuration with all defaults that an earlier version wrote, as today's would; unchanged if it is invalid."""
+    try:
+        return to_mapping(parse_config(values, None, "config"))
+    except VmlocError:
+        return values
 
 
 def _parse(values: Any, where: str) -> TrainConfig:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -13,11 +12,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import nn
 
-from training.config import flatten, parse_config
+from training.config import flatten, parse_config, upgraded
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, load_confidence
 from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import to_mapping
-from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.models import PoseModel, System, find_system
 from vmloc_ros.core.preprocessing import PreprocessConfig
@@ -174,9 +172,8 @@ def _source_row(source: Mapping[str, Any]) -> tuple[str, str]:
 
 def _changed_rows(header: CheckpointHeader) -> Rows:
     own = {"model": to_mapping(header.model), "preprocess": to_mapping(header.preprocess)}
-    recorded = {**header.training.get("config", {}), **own}
-    with contextlib.suppress(ConfigError):  # one that another version wrote is shown as it is
-        recorded = to_mapping(parse_config(recorded, None, "the checkpoint's configuration"))
+    recorded = {**own, **header.training.get("config", {})}
+    recorded = {**upgraded(recorded), **own}  # a configuration that does not parse is shown as it is
     defaults = flatten(to_mapping(parse_config({"model": {"name": header.model.name}}, None, "defaults")))
     changed = {key: value for key, value in flatten(recorded).items() if key not in defaults or defaults[key] != value}
     return [(key, json.dumps(value)) for key, value in changed.items()]

@@ -17,7 +17,8 @@ from training.config import TrainConfig, load_config, parse_config
 from training.objectives.base import BalanceConfig, ObjectiveConfig
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import ConfigError
-from vmloc_ros.core.models.baselines import MapNetConfig
+from vmloc_ros.core.models.baselines import AtLocConfig, MapNetConfig
+from vmloc_ros.core.models.config import LatentConfig
 
 
 @dataclass(frozen=True)
@@ -317,6 +318,15 @@ def test_a_shared_file_gives_each_system_the_settings_that_it_has(tmp_path: Path
     assert (vidloc.model.feature_dim, vidloc.model.recurrent_dim, vidloc.objective.gamma) == (8, 9, -2.0)
     assert (dense.model.dropout, dense.objective.cells) == (0.25, 5)
     assert (nearest.model.name, nearest.objective) == ("nearest", ObjectiveConfig())
+
+
+def test_a_shared_file_that_names_a_system_serves_a_later_layers_system(tmp_path: Path) -> None:
+    path, later = tmp_path / "shared.yaml", tmp_path / "later.yaml"
+    path.write_text("shared_by_systems: true\nmodel: {name: vmloc, latent_dim: 7, feature_dim: 8}\n")
+    later.write_text("model: {name: atloc}")
+    assert load_config([path, later]).model == AtLocConfig("atloc", feature_dim=8)
+    assert load_config([path], ["model.name=atloc"]).model == AtLocConfig("atloc", feature_dim=8)
+    assert load_config([path]).model == LatentConfig("vmloc", latent_dim=7)
 
 
 def test_a_shared_file_may_not_hold_settings_that_no_system_has(tmp_path: Path) -> None:

@@ -20,9 +20,13 @@ import yaml
 
 from helpers import yaw_pose
 from training.cli import main
+from training.config import TrainConfig
+from training.objectives.registry import objective_config_type
 from training.trainer import trainer
 from training.trainer.model_training import ModelTraining
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
+from vmloc_ros.core.config import to_mapping
+from vmloc_ros.core.models import REGISTRY
 
 # Batch norm, dropout, posterior samples, every augmentation and averaged weights: all that could differ after resuming.
 EVERYTHING = {
@@ -64,6 +68,16 @@ def write_config(path: Path, **sections: object) -> Path:
         values[name] = {**values[name], **changes} if isinstance(changes, dict) else changes
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+def as_earlier_versions_wrote_it(config: TrainConfig) -> dict[str, Any]:
+    """The mapping of a configuration with the settings of all systems, those that this one lacks at their defaults."""
+    values = to_mapping(config)
+    for system, entry in REGISTRY.items():
+        settings = {"model": to_mapping(entry.config()), "objective": to_mapping(objective_config_type(system)())}
+        for section, own in settings.items():
+            values[section] = {**own, **values[section]}
+    return values
 
 
 def arguments(scene: Path, config: Path, out: Path, *more: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,10 +17,13 @@ import torch
 
 from helpers import without_padding, yaw_pose
 from training.cli import main
+from training.config import TrainConfig
 from training.testing import write_random_checkpoint
+from training_runs import as_earlier_versions_wrote_it
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import image_message, pose_stamped_message
-from vmloc_ros.core.checkpoint import read_header
+from vmloc_ros.core.checkpoint import load_checkpoint, read_header, save_checkpoint
+from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
 COMMANDS = (
@@ -305,6 +309,25 @@ def test_evaluation_of_several_checkpoints_gives_mean_and_deviation(
     assert_one_line(capsys, code, "larger.safetensors differs from", "preprocess.shortest_side is 64, not 32", "seed")
     code = run("evaluate", checkpoint, scene, *out, "--also", checkpoint)
     assert_one_line(capsys, code, "a checkpoint is given twice")
+
+
+def test_a_checkpoint_of_an_earlier_version_with_the_same_settings_differs_in_none(
+    scene: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    header, model = load_checkpoint(checkpoint)
+    config = TrainConfig(model=header.model, preprocess=header.preprocess)
+    mappings = {"new": to_mapping(config), "old": as_earlier_versions_wrote_it(config), "other": to_mapping(config)}
+    mappings["other"]["objective"]["samples"] = 3
+    for name, mapping in mappings.items():
+        recorded = replace(header, training={**header.training, "config": mapping})
+        save_checkpoint(tmp_path / f"{name}.safetensors", recorded, model.state_dict())
+    new, old, other = (tmp_path / f"{name}.safetensors" for name in mappings)
+    out = ("--out", tmp_path / "results", "--device", "cpu")
+    assert run("evaluate", new, scene, *out, "--also", old) == 0
+    assert "differs from" not in caplog.text
+    assert run("evaluate", old, scene, *out, "--also", other) == 0
+    assert "other.safetensors differs from" in caplog.text
+    assert "objective.samples is 3, not 10" in caplog.text
 
 
 def test_models_lists_the_registry(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from helpers import tiny_config
 from training.config import parse_config
 from training.info import checkpoint_text, count_parameters, report_text, systems_text
 from training.testing import write_random_checkpoint
+from training_runs import as_earlier_versions_wrote_it
 from vmloc_ros.core.checkpoint import CheckpointHeader, Residuals, Uncertainty, load_checkpoint, save_checkpoint
 from vmloc_ros.core.confidence import Confidence, NullDistribution
 from vmloc_ros.core.config import to_mapping
@@ -177,6 +178,11 @@ def test_parameters_are_listed_with_their_total_and_the_files_size() -> None:
     numbers = [int(line.split()[-1].replace(",", "")) for line in parts]
     assert total == f"total {sum(numbers):,}"
     assert [line.split()[0] for line in parts][:2] == ["encoders.image", "encoders.lidar"]
+
+
+def test_settings_that_only_other_systems_have_are_not_listed_for_a_checkpoint_of_an_earlier_version() -> None:
+    recorded = {**HEADER.training, "config": as_earlier_versions_wrote_it(CONFIG)}
+    assert report(dataclasses.replace(HEADER, training=recorded)) == report()
 
 
 def test_the_configuration_lists_what_differs_from_the_defaults_and_nothing_else() -> None:

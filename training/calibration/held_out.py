@@ -152,11 +152,9 @@ def to_state(estimates: EstimatesBySensors) -> list[dict[str, Any]]:
 
 
 def from_state(state: Sequence[Mapping[str, Any]]) -> EstimatesBySensors:
-    """Inverse of :func:`to_state`."""
-    return {
-        tuple(one["modalities"]): HeldOutEstimates(**{name: x for name, x in one.items() if name != "modalities"})
-        for one in state
-    }
+    """Inverse of :func:`to_state`; earlier versions named the outlier scores ``cues``."""
+    renamed = [{"outlier_scores" if name == "cues" else name: x for name, x in one.items()} for one in state]
+    return {tuple(one.pop("modalities")): HeldOutEstimates(**one) for one in renamed}
 
 
 def without_gross_errors(data: PreparedDataset, held_out: HeldOutEstimates) -> HeldOutEstimates:

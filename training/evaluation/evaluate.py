@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from training.config import checkpoint_source_options
+from training.config import checkpoint_source_options, upgraded
 from training.data.coverage import warn_of_unknown_places
 from training.evaluation.corruption import NO_CORRUPTION, Corruption
 from training.evaluation.results import write_comparison, write_results
@@ -113,7 +113,7 @@ def _common_header(checkpoints: Sequence[Path]) -> CheckpointHeader:
 
 def _settings(header: CheckpointHeader) -> dict[str, Any]:
     """Settings that are equal in all checkpoints of one experiment, with dotted keys."""
-    recorded = header.training.get("config", {})
+    recorded = upgraded(header.training["config"]) if "config" in header.training else {}
     sections = {"model": to_mapping(header.model), "preprocess": to_mapping(header.preprocess)}
     sections |= {name: recorded.get(name, {}) for name in ("objective", "optimizer", "augment")}
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from training.config import TrainConfig
+from training.config import TrainConfig, flatten, upgraded
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, OutputError
 from vmloc_ros.core.files import write_aside
@@ -56,7 +56,7 @@ class RunFiles:
     def check_config(self, config: TrainConfig, files: Sequence[Path]) -> None:
         """Raise OutputError where :meth:`save_config` would overwrite one of the user's files with other content."""
         given = self.config.exists() and any(self.config.samefile(file) for file in files)
-        if given and self.config.read_text() != _as_yaml(config):
+        if given and not _is_written_form(self.config.read_text(), config):
             raise OutputError(
                 f"{self.config} is given as configuration, and the run would overwrite it with all defaults and "
                 "overrides; choose another OUT"
@@ -89,7 +89,7 @@ class RunFiles:
             raise CheckpointError(f"nothing to resume: {self.state} does not exist; train without --resume")
         try:
             state = torch.load(self.state, map_location="cpu", weights_only=True)
-            found = state["identity"]
+            found = {**state["identity"], "config": upgraded(state["identity"]["config"])}
         except Exception as error:  # torch.load raises many types for a damaged file
             raise damaged_state(self.state, error) from error
         if found != identity:
@@ -104,6 +104,16 @@ class RunFiles:
 
 def _as_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(to_mapping(config), sort_keys=False)
+
+
+def _is_written_form(text: str, config: TrainConfig) -> bool:
+    """Whether this version or an earlier one, whose files hold the settings of all systems, wrote the text."""
+    if text == _as_yaml(config):
+        return True
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict) or text != yaml.safe_dump(values, sort_keys=False):
+        return False
+    return flatten(values).keys() >= flatten(to_mapping(config)).keys() and upgraded(values) == to_mapping(config)
 
 
 def damaged_state(path: Path, error: Exception) -> CheckpointError:

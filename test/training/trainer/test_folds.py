@@ -19,6 +19,7 @@ from training.data.splits import Split, ValidationConfig, split_folds
 from training.trainer.folds import Folds
 from training.trainer.model_training import ModelTraining
 from training.trainer.trainer import Trainer
+from training_runs import as_earlier_versions_wrote_it
 from vmloc_ros.core.checkpoint import load_checkpoint, read_header
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import Sample
@@ -212,6 +213,10 @@ def test_a_state_file_with_the_keys_of_earlier_versions_is_resumed(
     run_until_cut(config(VMLOC), data, tmp_path / "m.safetensors", 18, monkeypatch)
     state = torch.load(file, weights_only=True)
     state["answers"], state["descent"] = state.pop("estimates"), state.pop("optimizer")
+    for part in state["answers"]:
+        for of_set in part:
+            of_set["cues"] = of_set.pop("outlier_scores")
+    state["identity"]["config"] = as_earlier_versions_wrote_it(config(VMLOC))
     torch.save(state, file)
     resumed = make_trainer(config(VMLOC), data, tmp_path / "m.safetensors")
     resumed.resume()

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from training.cli import main
 from training.config import TrainConfig, load_config
 from training.trainer.model_training import ModelTraining
 from training.trainer.run_files import RunFiles
-from training_runs import arguments, last_lines, log, write_config, write_scene
+from training_runs import arguments, as_earlier_versions_wrote_it, last_lines, log, write_config, write_scene
 from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import OutputError
@@ -46,6 +47,20 @@ def test_the_configuration_saved_with_a_run_can_be_given_again(tmp_path: Path) -
     again = load_config([files.config])
     assert again == config
     files.check_config(again, [files.config])
+
+
+def test_the_configuration_that_an_earlier_version_kept_with_a_run_can_be_given_again(tmp_path: Path) -> None:
+    files, config = RunFiles(tmp_path / "m.safetensors"), load_config([], ["model.name=mapnet", "seed=3"])
+    values = as_earlier_versions_wrote_it(config)
+    files.config.write_text(yaml.safe_dump(values, sort_keys=False))
+    again = load_config([files.config])
+    assert again == config
+    files.check_config(again, [files.config])
+    with pytest.raises(OutputError, match="is given as configuration"):
+        files.check_config(load_config([files.config], ["seed=4"]), [files.config])
+    files.config.write_text(yaml.safe_dump(values, sort_keys=False) + "# the best of five\n")
+    with pytest.raises(OutputError, match="is given as configuration"):
+        files.check_config(again, [files.config])
 
 
 @pytest.mark.parametrize("config", [TrainConfig(seed=3), TrainConfig(seed=4)])
