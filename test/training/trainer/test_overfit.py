@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtur
 FRAMES, EVERY = 32, 6
 TOPICS = {"image": "/camera/image_raw", "depth": "/camera/depth/image_raw"}
 CONFIG: dict[str, Any] = {
+    "shared_by_systems": True,
     "model": {
         "backbone": "shufflenet_v2_x0_5",
         "latent_dim": 128,
@@ -50,7 +51,7 @@ OWN: dict[str, dict[str, dict[str, Any]]] = {
     "dense_image": {"model": {"cell_stride": 4}, "optimizer": {"epochs": 60}},
     "dense_lidar": {"model": {"cell_stride": 4}, "optimizer": {"epochs": 40}},
 }
-POSITION_LIMIT_M = {"dense_image": 0.1}  # rays of so small a picture tell the heading well, and distances less so
+POSITION_LIMIT_M = {"dense_image": 0.1}  # rays of so small an image determine the heading well, distances less so
 
 
 @pytest.fixture(scope="module")
