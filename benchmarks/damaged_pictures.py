@@ -10,6 +10,7 @@ solver's cues, and the area under the ROC curve of detecting these frames, among
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from training.config import checkpoint_source_options
 from training.evaluation.metrics import area_under_roc, pose_errors
 from training.sources import open_sources
 from vmloc_ros.core.frame import Frame, Sample
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.progress import with_progress
 
 # `Prediction.outlier_scores` of `DenseModel.locate`, or 1 - them
 CUES = ("inliers", "residual", "on the map")
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--foreign", type=Path)
     parser.add_argument("--stride", type=int, default=4, help="use every STRIDE-th test frame")
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, where no terminal draws a bar
     localizer = Localizer.load(options.checkpoint, "cpu")
 
     def samples(path: Path, split: str, stride: int) -> list[Sample]:
@@ -114,7 +116,7 @@ def main() -> None:
     heads = [*CUES, *(f"area by {cue}" for cue in CUES)]
     print(f"| input | sensors | frames | median | 95 % | {' | '.join(heads)} |", "|---" * 11 + "|", sep="\n")
     clean: dict[str, np.ndarray] = {}
-    for corruption, sensors, samples_of_row in tqdm(rows, desc="rows"):
+    for corruption, sensors, samples_of_row in with_progress(rows, len(rows), "Damaged pictures", "rows"):
         change = CORRUPTIONS.get(corruption, CORRUPTIONS["none"])
         errors, cues = measure(localizer, samples_of_row, lambda frame, c=change, s=sensors: SENSORS[s](c(frame)))
         clean.setdefault(sensors, cues)

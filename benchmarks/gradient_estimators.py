@@ -10,6 +10,7 @@ is propagated back into the encoders, without the cost of running them.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from training.data.dataset import prepare_dataset
 from training.data.model_input import model_input
@@ -35,6 +35,7 @@ from vmloc_ros.core.checkpoint import load_checkpoint
 from vmloc_ros.core.models import Posterior
 from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import ProgressBar, progress_bar
 
 ESTIMATORS = ("iwae", "stl", "dreg", "dreg_lambda")
 SAMPLES = (1, 5, 10, 50, 200)
@@ -122,11 +123,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for table, plot and the simulated drive")
     out = parser.parse_args().out
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, where no terminal draws a bar
     out.mkdir(parents=True, exist_ok=True)
     wide, narrow, network = analytic_problem("wide q", 2.0), analytic_problem("narrow q", 1.0), network_problem(out)
     settings = [(wide, 1.0), (narrow, 1.0), (wide, 0.001), (network, 1.0), (network, 0.001)]
     results = {}
-    with tqdm(total=len(settings) * len(SAMPLES) * len(ESTIMATORS), unit="figure") as bar:
+    figures = len(settings) * len(SAMPLES) * len(ESTIMATORS)
+    with progress_bar(figures, "Gradient estimators", "figures") as bar:
         for problem, kl_weight in settings:
             name = f"{problem.name}, lambda = {kl_weight:g}"
             results[name] = {k: measure(problem, k, kl_weight, bar) for k in SAMPLES}
@@ -192,7 +195,7 @@ def network_problem(out: Path) -> Problem:
     return Problem("network", model, loss, joint.mean, joint.log_variance, target, 9600, 20)
 
 
-def measure(problem: Problem, k: int, kl_weight: float, bar: tqdm) -> dict[str, Figures]:
+def measure(problem: Problem, k: int, kl_weight: float, bar: ProgressBar) -> dict[str, Figures]:
     """Figures of every estimator; the bound's gradient is what ``dreg_lambda`` gives, and for itself ``iwae``."""
     means, variances, effective = {}, {}, {}
     for number, estimator in enumerate(ESTIMATORS):

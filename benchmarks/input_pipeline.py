@@ -11,6 +11,7 @@ memory; what the disk's own cache holds is not known.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import tempfile
@@ -23,7 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning th
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from training.config import OptimizerConfig
 from training.data.augment import AugmentConfig, augment, drop_modalities
@@ -39,6 +39,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
+from vmloc_ros.core.progress import with_progress
 
 Batch = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
@@ -165,6 +166,7 @@ class Data:
 def main() -> None:
     """Measure and print."""
     options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, where no terminal draws a bar
     preprocessor = Preprocessor(PreprocessConfig(modalities=Noise.modalities, shortest_side=options.size))
     training = Training(options, preprocessor)
     kinds = [(RESIDENT, 0), *((place, depth) for place in PLACES for depth in (0, options.depth))]
@@ -172,7 +174,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         data = Data(options, preprocessor, Path(folder))
         order, from_disk = random.Random(0), 0
-        for turn in tqdm(range(WARM_UP + options.turns), desc="turns"):
+        turns = WARM_UP + options.turns
+        for turn in with_progress(range(turns), turns, "Input pipeline", "turns"):
             for place, depth in order.sample(kinds, len(kinds)):
                 batches = data.resident() if place == RESIDENT else data.batches(place, depth)
                 read_before = _bytes_read()

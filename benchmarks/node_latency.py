@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import multiprocessing
 import os
 import tempfile
@@ -35,9 +36,9 @@ os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 import numpy as np
 from node_stopwatch import CPU, run_node
 from node_traffic import listener, publish, random_cloud, random_image, wait_for_rest, wait_until
-from tqdm import tqdm
 
 from training.output import markdown_table
+from vmloc_ros.core.progress import with_progress
 from vmloc_ros.core.resources import share_path
 from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep
 
@@ -154,11 +155,13 @@ def _foreign_s() -> float:
 def main() -> None:
     """Measure and print."""
     options = _options()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, where no terminal draws a bar
     let_idle_threads_sleep()  # as the node does; for the processes without a node, too
     leave_a_core()
     with ProcessPoolExecutor(1, SPAWN) as pool:
         own = pool.submit(own_times_ms, options.checkpoint, options.device, options.points).result()
-    runs = [measure(options, rate_hz) for rate_hz in tqdm(options.rates, desc="rates")]
+    rates = with_progress(options.rates, len(options.rates), "Node latency", "rates")
+    runs = [measure(options, rate_hz) for rate_hz in rates]
     print(_conditions(options, *own), _runs_table(runs), f"Stages at {runs[0].rate_hz:.1f} Hz:", sep="\n\n", end="\n\n")
     print(_stages_table(runs[0]))
 

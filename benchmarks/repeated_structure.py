@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
 from pathlib import Path
 
 import numpy as np
 from dense_scale import CONFIG, SENSORS, run
-from tqdm import tqdm
 
 from training.evaluation.metrics import CONFIDENCE_LIMIT, THRESHOLDS
 from training.simulation import simulate, street_centre
+from vmloc_ros.core.progress import with_progress
 
 STREETS = {0: "first of two identical ones", 1: "unique", 2: "second of two identical ones"}
 REPEATED = {0: 0, 1: 1, 2: 0}  # world seeds
@@ -31,7 +32,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for drives and checkpoint")
     parser.add_argument("--epochs", type=int, default=12)
     folder = (options := parser.parse_args()).folder
-    for part, number, seed in tqdm([(p, n, s) for p, seeds in SEEDS.items() for n in STREETS for s in seeds]):
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # progress, where no terminal draws a bar
+    drives = [(part, number, seed) for part, seeds in SEEDS.items() for number in STREETS for seed in seeds]
+    for part, number, seed in with_progress(drives, len(drives), "Drives", "drives"):
         drive(folder / part / f"street_{number}_seed_{seed}", number, seed)
     checkpoint = folder / "run" / "repeated.safetensors"
     if not checkpoint.exists():
