@@ -72,7 +72,7 @@ class Problem:
         mean, log_variance, target = repeated[0].requires_grad_(), repeated[1].requires_grad_(), repeated[2]
         posterior = Posterior(Gaussian(mean, log_variance), {}, {})
         bound = bound_loss(self.model, posterior, target, self.pose_loss, k, kl_weight, estimator)
-        parts = torch.autograd.grad(-len(target) * bound.loss, (mean, log_variance))
+        parts = torch.autograd.grad(-bound.loss.sum(), (mean, log_variance))
         return torch.cat(parts, dim=1).view(draws, -1).double(), float(bound.effective_samples.mean())
 
 

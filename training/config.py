@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +18,36 @@ from training.data.frozen_features import FrozenConfig
 from training.data.splits import ValidationConfig
 from training.objectives.base import ObjectiveConfig
 from training.objectives.registry import OBJECTIVES, objective_config_type
+from training.objectives.sensor_sets import FusionConfig
 from training.sources.options import SourceOptions
 from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import ConfigError, VmlocError
-from vmloc_ros.core.models import DEFAULT_SYSTEM, ModelConfig, config_types, model_config, own_settings
+from vmloc_ros.core.models import (
+    DEFAULT_SYSTEM,
+    ModelConfig,
+    config_types,
+    model_config,
+    own_settings,
+    with_former_settings,
+)
 from vmloc_ros.core.preprocessing import PreprocessConfig
 
 _SHARED = "shared_by_systems"  # key that marks a file as meant for several systems
+# Settings that complete configurations of earlier versions lack, with the values that those versions used.
+_FORMER_SETTINGS: dict[str, dict[str, Any]] = {
+    "objective": {"modality_dropout": "drawn", "estimator": "iwae"},
+    "optimizer": {"balance_rate": 1.0, "clip": "whole"},
+}
+_FIRST_OPTIMIZER = {
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "schedule",
+    "warmup_steps",
+    "gradient_norm",
+}
 _OLD_SETTINGS = {"latent_dim", "feature_dim", "recurrent_dim", "clip_spacing"}  # no system has all of them
 
 
@@ -35,8 +58,13 @@ class OptimizerConfig:
     Attributes:
         schedule: of the learning rate: ``constant``, or ``cosine`` down to zero at the last step.
         warmup_steps: steps over which the learning rate rises linearly.
-        gradient_norm: largest norm of the gradient, to which it is clipped.
+        gradient_norm: largest norm of a gradient, to which it is clipped.
+        clip: what is clipped: the gradient of each encoder and that of the rest (``parts``), or that of the whole model
+            (``whole``). They differ for systems with several encoders that meet in a latent vector.
         precision: of the networks' arithmetic; weights, posterior densities and losses stay in single precision.
+        balance_rate: learning rate of the objective's own parameters, which balance position and rotation (VMLoc
+            Eq. 11), as a multiple of the network's. Each optimizer step changes a parameter by about its learning rate:
+            at the network's, the balance would not reach its optimum in a training.
         ema_decay: decay of an exponential moving average of the weights, which is then validated and saved; 0: none.
     """
 
@@ -47,14 +75,18 @@ class OptimizerConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = 0
     gradient_norm: float = 10.0
+    clip: Literal["parts", "whole"] = "parts"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema_decay: float = 0.0
+    balance_rate: float = 100.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or self.gradient_norm <= 0:
             raise ValueError(f"epochs >= 1, batch_size >= 2, learning_rate and gradient_norm > 0, got {self}")
         if self.weight_decay < 0 or self.warmup_steps < 0:
             raise ValueError(f"weight_decay and warmup_steps must not be negative, got {self}")
+        if not 0 < self.balance_rate < math.inf:
+            raise ValueError(f"balance_rate must be positive, got {self.balance_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay lies in [0, 1), got {self.ema_decay}")
 
@@ -82,6 +114,22 @@ class TrainConfig:
     pretrained: bool | str = True
     seed: int = 0
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.expects_dropout and self.augment.dropped == "zeroed" and self.augment.modality_dropout:
+            raise ValueError(
+                "augment.dropped=zeroed needs inputs that are withheld at random: set objective.modality_dropout=drawn"
+            )
+
+    @property
+    def expects_dropout(self) -> bool:
+        """Whether the objective takes the expectation over modality dropout, so that it must not be drawn, too."""
+        return isinstance(self.objective, FusionConfig) and self.objective.modality_dropout == "expected"
+
+    @property
+    def drawn_augment(self) -> AugmentConfig:
+        """The augmentation to draw for each batch."""
+        return replace(self.augment, modality_dropout=0.0) if self.expects_dropout else self.augment
 
     @classmethod
     def field_types(cls, values: Any) -> dict[str, type]:
@@ -173,6 +221,25 @@ def _for_system(layer: Any, system: str) -> Any:
             layer["model"] = {key: x for key, x in own.items() if key in model and (x is not None or not is_old)}
         if isinstance(objective, Mapping):
             layer["objective"] = {key: x for key, x in objective.items() if _is_for(system, key)}
+    return _with_former_settings(layer, system) if _is_complete(layer) else layer
+
+
+def _is_complete(layer: Mapping[str, Any]) -> bool:
+    """Whether a program wrote the layer: this version or an earlier one, with all settings that it had."""
+    optimizer = layer.get("optimizer")
+    complete = isinstance(optimizer, Mapping) and optimizer.keys() >= _FIRST_OPTIMIZER
+    return complete and layer.keys() >= {"model", "objective", "source", "validation", "seed"}
+
+
+def _with_former_settings(layer: dict[str, Any], system: str) -> dict[str, Any]:
+    """A complete layer with the settings that an earlier version lacks, as that version trained."""
+    if isinstance(layer["model"], Mapping):
+        layer = {**layer, "model": with_former_settings({**layer["model"], "name": system})}
+    own = {field.name for field in fields(objective_config_type(system))}
+    for section, former in _FORMER_SETTINGS.items():
+        if isinstance(layer[section], Mapping):
+            added = {key: x for key, x in former.items() if section != "objective" or key in own}
+            layer = {**layer, section: {**added, **layer[section]}}
     return layer
 
 

@@ -115,6 +115,17 @@ def test_covariances_that_shrink_with_the_outlier_score_are_an_error() -> None:
         Residuals((1.0,) * 6, (1.0, 1.0), (), 1.0, (0.1, -0.1))
 
 
+def test_an_old_header_without_rotation_and_bounds_has_those_of_its_time(good: Path, tmp_path: Path) -> None:
+    """A default of today would give other outputs, or another number of them."""
+
+    def edit(header: dict[str, Any]) -> None:
+        for name in ("rotation", "log_variance_range", "log_variance_start"):
+            del header["model"][name]
+
+    model = read_header(rewrite(good, tmp_path / "old.safetensors", edit_header(edit))).model
+    assert (model.rotation, model.log_variance_range) == ("log_quaternion", (-8.0, 8.0))
+
+
 def test_weights_come_back_bit_for_bit_in_evaluation_mode(good: Path) -> None:
     torch.manual_seed(0)
     model = build_model(HEADER.model, Preprocessor(HEADER.preprocess).channels)

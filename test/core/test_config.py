@@ -18,7 +18,12 @@ from training.objectives.base import BalanceConfig, ObjectiveConfig
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models.baselines import AtLocConfig, MapNetConfig
-from vmloc_ros.core.models.config import LatentConfig
+from vmloc_ros.core.models.config import VariationalConfig
+
+OF_VMLOC = (
+    "attention_reduction, backbone, dropout, hidden_dim, latent_dim, log_variance_range, log_variance_start, name, "
+    "rotation"
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,15 @@ def test_the_defaults_are_the_papers() -> None:
     assert (config.optimizer.weight_decay, config.optimizer.epochs) == (5e-5, 300)
     assert (config.objective.samples, config.objective.beta, config.objective.gamma) == (10, -3.0, 0.0)
     assert (config.model.backbone, config.model.latent_dim, config.model.dropout) == ("resnet34", 1024, 0.5)
-    assert (config.preprocess.shortest_side, config.augment.modality_dropout) == (256, 0.4)
+    assert config.preprocess.shortest_side == 256
+
+
+def test_where_the_defaults_are_not_the_papers_a_file_takes_them_back() -> None:
+    ours, paper = load_config([]), load_config([Path(__file__).parents[2] / "config" / "train" / "paper.yaml"])
+    assert (ours.augment.modality_dropout, paper.augment.modality_dropout) == (pytest.approx(2 / 3), 0.4)
+    assert (ours.objective.estimator, paper.objective.estimator) == ("dreg_lambda", "dreg")
+    assert (ours.model.rotation, paper.model.rotation) == ("six_d", "log_quaternion")
+    assert (ours.expects_dropout, paper.expects_dropout) == (True, False)
 
 
 def test_later_files_win_key_by_key(tmp_path: Path) -> None:
@@ -280,12 +293,12 @@ def test_a_systems_own_value_out_of_range_is_an_error_with_the_limit(system: str
 @pytest.mark.parametrize(
     ("system", "override", "own"),
     [
-        ("atloc", "model.cell_stride=4", "attention_reduction, backbone, dropout, feature_dim, name"),
-        ("vmloc", "model.feature_dim=4", "attention_reduction, backbone, dropout, hidden_dim, latent_dim, name"),
+        ("atloc", "model.cell_stride=4", "attention_reduction, backbone, dropout, feature_dim, name, rotation"),
+        ("vmloc", "model.feature_dim=4", OF_VMLOC),
         ("nearest", "model.dropout=0", "backbone, name"),
-        ("vmloc", "model.latentdim=4", "attention_reduction, backbone, dropout, hidden_dim, latent_dim, name"),
+        ("vmloc", "model.latentdim=4", OF_VMLOC),
         ("atloc", "objective.samples=4", "beta, gamma"),
-        ("poe_vmloc", "objective.estimator=stl", "beta, gamma, kl_weight"),
+        ("poe_vmloc", "objective.estimator=stl", "beta, gamma, kl_weight, modality_dropout"),
         ("vmloc_dense", "objective.gamma=1", "cells, solver_weight"),
         ("nearest", "objective.beta=1", "none"),
     ],
@@ -326,7 +339,7 @@ def test_a_shared_file_that_names_a_system_serves_a_later_layers_system(tmp_path
     later.write_text("model: {name: atloc}")
     assert load_config([path, later]).model == AtLocConfig("atloc", feature_dim=8)
     assert load_config([path], ["model.name=atloc"]).model == AtLocConfig("atloc", feature_dim=8)
-    assert load_config([path]).model == LatentConfig("vmloc", latent_dim=7)
+    assert load_config([path]).model == VariationalConfig("vmloc", latent_dim=7)
 
 
 def test_a_shared_file_may_not_hold_settings_that_no_system_has(tmp_path: Path) -> None:
@@ -353,6 +366,36 @@ def test_configurations_of_earlier_versions_with_the_settings_of_all_systems_are
     config = parse_config(values, None, "an earlier version's")
     assert config.model == MapNetConfig("mapnet", "shufflenet_v2_x0_5", feature_dim=64, clip_length=3, clip_spacing=4)
     assert config.objective == BalanceConfig(beta=-3.0, gamma=-1.0)
+
+
+def test_complete_configurations_of_earlier_versions_keep_what_those_versions_trained() -> None:
+    """Settings that they lack have the values of that time, not today's defaults."""
+    values = to_mapping(TrainConfig())
+    for section, names in {
+        "model": ("rotation", "log_variance_range", "log_variance_start"),
+        "objective": ("modality_dropout", "estimator"),
+        "optimizer": ("balance_rate", "clip"),
+    }.items():
+        for name in names:
+            del values[section][name]
+    config = parse_config(values, None, "an earlier version's")
+    assert (config.model.rotation, config.model.log_variance_range) == ("log_quaternion", (-8.0, 8.0))
+    assert (config.objective.modality_dropout, config.objective.estimator) == ("drawn", "iwae")
+    assert (config.optimizer.balance_rate, config.optimizer.clip) == (1.0, "whole")
+    assert parse_config(to_mapping(TrainConfig()), None, "today's") == TrainConfig()
+
+
+def test_inputs_that_are_zeroed_must_be_drawn() -> None:
+    with pytest.raises(ConfigError, match=r"dropped=zeroed needs .*: set objective\.modality_dropout=drawn"):
+        load_config([], ["augment.dropped=zeroed"])
+    drawn = load_config([], ["augment.dropped=zeroed", "objective.modality_dropout=drawn"])
+    assert drawn.drawn_augment == drawn.augment
+    assert load_config([], ["model.name=atloc", "augment.dropped=zeroed"]).augment.dropped == "zeroed"
+
+
+def test_dropout_that_the_objective_takes_the_expectation_of_is_not_drawn_too() -> None:
+    assert load_config([]).drawn_augment == dataclasses.replace(TrainConfig().augment, modality_dropout=0.0)
+    assert load_config([], ["model.name=vidloc"]).drawn_augment == TrainConfig().augment
 
 
 @pytest.mark.parametrize(

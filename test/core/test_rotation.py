@@ -12,7 +12,15 @@ from scipy.spatial.transform import Rotation
 
 import helpers  # noqa: F401 (one thread for torch)
 from vmloc_ros.core import geometry
-from vmloc_ros.core.models.rotation import quaternion_exp, quaternion_log
+from vmloc_ros.core.models.rotation import (
+    chord,
+    matrix_quaternion,
+    pose_vectors,
+    quaternion_exp,
+    quaternion_log,
+    rotation_matrix,
+    six_d_matrix,
+)
 
 pytestmark = pytest.mark.numeric
 
@@ -183,3 +191,83 @@ def test_gradients_are_the_derivatives_away_from_the_cut() -> None:
     vectors = vectors[quaternion_exp(vectors)[:, 0] > 0.05]
     for start in (vectors, torch.zeros(1, 3, dtype=torch.float64)):
         assert torch.autograd.gradcheck(quaternion_exp, start.clone().requires_grad_())
+
+
+# --- outputs of networks -----------------------------------------------------------------------------------------
+
+
+def random_rotations(count: int, seed: int) -> Rotation:
+    return Rotation.from_quat(np.random.default_rng(seed).normal(size=(count, 4)))
+
+
+def six_d_of(rotations: Rotation) -> torch.Tensor:
+    """Both columns stretched and the second one skewed: the orthonormalisation has to undo it."""
+    columns = torch.from_numpy(rotations.as_matrix())
+    return torch.cat([3 * columns[..., 0], 0.5 * columns[..., 1] + 0.7 * columns[..., 0]], dim=-1)
+
+
+def test_six_numbers_give_the_rotation_matrix_of_the_two_columns() -> None:
+    rotations = random_rotations(100, 0)
+    np.testing.assert_allclose(six_d_matrix(six_d_of(rotations)).numpy(), rotations.as_matrix(), atol=1e-12)
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 1e-3, 1e3])
+def test_any_six_numbers_give_a_rotation_and_a_finite_gradient(magnitude: float) -> None:
+    numbers = magnitude * torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    numbers.requires_grad_()
+    matrices = six_d_matrix(numbers)
+    identity = torch.eye(3, dtype=torch.float64).expand(50, 3, 3)
+    torch.testing.assert_close(matrices.mT @ matrices, identity, rtol=0, atol=1e-12)
+    torch.testing.assert_close(torch.linalg.det(matrices), torch.ones(50, dtype=torch.float64))
+    chord(matrices, identity).sum().backward()
+    assert bool(torch.isfinite(numbers.grad).all())
+
+
+@pytest.mark.parametrize("numbers", [[0.0] * 6, [1.0, 0, 0, 2.0, 0, 0], [0.0, 0, 0, 1.0, 0, 0]])
+def test_six_numbers_without_a_rotation_are_finite_with_a_finite_gradient(numbers: list[float]) -> None:
+    x = torch.tensor(numbers, requires_grad=True)
+    matrix = six_d_matrix(x)
+    matrix.sum().backward()
+    assert bool(torch.isfinite(matrix).all())
+    assert bool(torch.isfinite(x.grad).all())
+
+
+@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 1e-3))
+def test_matrices_give_their_quaternions_up_to_length_and_sign(quaternion: list[float]) -> None:
+    unit = torch.tensor(quaternion, dtype=torch.float64)
+    unit = unit / unit.norm()
+    found = matrix_quaternion(rotation_matrix(unit))
+    assert float(found.norm()) >= 1  # far from zero, so no digits are lost
+    torch.testing.assert_close(((found / found.norm()) @ unit).abs(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("angle_deg", [0.001, 1.0, 90.0, 179.0, 180.0])
+def test_the_chord_is_the_sine_of_half_the_angle(angle_deg: float) -> None:
+    axis = np.array([1.0, -2.0, 0.5]) / np.linalg.norm([1.0, -2.0, 0.5])
+    first = random_rotations(1, 3)
+    second = first * Rotation.from_rotvec(np.radians(angle_deg) * axis)
+    found = chord(*(torch.from_numpy(x.as_matrix()) for x in (first, second)))
+    np.testing.assert_allclose(found.numpy(), np.sin(np.radians(angle_deg) / 2), rtol=1e-7)
+
+
+def test_equal_rotations_have_no_chord_and_a_finite_gradient() -> None:
+    matrix = torch.from_numpy(random_rotations(4, 5).as_matrix()).requires_grad_()
+    distance = chord(matrix, matrix.detach())
+    distance.sum().backward()
+    assert float(distance.max()) < 1e-12
+    assert bool(torch.isfinite(matrix.grad).all())
+
+
+def test_pose_vectors_hold_position_and_log_quaternion_of_either_representation() -> None:
+    rotations, positions = random_rotations(20, 7), torch.randn(20, 3, dtype=torch.float64)
+    quaternions = torch.from_numpy(rotations.as_quat()[..., [3, 0, 1, 2]])
+    expected = torch.cat([positions, quaternion_log(quaternions)], dim=-1)
+    assert torch.equal(pose_vectors(expected), expected)
+    torch.testing.assert_close(pose_vectors(torch.cat([positions, six_d_of(rotations)], dim=-1)), expected)
+
+
+def test_six_numbers_pass_through_a_turn_of_180_degrees_where_the_logarithm_jumps() -> None:
+    below, above = (Rotation.from_euler("z", angle, degrees=True) for angle in (179.9, 180.1))
+    logs = [quaternion_log(torch.from_numpy(x.as_quat()[[3, 0, 1, 2]])) for x in (below, above)]
+    assert (six_d_of(below) - six_d_of(above)).norm() < 0.02
+    assert (logs[0] - logs[1]).norm() > 3

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import urllib.error
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import helpers  # noqa: F401 (one thread for torch)
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.models import ModelInput, build_model, model_config
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.encoder import LOG_VARIANCE_BOUND, Encoder, make_trunk
+from vmloc_ros.core.models.encoder import Encoder, make_trunk
 from vmloc_ros.core.models.fusion import Gaussian, product_of_experts, standard_normal_log_prob
 
 TINY = model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8)
@@ -292,18 +293,40 @@ def test_a_weights_file_of_another_network_is_an_error_that_names_it(tmp_path, k
     assert "\n" not in str(caught.value)
 
 
-def test_log_variances_are_bounded_start_at_zero_and_always_have_a_gradient() -> None:
-    encoder = Encoder(torch.nn.Identity(), 5, 3)
+@pytest.mark.parametrize(("low", "high"), [(-8.0, 8.0), (-14.0, -6.0), (0.5, 1.0)])
+def test_log_variances_are_bounded_start_in_the_middle_and_always_have_a_gradient(low: float, high: float) -> None:
+    encoder = Encoder(torch.nn.Identity(), 5, 3, (low, high))
     _, log_variance = encoder(torch.rand(2, 5, 4, 4))
-    assert bool((log_variance == 0).all())
+    assert bool((log_variance == (low + high) / 2).all())
+    for weight, bound in ((-20.0, low), (20.0, high)):
+        with torch.no_grad():
+            encoder.log_variance.weight.fill_(weight)
+        _, log_variance = encoder(torch.full((1, 5, 4, 4), 1.0))
+        torch.testing.assert_close(log_variance, torch.full((1, 3), bound))
+        assert bool(((low <= log_variance) & (log_variance <= high)).all())
     with torch.no_grad():
-        encoder.log_variance.weight.fill_(20.0)
-    _, log_variance = encoder(torch.full((1, 5, 4, 4), 1.0))
-    assert bool((log_variance.abs() <= LOG_VARIANCE_BOUND).all())
-    with torch.no_grad():
-        encoder.log_variance.weight.fill_(2.0)
+        encoder.log_variance.weight.fill_((high - low) / 8)
     encoder(torch.full((1, 5, 4, 4), 2.0))[1].sum().backward()
     assert bool((encoder.log_variance.weight.grad > 0).all())
+
+
+def test_log_variances_start_where_the_configuration_says() -> None:
+    encoder = Encoder(torch.nn.Identity(), 5, 3, (-14.0, -6.0), log_variance_start=-7.0)
+    _, log_variance = encoder(torch.rand(2, 5, 4, 4))
+    torch.testing.assert_close(log_variance, torch.full((2, 3), -7.0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_variance_range": (1.0, 1.0)}, "low < high"),
+        ({"log_variance_range": (-40.0, 0.0)}, r"within \[-30, 30\]"),
+        ({"log_variance_start": -6.0}, r"log_variance_start lies within log_variance_range \[-14.0, -6.0\], got -6.0"),
+    ],
+)
+def test_bounds_of_the_log_variance_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_config("vmloc", **settings)
 
 
 # --- the whole network -------------------------------------------------------------------------------------------

@@ -25,18 +25,20 @@ class AugmentConfig:
             colour channel's gain by a quarter of that.
         measurement_dropout: share of depth and lidar cells that lose their measurement, drawn per sample from 0 to
             this.
-        modality_dropout: probability that a sample keeps one modality only, drawn evenly (VMLoc Eq. 18: 2/5).
+        modality_dropout: probability that a sample keeps one modality only, drawn evenly. 2/3 gives each set of two
+            sensors the same share; VMLoc Eq. 18 has 2/5. Objectives may take its expectation instead of drawing it:
+            :mod:`training.objectives.sensor_sets`.
         measurement_noise_m: standard deviation of noise added to measured depths and, along the beam, ranges, metres.
         rotation_deg: images and depth are rotated about their centre by up to this angle, in dense systems only: for
             others the true pose would have to change, too.
         zoom: images and depth are scaled by factors from ``1 / zoom`` to ``zoom``, likewise.
         dropped: ``absent`` if modality dropout removes an input, ``zeroed`` if it keeps it, but black and without
-            measurements, as published code does.
+            measurements, as published code does. It needs modality dropout to be drawn.
     """
 
     colour_jitter: float = 0.4
     measurement_dropout: float = 0.2
-    modality_dropout: float = 0.4
+    modality_dropout: float = 2 / 3
     measurement_noise_m: float = 0.0
     rotation_deg: float = 0.0
     zoom: float = 1.0

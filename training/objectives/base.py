@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models import ModelInput, PoseModel
+from vmloc_ros.core.models.rotation import chord, quaternion_exp, rotation_matrix, six_d_matrix
 from vmloc_ros.core.pose_codec import PoseCodec
 
 Terms = dict[str, Tensor]
@@ -24,6 +25,8 @@ class ObjectiveConfig:
 @dataclass(frozen=True, slots=True)
 class BalanceConfig(ObjectiveConfig):
     """Initial values of the learnable balance between position and rotation (VMLoc Eq. 11).
+
+    They are learned at ``optimizer.balance_rate`` times the learning rate of the network.
 
     Attributes:
         beta: initial position weight.
@@ -44,12 +47,13 @@ class Objective(nn.Module, ABC):
     config_type: ClassVar[type[ObjectiveConfig]] = BalanceConfig
 
     @classmethod
-    def build(cls, config: Any, codec: PoseCodec) -> Objective:
+    def build(cls, config: Any, codec: PoseCodec, dropout: float) -> Objective:
         """Build the objective.
 
         Args:
             config: settings, of :attr:`config_type`.
             codec: of the map, for objectives that need metric poses.
+            dropout: probability of modality dropout, for objectives that take its expectation.
         """
         return cls(config)
 
@@ -66,6 +70,8 @@ class Objective(nn.Module, ABC):
 class PoseLoss(nn.Module):
     """``L_p = |p - p*|_1 exp(-beta) + beta + |log q - log q*|_1 exp(-gamma) + gamma`` (VMLoc Eq. 11).
 
+    For rotations without a logarithm (``six_d``) the second distance is the :func:`chord` of the rotation matrices.
+
     Args:
         beta: initial value of the learnable position weight.
         gamma: initial value of the learnable rotation weight.
@@ -77,7 +83,14 @@ class PoseLoss(nn.Module):
         self.gamma = nn.Parameter(torch.tensor(gamma))
 
     def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Loss ``(..., B)`` of pose vectors ``(..., B, 6)`` against ``(B, 6)``."""
-        error = (predicted - target).abs()
-        position, rotation = error[..., :3].sum(-1), error[..., 3:].sum(-1)
+        """Loss ``(..., B)`` of outputs ``(..., B, 3 + R)`` against pose vectors ``(B, 6)``."""
+        position = (predicted[..., :3] - target[..., :3]).abs().sum(-1)
+        rotation = _rotation_error(predicted[..., 3:], target[..., 3:])
         return position * torch.exp(-self.beta) + self.beta + rotation * torch.exp(-self.gamma) + self.gamma
+
+
+def _rotation_error(predicted: Tensor, log_quaternion: Tensor) -> Tensor:
+    """Distance ``(..., B)`` of rotations ``(..., B, R)`` from those of ``(B, 3)`` log-quaternions."""
+    if predicted.shape[-1] == 3:
+        return (predicted - log_quaternion).abs().sum(-1)
+    return chord(six_d_matrix(predicted), rotation_matrix(quaternion_exp(log_quaternion)))

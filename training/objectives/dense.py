@@ -67,7 +67,7 @@ class DenseObjective(Objective):
         self._cells, self._solver_weight, self._codec = config.cells, config.solver_weight, codec
 
     @classmethod
-    def build(cls, config: CellsConfig, codec: PoseCodec) -> DenseObjective:
+    def build(cls, config: CellsConfig, codec: PoseCodec, dropout: float) -> DenseObjective:
         return cls(config, codec)
 
     def terms(self, model: DenseModel, batch: ModelInput | PrecomputedFeatures, target: Tensor) -> Terms:

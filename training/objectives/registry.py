@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 from training.objectives.base import Objective, ObjectiveConfig, Terms
 from training.objectives.dense import DenseObjective
-from training.objectives.regression import ClipObjective, HomoscedasticObjective, PoseObjective, RelativePoseObjective
+from training.objectives.regression import (
+    ClipObjective,
+    FusedPoseObjective,
+    HomoscedasticObjective,
+    PoseObjective,
+    RelativePoseObjective,
+)
 from training.objectives.variational import BoundObjective, ElboObjective
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.models import REGISTRY, ModelInput, PoseModel, find_system
@@ -29,6 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "bound": BoundObjective,
     "elbo": ElboObjective,
     "pose": PoseObjective,
+    "fused_pose": FusedPoseObjective,
     "relative_pose": RelativePoseObjective,
     "homoscedastic": HomoscedasticObjective,
     "clip": ClipObjective,
@@ -46,12 +53,13 @@ def objective_config_type(system: str) -> type[ObjectiveConfig]:
     return ObjectiveConfig if objective is None else OBJECTIVES[objective].config_type
 
 
-def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec) -> Objective:
+def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec, dropout: float = 0.0) -> Objective:
     """The objective of the named system.
 
     Args:
         config: settings, of :func:`objective_config_type`.
         codec: of the map, for objectives that need metric poses.
+        dropout: probability of modality dropout, for objectives that take its expectation.
 
     Raises:
         ModelError: the system is not in the registry, or is not trained by gradients.
@@ -63,4 +71,4 @@ def build_objective(system: str, config: ObjectiveConfig, codec: PoseCodec) -> O
             f"model {system!r} has no objective, because it is not trained by gradients; systems with one: "
             f"{', '.join(trained)}"
         )
-    return OBJECTIVES[objective].build(config, codec)
+    return OBJECTIVES[objective].build(config, codec, dropout)

@@ -17,19 +17,22 @@ through the parameters of ``log q(z_i | x)`` (the score term; its expectation is
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from training.objectives.base import BalanceConfig, Objective, PoseLoss, Terms
+from training.objectives.base import Objective, PoseLoss, Terms
+from training.objectives.sensor_sets import FusionConfig, SensorSets, sensor_sets
 from vmloc_ros.core.models import ModelInput, Posterior, VariationalModel
 from vmloc_ros.core.models.fusion import Gaussian, standard_normal_log_prob
+from vmloc_ros.core.pose_codec import PoseCodec
 
 
 @dataclass(frozen=True, slots=True)
-class ElboConfig(BalanceConfig):
+class ElboConfig(FusionConfig):
     """Settings of the ELBO.
 
     Attributes:
@@ -53,7 +56,7 @@ class BoundConfig(ElboConfig):
     """
 
     samples: int = 10
-    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "iwae"
+    estimator: Literal["iwae", "stl", "dreg", "dreg_lambda"] = "dreg_lambda"
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.kl_weight < 0:
@@ -64,7 +67,7 @@ class Bound(NamedTuple):
     """Result of :func:`bound_loss`.
 
     Attributes:
-        loss: scalar, the negative bound, mean over the batch.
+        loss: ``(B,)`` the negative bound of each frame.
         effective_samples: ``(B,)`` effective sample size ``1 / sum_i w~_i^2``, from 1 to k; without gradient.
     """
 
@@ -98,7 +101,7 @@ def bound_loss(
     log_weights = -pose_loss(model.decode(z), target) + kl_weight * log_ratio  # (k, B)
     weights = torch.softmax(log_weights.detach(), dim=0)
     _reweight_gradient(z, weights, {"iwae": 0.0, "stl": 0.0, "dreg": 1.0, "dreg_lambda": kl_weight}[estimator])
-    loss = -(torch.logsumexp(log_weights, dim=0) - math.log(samples)).mean()
+    loss = math.log(samples) - torch.logsumexp(log_weights, dim=0)
     return Bound(loss, 1 / weights.square().sum(dim=0))
 
 
@@ -115,7 +118,7 @@ def _reweight_gradient(z: Tensor, weights: Tensor, share: float) -> None:
 def elbo_loss(
     model: VariationalModel, posterior: Posterior, target: Tensor, pose_loss: PoseLoss, kl_weight: float
 ) -> Tensor:
-    """Negative evidence lower bound, mean over the batch: ``L_p`` of one sample and lambda times the KL in closed form.
+    """Negative evidence lower bound ``(B,)``: ``L_p`` of one sample and lambda times the KL in closed form.
 
     VMLoc Eq. 3, as in MVAE (Wu & Goodman 2018).
 
@@ -125,41 +128,54 @@ def elbo_loss(
     """
     joint = posterior.joint
     predicted = model.decode(joint.sample(1).squeeze(0))
-    return (pose_loss(predicted, target) + kl_weight * joint.kl_to_standard_normal()).mean()
+    return pose_loss(predicted, target) + kl_weight * joint.kl_to_standard_normal()
 
 
-class BoundObjective(Objective):
+class VariationalObjective(Objective):
+    """Base of the bound and the ELBO, with modality dropout in expectation.
+
+    Args:
+        dropout: probability of modality dropout; 0 where it is drawn, and the batch lacks the modalities already.
+    """
+
+    def __init__(self, config: Any, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.config, self._dropout = config, dropout
+        self.pose_loss = PoseLoss(config.beta, config.gamma)
+
+    @classmethod
+    def build(cls, config: Any, codec: PoseCodec, dropout: float) -> VariationalObjective:
+        return cls(config, dropout if config.modality_dropout == "expected" else 0.0)
+
+    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
+        posterior = model.encode(batch)
+        sets = sensor_sets(posterior.present, self._dropout)
+        of_sets = posterior.of_sensors(sets.rows, sets.present)
+        return {**self.loss(model, of_sets, target[sets.rows], sets), **_posterior_terms(posterior)}
+
+    @abstractmethod
+    def loss(self, model: VariationalModel, posterior: Posterior, target: Tensor, sets: SensorSets) -> Terms:
+        """The scalar ``loss``, and further detached scalars, from the posteriors of the sets' rows."""
+
+
+class BoundObjective(VariationalObjective):
     """The importance-weighted bound (VMLoc Eq. 7), with the estimator of its gradient that the configuration names."""
 
     config_type = BoundConfig
 
-    def __init__(self, config: BoundConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.pose_loss = PoseLoss(config.beta, config.gamma)
-
-    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
-        posterior = model.encode(batch)
-        samples, kl_weight = self.config.samples, self.config.kl_weight
-        bound = bound_loss(model, posterior, target, self.pose_loss, samples, kl_weight, self.config.estimator)
-        watched = {"effective_samples": bound.effective_samples.mean(), **_posterior_terms(posterior)}
-        return {"loss": bound.loss, **watched}
+    def loss(self, model: VariationalModel, posterior: Posterior, target: Tensor, sets: SensorSets) -> Terms:
+        config = self.config
+        bound = bound_loss(model, posterior, target, self.pose_loss, config.samples, config.kl_weight, config.estimator)
+        return {"loss": sets.mean(bound.loss), "effective_samples": sets.mean(bound.effective_samples)}
 
 
-class ElboObjective(Objective):
+class ElboObjective(VariationalObjective):
     """The ELBO with one sample (MVAE)."""
 
     config_type = ElboConfig
 
-    def __init__(self, config: ElboConfig) -> None:
-        super().__init__()
-        self.kl_weight = config.kl_weight
-        self.pose_loss = PoseLoss(config.beta, config.gamma)
-
-    def terms(self, model: VariationalModel, batch: ModelInput, target: Tensor) -> Terms:
-        posterior = model.encode(batch)
-        loss = elbo_loss(model, posterior, target, self.pose_loss, self.kl_weight)
-        return {"loss": loss, **_posterior_terms(posterior)}
+    def loss(self, model: VariationalModel, posterior: Posterior, target: Tensor, sets: SensorSets) -> Terms:
+        return {"loss": sets.mean(elbo_loss(model, posterior, target, self.pose_loss, self.config.kl_weight))}
 
 
 def _posterior_terms(posterior: Posterior) -> Terms:

@@ -28,9 +28,11 @@ import torch
 from numpy.typing import NDArray
 
 from training.config import TrainConfig
+from training.data.augment import AugmentConfig
 from training.objectives.registry import build_objective, objective_config_type
 from training.objectives.variational import BoundConfig
 from training.testing import noise_input
+from training.trainer.optimizer import clip_gradients
 from vmloc_ros.core.checkpoint import Uncertainty
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.models import ModelInput, build_model, select_modalities
@@ -81,8 +83,8 @@ class _Subject:
         objective = objective_config_type(name)()
         if isinstance(objective, BoundConfig):
             objective = BoundConfig(samples=samples, estimator="dreg")
-        self._objective = build_objective(name, objective, _CODEC).to(device)
-        self._gradient_norm = config.optimizer.gradient_norm
+        self._objective = build_objective(name, objective, _CODEC, AugmentConfig().modality_dropout).to(device)
+        self._config = config.optimizer
         parameters = [*self._model.parameters(), *self._objective.parameters()]
         self._optimizer = torch.optim.Adam(parameters, weight_decay=config.optimizer.weight_decay)
         size = config.preprocess.shortest_side
@@ -95,7 +97,7 @@ class _Subject:
         loss = self._objective.terms(self._model, self._batch, self._target)["loss"]
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._gradient_norm)
+        clip_gradients(self._model, self._config)
         self._optimizer.step()
         if self._target.is_cuda:
             torch.cuda.synchronize()

@@ -99,23 +99,21 @@ def comparisons_table(lines: Sequence[Line], comparisons: Sequence[Comparison], 
     known = {(line.variant, line.condition): line for line in lines if line.seeds}
     keys = (f"{statistic}_position_m", f"{statistic}_rotation_deg")
     rows = [
-        [text, *(_gap(known[first], known[second], key) for key in keys)]
+        [text, *(_ratio(known[first], known[second], key) for key in keys)]
         for text, first, second in comparisons
         if first in known and second in known
     ]
     if not rows:
         return ""
-    return markdown_table(["the first's error less the second's", "position (m)", "rotation (deg)"], rows, labels=1)
+    return markdown_table(["the first's error by the second's", "position (m)", "rotation (deg)"], rows, labels=1)
 
 
-def _gap(first: Line, second: Line, key: str) -> str:
-    difference = first.mean(key) - second.mean(key)
-    stds = first.std(key), second.std(key)
-    decimals = _decimals(max(first.mean(key), second.mean(key)))
-    if stds[0] is None or stds[1] is None:
-        return f"{difference:+.{decimals}f}"
-    error = math.sqrt(stds[0] ** 2 / len(first.seeds) + stds[1] ** 2 / len(second.seeds))
-    return f"{difference:+.{decimals}f} ± {error:.{decimals}f}"
+def _ratio(first: Line, second: Line, key: str) -> str:
+    """Ratio of the means over seeds, with its standard error (to first order) where both have several seeds."""
+    ratio = first.mean(key) / second.mean(key)
+    relative = [(line.std(key), line.mean(key) * math.sqrt(len(line.seeds))) for line in (first, second)]
+    errors = [std / by for std, by in relative if std is not None]
+    return f"{ratio:.2f} ± {ratio * math.hypot(*errors):.2f}" if len(errors) == 2 else f"{ratio:.2f}"
 
 
 def _decimals(value: float) -> int:

@@ -53,7 +53,9 @@ class Lifecycle:
     def training_data(self, model: PoseModel, frames: TrainingFrames) -> TrainingData:
         """Rows from which the steps draw their batches."""
         config = frames.config
-        return AugmentedFrames(frames.data, config.augment, frames.preprocessor, frames.device, model.needs_geometry)
+        return AugmentedFrames(
+            frames.data, config.drawn_augment, frames.preprocessor, frames.device, model.needs_geometry
+        )
 
     def initialise(self, model: PoseModel, frames: TrainingFrames, codec: PoseCodec) -> None:
         """Initialise the model from its training frames, before the optimizer is built."""

@@ -98,7 +98,8 @@ class ModelTraining:
         rows = training_data.rows_of(frames.rows)
         self.sampler = Sampler(training_data, rows, model, config.optimizer.batch_size, config.seed)
         self.sampler.check_processes(processes.count)
-        self.objective = build_objective(config.model.name, config.objective, codec).to(device)
+        dropout = config.augment.modality_dropout
+        self.objective = build_objective(config.model.name, config.objective, codec, dropout).to(device)
         self.training_step = processes.wrap(TrainingStep(model, self.objective), device)
         self.optimizer = Optimizer(model, self.objective, config.optimizer, epochs * self.sampler.steps, device)
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.config import OptimizerConfig
 from vmloc_ros.core.errors import ConfigError
+from vmloc_ros.core.models import PoseModel
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +35,14 @@ def arithmetic(deterministic: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
+def clip_gradients(model: PoseModel, config: OptimizerConfig) -> None:
+    """Clip the gradients as ``gradient_norm`` and ``clip`` say."""
+    parts = [list(part.parameters()) for part in model.parts()] if config.clip == "parts" else []
+    own = {parameter for part in parts for parameter in part}
+    for group in (*parts, [parameter for parameter in model.parameters() if parameter not in own]):
+        nn.utils.clip_grad_norm_(group, config.gradient_norm)
+
+
 class Optimizer:
     """Adam on the parameters of a model and its objective.
 
@@ -45,7 +54,7 @@ class Optimizer:
     """
 
     def __init__(
-        self, model: nn.Module, objective: nn.Module, config: OptimizerConfig, steps: int, device: torch.device
+        self, model: PoseModel, objective: nn.Module, config: OptimizerConfig, steps: int, device: torch.device
     ) -> None:
         if config.precision == "fp16" and device.type != "cuda":
             raise ConfigError("optimizer.precision fp16 needs a GPU; use bf16 or fp32")
@@ -54,7 +63,7 @@ class Optimizer:
             [
                 {"params": model.parameters(), "weight_decay": config.weight_decay},
                 # Decay would pull the balance weights towards zero, which has no meaning for them.
-                {"params": objective.parameters(), "weight_decay": 0.0},
+                {"params": objective.parameters(), "weight_decay": 0.0, "factor": config.balance_rate},
             ],
             lr=config.learning_rate,
         )
@@ -82,11 +91,11 @@ class Optimizer:
     def step(self, loss: Tensor, number: int) -> None:
         """Take step ``number``, counted from 0, along the gradient of the loss."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self.rate(number)
+            group["lr"] = self.rate(number) * group.get("factor", 1.0)  # those of earlier versions have none
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.gradient_norm)
+        clip_gradients(self._model, self._config)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._averaged is not None:

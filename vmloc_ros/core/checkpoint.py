@@ -21,7 +21,7 @@ from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import ModelConfig, PoseModel, build_model, config_types, own_settings
+from vmloc_ros.core.models import ModelConfig, PoseModel, build_model, config_types, own_settings, with_former_settings
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -223,9 +223,12 @@ def _parse_header(path: Path, metadata: Mapping[str, str]) -> CheckpointHeader:
 
 
 def _own_model_settings(header: Any) -> Any:
-    """The header without settings that only other systems have (in old files); a malformed one comes back as it is."""
+    """The header without settings that only other systems have (in old files), and with those that old files lack.
+
+    A malformed header comes back as it is.
+    """
     model = header.get("model") if isinstance(header, Mapping) else None
     if not isinstance(model, Mapping):
         return header
-    own = own_settings(model)
-    return {**header, "model": {key: x for key, x in own.items() if x is not None or key not in _ONCE_NULL}}
+    own = {key: x for key, x in own_settings(model).items() if x is not None or key not in _ONCE_NULL}
+    return {**header, "model": with_former_settings(own)}

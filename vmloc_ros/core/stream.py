@@ -13,7 +13,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader
 from vmloc_ros.core.errors import ConfigError, ModelError
 from vmloc_ros.core.frame import Estimate, Frame
 from vmloc_ros.core.models import ClipModel, ModelInput, PoseModel, Prediction
-from vmloc_ros.core.models.base import decode_vectors
+from vmloc_ros.core.models.base import decode_outputs
 
 
 class FrameLocalizer(Protocol):
@@ -96,11 +96,11 @@ class Stream:
         """Estimates of all waiting frames but the newest ``keep``."""
         if self._model is None or len(self._waiting) <= keep:
             return []
-        vectors = self._model.decode_window(torch.stack(list(self._features)))
+        outputs = self._model.decode_window(torch.stack(list(self._features)))
         estimates = []
         while len(self._waiting) > keep:
-            row = vectors[-len(self._waiting)]
+            row = outputs[-len(self._waiting)]
             stamp_ns, modalities = self._waiting.popleft()
-            prediction = decode_vectors(row.view(1, 1, 6), self._localizer.header.pose_codec)
+            prediction = decode_outputs(row.view(1, 1, -1), self._localizer.header.pose_codec)
             estimates.append(self._localizer.estimate(stamp_ns, modalities, prediction))
         return estimates

@@ -59,7 +59,7 @@ def toy(seed: int) -> tuple[LinearModel, Posterior, Tensor]:
 
 
 def bound(model: Any, q: Posterior, target: Tensor, loss: PoseLoss, k: int, weight: float) -> Tensor:
-    return -bound_loss(model, q, target, loss, k, weight, "iwae").loss
+    return -bound_loss(model, q, target, loss, k, weight, "iwae").loss.mean()
 
 
 # --- Eq. 7, 15 ---------------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_weights_far_below_the_smallest_float_still_give_a_finite_loss_and_gradi
     result = bound_loss(
         LinearModel(torch.ones(2, 6)), posterior(mean, torch.zeros(1, 2)), target, PoseLoss(), 10, 1e-3, estimator
     )
-    result.loss.backward()
+    result.loss.sum().backward()
     assert math.isfinite(result.loss.item())
     assert 1 <= result.effective_samples.item() <= 10
     assert bool(torch.isfinite(mean.grad).all())
@@ -242,7 +242,7 @@ def test_gradients_are_those_of_the_equations_sample_by_sample(estimator: str, w
     torch.manual_seed(1)
     expected = sample_by_sample(model, q, target, 5, weight, estimator)
     torch.manual_seed(1)
-    loss = bound_loss(model, q, target, SquaredLoss(), 5, weight, estimator).loss
+    loss = bound_loss(model, q, target, SquaredLoss(), 5, weight, estimator).loss.mean()
     actual = torch.autograd.grad(-3 * loss, list(leaves(model, q).values()))  # mean over three frames
     for gradient, wanted in zip(actual, expected.values(), strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
@@ -253,7 +253,7 @@ def test_one_sample_has_weight_one_so_that_all_but_iwae_agree() -> None:
     for estimator in ("stl", "dreg", "dreg_lambda"):
         model, q, target = toy(seed=2)
         torch.manual_seed(0)
-        bound_loss(model, q, target, PoseLoss(), 1, 0.3, estimator).loss.backward()
+        bound_loss(model, q, target, PoseLoss(), 1, 0.3, estimator).loss.mean().backward()
         gradients.append(torch.cat([q.joint.mean.grad, q.joint.log_variance.grad]))
     assert torch.equal(gradients[0], gradients[1])
     torch.testing.assert_close(gradients[0], gradients[2], rtol=1e-14, atol=0)
@@ -320,7 +320,7 @@ def mean_gradient(
     target = torch.tensor(case.target).expand(draws, 6)
     model: Any = LinearModel(torch.tensor(case.matrix))
     torch.manual_seed(len(estimator))
-    loss = bound_loss(model, posterior(mean, log_variance), target, SquaredLoss(), k, weight, estimator).loss
+    loss = bound_loss(model, posterior(mean, log_variance), target, SquaredLoss(), k, weight, estimator).loss.mean()
     gradients = torch.cat(torch.autograd.grad(-draws * loss, (mean, log_variance)), dim=-1).numpy()
     return gradients.mean(axis=0), gradients.std(axis=0, ddof=1) / math.sqrt(draws)
 
@@ -441,7 +441,7 @@ def test_dreg_lambda_is_unbiased_with_the_paper_s_loss_attention_and_dropout_too
     for estimator in ("iwae", "dreg", "dreg_lambda"):
         torch.manual_seed(3)
         q, target = posterior(mean, log_variance), torch.full((draws, 6), 0.1)
-        loss = bound_loss(model, q, target, PoseLoss(-1.0, -1.0), 4, 0.3, estimator).loss
+        loss = bound_loss(model, q, target, PoseLoss(-1.0, -1.0), 4, 0.3, estimator).loss.mean()
         gradient[estimator] = torch.autograd.grad(draws * loss, mean)[0]
 
     def standard_errors(estimator: str) -> Tensor:
@@ -465,7 +465,7 @@ def test_the_elbo_is_the_closed_form_in_expectation() -> None:
     )
     model: Any = LinearModel(torch.tensor(case.matrix))
     torch.manual_seed(0)
-    loss = elbo_loss(model, posterior(mean, log_variance), target, SquaredLoss(), weight)
+    loss = elbo_loss(model, posterior(mean, log_variance), target, SquaredLoss(), weight).mean()
     # L_p of a draw has a standard deviation of about 1.
     assert loss.item() == pytest.approx(0.5 * squared + weight * kl, abs=5 / math.sqrt(draws))
 

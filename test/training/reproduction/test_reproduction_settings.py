@@ -9,6 +9,9 @@ import pytest
 
 from scene_builders import scene_of
 from training.config import TrainConfig, load_config
+from training.objectives.registry import objective_config_type
+from training.objectives.sensor_sets import FusionConfig
+from training.objectives.variational import BoundConfig
 from training.reproduction.experiments import EXPERIMENTS, VARIANTS, InputCorruption
 from training.reproduction.runs import Run, Settings, corruption_of
 from vmloc_ros.core.models import REGISTRY
@@ -21,7 +24,7 @@ RANGE_MASKED, RANGE_MISSING = InputCorruption("range", 1), InputCorruption("rang
 def test_without_the_users_settings_the_paper_s_are_used() -> None:
     config = Run(scene_of(), VARIANTS["vmloc"], 3).config(Settings(Path("out")))
     assert config == load_config([share_path("config", "train", "seven_scenes.yaml")], ["seed=3", "model.name=vmloc"])
-    assert (config.model.backbone, config.objective.samples, config.objective.estimator) == ("resnet34", 10, "dreg")
+    assert (config.model.backbone, config.objective.samples, config.optimizer.epochs) == ("resnet34", 10, 300)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,9 @@ def test_without_the_users_settings_the_paper_s_are_used() -> None:
         ("vmloc_iwae", ("objective", "estimator"), "iwae"),
         ("vmloc_k1", ("objective", "samples"), 1),
         ("vmloc_no_dropout", ("augment", "modality_dropout"), 0.0),
-        ("vmloc_zeroed", ("augment", "dropped"), "zeroed"),
+        ("vmloc_drawn", ("objective", "modality_dropout"), "drawn"),
+        ("vmloc_slow_balance", ("optimizer", "balance_rate"), 1.0),
+        ("vmloc_log_quaternion", ("model", "rotation"), "log_quaternion"),
     ],
 )
 def test_an_ablation_differs_from_vmloc_in_one_key_whatever_the_user_sets(
@@ -64,7 +69,8 @@ def test_the_shipped_configurations_of_single_systems_set_nothing_else(name: str
     config = load_config([share_path("config", "train", "systems", f"{name}.yaml")])
     assert config.model.name == name
     assert config.optimizer == TrainConfig().optimizer
-    assert (getattr(config.objective, "estimator", "") == "dreg") == (name in ("vmloc", "image_vmloc", "depth_vmloc"))
+    if isinstance(config.objective, FusionConfig):  # the recipe is that of the defaults
+        assert config.objective == objective_config_type(name)()
 
 
 @pytest.mark.parametrize("file", sorted(share_path("config", "train").rglob("*.yaml")), ids=lambda path: path.name)
@@ -121,3 +127,11 @@ def test_a_recipe_goes_over_files_and_under_overrides_and_leaves_the_pictures_al
 
 def test_the_table_of_all_systems_has_all_of_them() -> None:
     assert set(EXPERIMENTS["systems"].variants) >= set(REGISTRY)
+
+
+def test_the_letter_of_the_paper_is_its_file(tmp_path: Path) -> None:
+    paper = share_path("config", "train", "paper.yaml")
+    by_file = Run(scene_of(), VARIANTS["vmloc"], 0).config(Settings(Path("out"), config_files=[paper]))
+    by_variant = Run(scene_of(), VARIANTS["vmloc_letter"], 0).config(Settings(Path("out")))
+    assert by_file == by_variant
+    assert by_file.objective == BoundConfig(modality_dropout="drawn", estimator="dreg")

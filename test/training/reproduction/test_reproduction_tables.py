@@ -97,7 +97,7 @@ def test_averages_are_over_rows_and_beside_the_papers_over_the_same_rows() -> No
     assert averages(lines[:1]) == []
 
 
-def test_comparisons_give_the_difference_and_its_standard_error() -> None:
+def test_comparisons_give_the_ratio_and_its_standard_error() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(3, 0.5, 4), rng.normal(2, 0.3, 3)
     lines = [line("yard", "vmloc", *first), line("yard", "vmloc_k1", *second), line("yard", "image_vmloc", 1.5)]
@@ -107,9 +107,9 @@ def test_comparisons_give_the_difference_and_its_standard_error() -> None:
         Comparison("depth", ("vmloc", None), ("depth_vmloc", None)),
     )
     table = without_padding(comparisons_table(lines, questions, "mean")).splitlines()
-    error = math.sqrt(first.var(ddof=1) / 4 + second.var(ddof=1) / 3)
-    difference = first.mean() - second.mean()
-    assert table[2] == f"| k | {difference:+.2f} ± {error:.2f} | {10 * difference:+.1f} ± {10 * error:.1f} |"
-    assert table[3] == f"| image | {first.mean() - 1.5:+.2f} | {10 * (first.mean() - 1.5):+.1f} |"
+    ratio = first.mean() / second.mean()
+    error = ratio * math.sqrt(first.var(ddof=1) / 4 / first.mean() ** 2 + second.var(ddof=1) / 3 / second.mean() ** 2)
+    assert table[2] == f"| k | {ratio:.2f} ± {error:.2f} | {ratio:.2f} ± {error:.2f} |"
+    assert table[3] == f"| image | {first.mean() / 1.5:.2f} | {first.mean() / 1.5:.2f} |"
     assert len(table) == 4
     assert comparisons_table(lines[2:], questions, "mean") == ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import helpers  # noqa: F401 (one thread for torch)
 from training.config import OptimizerConfig
+from training.objectives.base import PoseLoss
 from training.trainer.optimizer import Optimizer
 from vmloc_ros.core.errors import ConfigError
 
@@ -28,6 +29,9 @@ class Point(nn.Module):
     def __init__(self, start: Sequence[float] = (1.0, 2.0, 3.0)) -> None:
         super().__init__()
         self.x = nn.Parameter(torch.tensor(start))
+
+    def parts(self) -> list[nn.Module]:
+        return []
 
 
 def make_optimizer(model: nn.Module, objective: nn.Module | None = None, steps: int = 6, **options: Any) -> Optimizer:
@@ -76,6 +80,46 @@ def test_gradients_are_clipped_to_the_largest_norm(limit: float, norm: float) ->
     torch.testing.assert_close(model.x.grad, SLOPE * norm / SLOPE.norm(), rtol=1e-4, atol=0)
 
 
+class Encoders(nn.Module):
+    """Two encoders with gradients of very different size, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strong, self.weak, self.head = Point(), Point(), Point()
+
+    def parts(self) -> list[nn.Module]:
+        return [self.strong, self.weak]
+
+
+@pytest.mark.parametrize("clip", ["parts", "whole"])
+def test_an_encoder_with_large_gradients_shortens_those_of_another_only_where_the_whole_is_clipped(clip: str) -> None:
+    model = Encoders()
+    loss = 100 * (model.strong.x * SLOPE).sum() + (model.weak.x * SLOPE).sum() + (model.head.x * SLOPE).sum()
+    make_optimizer(model, gradient_norm=1.0, clip=clip).step(loss, 0)
+    norms = [float(part.x.grad.norm()) for part in (model.strong, model.weak, model.head)]
+    if clip == "parts":
+        assert norms == pytest.approx([1.0, 1.0, 1.0], rel=1e-4)
+    else:
+        assert norms == pytest.approx(np.array([100, 1, 1]) / math.sqrt(100**2 + 2), rel=1e-4)
+
+
+def test_balance_weights_reach_their_optimum_at_their_own_rate_and_not_at_the_network_s() -> None:
+    """Of constant errors: d/dbeta (S exp(-beta) + beta) is zero where exp(beta) is the mean S."""
+    generator = torch.Generator().manual_seed(0)
+    predicted, target = torch.randn(64, 6, generator=generator), torch.randn(64, 6, generator=generator)
+    error = (predicted - target).abs()
+    optimum = [error[:, part].sum(dim=1).mean().log().item() for part in (slice(3), slice(3, 6))]
+    reached = {}
+    for rate in (100.0, 1.0):
+        loss = PoseLoss(beta=-3.0, gamma=0.0)
+        optimizer = make_optimizer(Point(), loss, steps=1500, learning_rate=1e-4, balance_rate=rate, schedule="cosine")
+        for number in range(1500):
+            optimizer.step(loss(predicted, target).mean(), number)
+        reached[rate] = [loss.beta.item(), loss.gamma.item()]
+    assert reached[100.0] == pytest.approx(optimum, abs=0.02)
+    assert reached[1.0] == pytest.approx([-3.0, 0.0], abs=1500 * 1e-4)
+
+
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_averaged_weights_follow_their_recursion(decay: float) -> None:
     """Step n moves the mean by 1 - min(decay, (1 + n) / (10 + n)) of the way to the newest weights."""
@@ -112,8 +156,13 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     assert torch.equal(other.best_model.x, optimizer.best_model.x)
 
 
+class Layer(nn.Linear):
+    def parts(self) -> list[nn.Module]:
+        return []
+
+
 def test_bfloat16_multiplies_in_half_and_keeps_weights_and_gradients_single() -> None:
-    layer = nn.Linear(3, 2)
+    layer = Layer(3, 2)
     optimizer = make_optimizer(layer, precision="bf16")
     with optimizer.autocast():
         out = layer(torch.ones(4, 3))

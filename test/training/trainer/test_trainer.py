@@ -438,6 +438,7 @@ def test_pytorchs_determinism_switch_is_restored(tmp_path: Path, monkeypatch: py
 def test_zeroed_modalities_are_zeros_marked_as_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame without lidar data stays without."""
     sections = {"preprocess": {"modalities": ["image", "lidar"]}, "augment": {"modality_dropout": 0.9}}
+    sections["objective"] = {"modality_dropout": "drawn"}
     shown = {}
     for dropped in ("zeroed", "absent"):
         sections["augment"]["dropped"] = dropped

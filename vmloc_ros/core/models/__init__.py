@@ -12,6 +12,7 @@ from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES
 from vmloc_ros.core.models.base import (
     ClipModel,
+    FusingModel,
     MemoryModel,
     PoseModel,
     RegressionModel,
@@ -21,12 +22,13 @@ from vmloc_ros.core.models.baselines import (
     AtLoc,
     AtLocConfig,
     AttentionVMLoc,
+    FeatureConfig,
     MapNet,
     MapNetConfig,
-    PoseNetConfig,
     PoseNetPlus,
+    RegressorConfig,
 )
-from vmloc_ros.core.models.config import LatentConfig, ModelConfig
+from vmloc_ros.core.models.config import LatentConfig, ModelConfig, VariationalConfig
 from vmloc_ros.core.models.dense.config import DenseConfig
 from vmloc_ros.core.models.dense.model import DenseModel
 from vmloc_ros.core.models.hourglass import Hourglass
@@ -64,18 +66,18 @@ REGISTRY: dict[str, System] = {
         VMLoc,
         MODALITIES,
         "product of experts, importance-weighted bound, attention (the paper's)",
-        LatentConfig,
+        VariationalConfig,
         "bound",
     ),
-    "image_vmloc": System(VMLoc, (IMAGE,), "vmloc with the camera's expert alone", LatentConfig, "bound"),
+    "image_vmloc": System(VMLoc, (IMAGE,), "vmloc with the camera's expert alone", VariationalConfig, "bound"),
     "depth_vmloc": System(
-        VMLoc, (DEPTH, LIDAR), "vmloc with the depth camera's or the lidar's expert alone", LatentConfig, "bound"
+        VMLoc, (DEPTH, LIDAR), "vmloc with the depth camera's or the lidar's expert alone", VariationalConfig, "bound"
     ),
     "attention_vmloc": System(
-        AttentionVMLoc, MODALITIES, "features side by side, attention; no posterior", LatentConfig
+        AttentionVMLoc, MODALITIES, "features side by side, attention; no posterior", LatentConfig, "fused_pose"
     ),
     "poe_vmloc": System(
-        VMLoc, MODALITIES, "product of experts with the plain single-sample ELBO (MVAE)", LatentConfig, "elbo"
+        VMLoc, MODALITIES, "product of experts with the plain single-sample ELBO (MVAE)", VariationalConfig, "elbo"
     ),
     "atloc": System(AtLoc, (IMAGE,), "one image, self-attention on its features", AtLocConfig),
     "mapnet": System(
@@ -85,10 +87,10 @@ REGISTRY: dict[str, System] = {
         PoseNetPlus,
         (IMAGE,),
         "one image, unit quaternion, learned homoscedastic weights",
-        PoseNetConfig,
+        FeatureConfig,
         "homoscedastic",
     ),
-    "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections", PoseNetConfig),
+    "hourglass": System(Hourglass, (IMAGE,), "one image, encoder and decoder with skip connections", RegressorConfig),
     "vidloc": System(
         VidLoc, MODALITIES, "a clip: modalities as channels of one picture, LSTM over the frames", VidLocConfig, "clip"
     ),
@@ -153,6 +155,20 @@ def own_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in own or key not in others}
 
 
+# Settings that files of earlier versions lack, with the values that those versions used.
+_FORMER_SETTINGS = {"log_variance_range": [-8.0, 8.0], "rotation": "log_quaternion"}
+
+
+def with_former_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete ``model`` section of this or an earlier version, with the settings that the earlier one lacks.
+
+    Raises:
+        ModelError: the section names a system that is not in the registry.
+    """
+    names = _setting_names(find_system(values.get("name", DEFAULT_SYSTEM)))
+    return {**{key: x for key, x in _FORMER_SETTINGS.items() if key in names}, **values}
+
+
 def _setting_names(system: System) -> set[str]:
     return {field.name for field in fields(system.config)}
 
@@ -193,6 +209,7 @@ __all__ = [
     "REGISTRY",
     "ClipModel",
     "DenseModel",
+    "FusingModel",
     "MemoryModel",
     "ModelConfig",
     "ModelInput",
@@ -209,4 +226,5 @@ __all__ = [
     "model_config",
     "own_settings",
     "select_modalities",
+    "with_former_settings",
 ]

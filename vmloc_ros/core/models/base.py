@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vmloc_ros.core.errors import ModelError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.models.input_output import Array, ModelInput, Posterior, Prediction
+from vmloc_ros.core.models.rotation import pose_vectors
 from vmloc_ros.core.pose_codec import PoseCodec
 
 
@@ -41,6 +42,14 @@ class PoseModel(nn.Module, ABC):
     def __init__(self, modalities: tuple[str, ...]) -> None:
         super().__init__()
         self.modalities = modalities
+
+    def parts(self) -> list[nn.Module]:
+        """Modules whose gradients training clips each by itself; none for systems that are clipped as a whole.
+
+        A sensor that is harder to learn from has the larger gradients. Clipped as one vector, they would set the length
+        of the other sensors' steps, too.
+        """
+        return []
 
     def set_mounts(self, mounts: Mapping[str, Pose]) -> None:
         """Set the sensors' mounts before training; systems that need them store them in their state dict.
@@ -98,14 +107,44 @@ class PoseModel(nn.Module, ABC):
 
 
 class RegressionModel(PoseModel):
-    """A system whose network outputs the codec's pose vectors."""
+    """A system whose network outputs normalised position and rotation, ``3 + R`` numbers.
+
+    R is 3 for a log-quaternion; for others see :mod:`vmloc_ros.core.models.rotation`.
+    """
 
     @abstractmethod
     def forward(self, batch: ModelInput) -> Tensor:
-        """Pose vectors ``(B, 6)``: normalised position and log-quaternion."""
+        """Outputs ``(B, 3 + R)``: normalised position and rotation."""
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
-        return decode_vectors(self(batch).unsqueeze(0), codec)
+        return decode_outputs(self(batch).unsqueeze(0), codec)
+
+
+class FusingModel(RegressionModel):
+    """A system whose sensors meet only after their encoders.
+
+    Encoders run once; what follows them gives the outputs for any of the sensors, as modality dropout in expectation
+    (VMLoc Eq. 18) needs them.
+
+    Attributes:
+        encoders: by modality.
+    """
+
+    encoders: nn.ModuleDict
+
+    def parts(self) -> list[nn.Module]:
+        return list(self.encoders.values())
+
+    @abstractmethod
+    def encode_each(self, batch: ModelInput) -> Mapping[str, Tensor]:
+        """Features of each modality, ``(B, F)``. Raises ModelError where a frame has no modality."""
+
+    @abstractmethod
+    def fuse(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        """Outputs ``(N, 3 + R)`` from the features ``(N, F)`` of the modalities that are ``present``, ``(N,)`` bool."""
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        return self.fuse(self.encode_each(batch), batch.present)
 
 
 class VariationalModel(RegressionModel):
@@ -113,9 +152,14 @@ class VariationalModel(RegressionModel):
 
     Attributes:
         latent_dim: D.
+        encoders: by modality.
     """
 
     latent_dim: int
+    encoders: nn.ModuleDict
+
+    def parts(self) -> list[nn.Module]:
+        return list(self.encoders.values())
 
     @abstractmethod
     def encode(self, batch: ModelInput) -> Posterior:
@@ -123,10 +167,10 @@ class VariationalModel(RegressionModel):
 
     @abstractmethod
     def decode(self, z: Tensor) -> Tensor:
-        """Pose vectors ``(..., 6)`` of latents ``(..., D)``."""
+        """Outputs ``(..., 3 + R)`` of latents ``(..., D)``."""
 
     def forward(self, batch: ModelInput) -> Tensor:
-        """Pose vectors ``(B, 6)`` at the posterior mean."""
+        """Outputs ``(B, 3 + R)`` at the posterior mean."""
         return self.decode(self.encode(batch).joint.mean)
 
     def locate(self, batch: ModelInput, codec: PoseCodec, samples: int = 0) -> Prediction:
@@ -136,7 +180,7 @@ class VariationalModel(RegressionModel):
         # The same noise for every frame and batch: the same frame always gives the same covariance.
         noise = torch.randn((samples, self.latent_dim), generator=torch.Generator().manual_seed(0))
         drawn = joint.mean + torch.exp(0.5 * joint.log_variance) * noise.to(joint.mean).unsqueeze(1)
-        prediction = decode_vectors(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
+        prediction = decode_outputs(self.decode(torch.cat([joint.mean.unsqueeze(0), drawn])), codec, posterior)
         return replace(prediction, features=_means(posterior))
 
     def modality_features(self, batch: ModelInput) -> Mapping[str, Tensor]:
@@ -162,10 +206,10 @@ class ClipModel(RegressionModel):
 
     @abstractmethod
     def decode_clip(self, features: Tensor) -> Tensor:
-        """Pose vectors ``(B, T, 6)`` of clips ``(B, T, F)``, oldest frame first."""
+        """Outputs ``(B, T, 3 + R)`` of clips ``(B, T, F)``, oldest frame first."""
 
     def decode_window(self, features: Tensor) -> Tensor:
-        """Pose vectors ``(T, 6)`` of the newest frames ``(T, F)``, T from 1 to ``clip_length``.
+        """Outputs ``(T, 3 + R)`` of the newest frames ``(T, F)``, T from 1 to ``clip_length``.
 
         Fewer frames than a clip has are padded by repetition of the oldest, as in training.
         """
@@ -174,7 +218,7 @@ class ClipModel(RegressionModel):
         return self.decode_clip(clip.unsqueeze(0))[0, missing:]
 
     def forward(self, batch: ModelInput) -> Tensor:
-        """Pose vectors ``(B, 6)`` of frames without neighbours."""
+        """Outputs ``(B, 3 + R)`` of frames without neighbours."""
         features = self.frame_features(batch).unsqueeze(1)
         return self.decode_clip(features.expand(-1, self.clip_length, -1))[:, -1]
 
@@ -183,12 +227,12 @@ class ClipModel(RegressionModel):
     ) -> Prediction:
         """Each pose from the newest ``clip_length`` frames of its run, as on the robot."""
         features = torch.cat([self.frame_features(batch) for batch in batches])
-        vectors = [
+        outputs = [
             self.decode_window(run[max(0, end - self.clip_length) : end])[-1]
             for run in torch.split(features, list(runs))
             for end in range(1, len(run) + 1)
         ]
-        return decode_vectors(torch.stack(vectors).unsqueeze(0), codec)
+        return decode_outputs(torch.stack(outputs).unsqueeze(0), codec)
 
 
 class MemoryModel(PoseModel):
@@ -211,13 +255,13 @@ def require_modality(batch: ModelInput, modalities: tuple[str, ...]) -> None:
         raise ModelError(f"no modality is present in sample {missing} of the batch; a pose needs at least one")
 
 
-def decode_vectors(vectors: Tensor, codec: PoseCodec, posterior: Posterior | None = None) -> Prediction:
-    """Prediction from pose vectors ``(1 + K, B, 6)``: the estimates, then K posterior samples of each.
+def decode_outputs(outputs: Tensor, codec: PoseCodec, posterior: Posterior | None = None) -> Prediction:
+    """Prediction from a network's outputs ``(1 + K, B, 3 + R)``: the estimates, then K posterior samples of each.
 
     Raises:
         ModelError: a value is not finite.
     """
-    values = vectors.double().cpu().numpy()
+    values = pose_vectors(outputs.double()).cpu().numpy()
     if not np.isfinite(values).all():
         raise ModelError("the network's output is not finite")
     positions, quaternions = codec.decode(values)

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
-from vmloc_ros.core.models.base import RegressionModel, require_modality
-from vmloc_ros.core.models.config import LatentConfig, ModelConfig, check_sizes
+from vmloc_ros.core.models.base import FusingModel, RegressionModel, require_modality
+from vmloc_ros.core.models.config import LatentConfig, ModelConfig, Rotation, check_sizes
 from vmloc_ros.core.models.encoder import make_trunk, run_where_present
 from vmloc_ros.core.models.input_output import ModelInput
-from vmloc_ros.core.models.rotation import quaternion_log
-from vmloc_ros.core.models.vmloc import regressor
+from vmloc_ros.core.models.rotation import ROTATION_WIDTHS, quaternion_log
+from vmloc_ros.core.models.vmloc import pose_branches
 
 
-class AttentionVMLoc(RegressionModel):
+class AttentionVMLoc(FusingModel):
     """VMLoc without product of experts and posterior: concatenated features, attention, regressor (VMLoc, Table 3).
 
     Each modality has an equal share of the ``latent_dim`` features (512 + 512 of 1024); zeros where it is absent.
@@ -41,27 +42,24 @@ class AttentionVMLoc(RegressionModel):
         self._shares = dict(zip(channels, shares, strict=True))
         self.attention = SelfAttention(config.latent_dim, config.attention_reduction)
         self.dropout = nn.Dropout(config.dropout)
-        self.position = regressor(config.latent_dim, config.hidden_dim)
-        self.log_quaternion = regressor(config.latent_dim, config.hidden_dim)
+        self.position, self.log_quaternion = pose_branches(config)
 
-    def forward(self, batch: ModelInput) -> Tensor:
-        """Pose vectors ``(B, 6)``.
-
-        Raises:
-            ModelError: a sample has no modality.
-        """
+    def encode_each(self, batch: ModelInput) -> dict[str, Tensor]:
         require_modality(batch, self.modalities)
-        parts = [
-            run_where_present(encoder, batch.tensors[name], batch.present[name], self._shares[name])
+        return {
+            name: run_where_present(encoder, batch.tensors[name], batch.present[name], self._shares[name])
             for name, encoder in self.encoders.items()
-        ]
-        features = self.dropout(self.attention(torch.cat(parts, dim=-1)))
-        return torch.cat([self.position(features), self.log_quaternion(features)], dim=-1)
+        }
+
+    def fuse(self, features: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
+        parts = [torch.where(present[name].unsqueeze(-1), features[name], 0.0) for name in self.encoders]
+        fused = self.dropout(self.attention(torch.cat(parts, dim=-1)))
+        return torch.cat([self.position(fused), self.log_quaternion(fused)], dim=-1)
 
 
 @dataclass(frozen=True, slots=True)
-class PoseNetConfig(ModelConfig):
-    """Settings of systems that regress the pose from one image's features.
+class FeatureConfig(ModelConfig):
+    """Settings of systems that estimate the pose from one image's features.
 
     Attributes:
         feature_dim: width of the layer before the heads (AtLoc: 2048).
@@ -76,7 +74,18 @@ class PoseNetConfig(ModelConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class AtLocConfig(PoseNetConfig):
+class RegressorConfig(FeatureConfig):
+    """Settings of systems that regress position and rotation from one image's features.
+
+    Attributes:
+        rotation: how the network outputs rotations; see :mod:`vmloc_ros.core.models.rotation`.
+    """
+
+    rotation: Rotation = "six_d"
+
+
+@dataclass(frozen=True, slots=True)
+class AtLocConfig(RegressorConfig):
     """Settings of ``atloc``.
 
     Attributes:
@@ -90,7 +99,7 @@ class AtLocConfig(PoseNetConfig):
 
 
 @dataclass(frozen=True, slots=True)
-class MapNetConfig(PoseNetConfig):
+class MapNetConfig(RegressorConfig):
     """Settings of ``mapnet``.
 
     Attributes:
@@ -116,18 +125,20 @@ class PoseNet(RegressionModel):
         config: ``feature_dim`` is the width before the heads.
         channels: of the one modality.
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
-        outputs: of the linear heads together: position (3) and log-quaternion (3), or as a subclass needs.
     """
 
-    def __init__(
-        self, config: PoseNetConfig, channels: Mapping[str, int], pretrained: bool | str = False, outputs: int = 6
-    ) -> None:
+    def __init__(self, config: FeatureConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         (in_channels,) = channels.values()
         self.trunk, width = self.build_trunk(config.backbone, in_channels, pretrained)
         self.feature = nn.Linear(width, config.feature_dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.heads = nn.Linear(config.feature_dim, outputs)  # linear heads side by side are one linear layer
+        # Linear heads for position and rotation, side by side, are one linear layer.
+        self.heads = nn.Linear(config.feature_dim, 3 + self.rotation_width(config))
+
+    def rotation_width(self, config: Any) -> int:
+        """R, numbers of a rotation in the heads' output."""
+        return ROTATION_WIDTHS[config.rotation]
 
     def build_trunk(self, backbone: str, in_channels: int, pretrained: bool | str) -> tuple[nn.Module, int]:
         """The module from ``(B, C, H, W)`` to ``(B, F, h, w)``, and F."""
@@ -168,8 +179,8 @@ class MapNet(PoseNet):
 class PoseNetPlus(PoseNet):
     """PoseNet with a unit quaternion for the rotation (Kendall and Cipolla 2017)."""
 
-    def __init__(self, config: PoseNetConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
-        super().__init__(config, channels, pretrained, outputs=7)
+    def rotation_width(self, config: Any) -> int:
+        return 4
 
     def position_and_quaternion(self, batch: ModelInput) -> tuple[Tensor, Tensor]:
         """Normalised position ``(B, 3)`` and unit quaternion ``(B, 4)`` of either sign, from the codec's reference."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,6 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.errors import ModelError
 
-# Log-variances lie in (-LOG_VARIANCE_BOUND, +LOG_VARIANCE_BOUND): exp() of them neither overflows nor vanishes,
-# and tanh keeps a gradient where clamp() would have none.
-LOG_VARIANCE_BOUND = 8.0
 _SAMPLE_SIZE = 224  # pixels a side of the image that a trunk's output shapes are measured with
 
 
@@ -25,22 +23,34 @@ class Encoder(nn.Module):
     Args:
         trunk: maps ``(B, C, H, W)`` to features ``(B, F, h, w)``; see :func:`make_trunk`.
         latent_dim: D.
+        log_variance_range: bounds of the log-variance.
+        log_variance_start: its value for every input before training; None: the middle of the range.
     """
 
-    def __init__(self, trunk: nn.Module, feature_channels: int, latent_dim: int) -> None:
+    def __init__(
+        self,
+        trunk: nn.Module,
+        feature_channels: int,
+        latent_dim: int,
+        log_variance_range: tuple[float, float],
+        log_variance_start: float | None = None,
+    ) -> None:
         super().__init__()
+        low, high = log_variance_range
+        self._middle, self._half = (low + high) / 2, (high - low) / 2
         self.trunk = trunk
         self.mean = nn.Linear(feature_channels, latent_dim)
         self.log_variance = nn.Linear(feature_channels, latent_dim)
-        # Start at unit variance for every input; the data term then shrinks it.
+        start = self._middle if log_variance_start is None else log_variance_start
         nn.init.zeros_(self.log_variance.weight)
-        nn.init.zeros_(self.log_variance.bias)
+        nn.init.constant_(self.log_variance.bias, self._half * math.atanh((start - self._middle) / self._half))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(B, C, H, W)`` to mean and log-variance, each ``(B, D)``."""
         features = self.trunk(x).mean(dim=(2, 3))
-        raw = self.log_variance(features)
-        return self.mean(features), LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
+        # tanh keeps a gradient where clamp() would have none.
+        bounded = self._half * torch.tanh(self.log_variance(features) / self._half)
+        return self.mean(features), self._middle + bounded
 
 
 class ImagenetScale(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vmloc_ros.core.models.fusion import Gaussian
+from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
 
 Array = NDArray[np.float64]
 
@@ -60,6 +60,31 @@ class Posterior:
     joint: Gaussian
     experts: Mapping[str, Gaussian]
     present: Mapping[str, Tensor]
+
+    @staticmethod
+    def of_experts(experts: Mapping[str, Gaussian], present: Mapping[str, Tensor]) -> Posterior:
+        """The posterior of B frames from the experts of their sensors, by :func:`product_of_experts`.
+
+        Raises:
+            ModelError: a frame has no modality.
+        """
+        stacked = Gaussian(
+            torch.stack([expert.mean for expert in experts.values()]),
+            torch.stack([expert.log_variance for expert in experts.values()]),
+        )
+        return Posterior(
+            product_of_experts(stacked, torch.stack([present[name] for name in experts])), experts, present
+        )
+
+    def of_sensors(self, rows: Tensor, present: Mapping[str, Tensor]) -> Posterior:
+        """The posterior of some frames as if they had only some of their sensors; the encoders do not run again.
+
+        Args:
+            rows: ``(N,)`` frames, which may repeat.
+            present: per modality ``(N,)`` bool, the sensors to use; true only where :attr:`present` is.
+        """
+        experts = {name: Gaussian(x.mean[rows], x.log_variance[rows]) for name, x in self.experts.items()}
+        return Posterior.of_experts(experts, present)
 
     def mean_std(self) -> dict[str, Tensor]:
         """Standard deviations ``(B,)``, mean over the latent: of the joint and of each expert (NaN where absent)."""

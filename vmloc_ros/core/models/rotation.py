@@ -1,14 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Logarithm and exponential of quaternions for networks: batched, differentiable, finite everywhere.
+"""Rotations for networks: batched, differentiable, finite everywhere.
 
 The conventions are those of :mod:`vmloc_ros.core.geometry`: ``(w, x, y, z)``, hemisphere ``w >= 0``, half-angle axis
 vectors (VMLoc Eq. 12).
+
+A network's output for a pose is the normalised position (3) and the rotation from the codec's reference, in one of two
+representations, told apart by their width R:
+
+``log_quaternion``  R = 3: the half-angle axis vector of VMLoc Eq. 12. It jumps at rotations of 180 degrees, where a
+                    network, which is continuous, is wrong by up to 180 degrees.
+``six_d``           R = 6: two vectors, orthonormalised to the rotation matrix's first two columns (Zhou et al. 2019).
+                    It has no jump.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+ROTATION_WIDTHS = {"log_quaternion": 3, "six_d": 6}
+"""R, numbers of a rotation in a network's output, by name of the representation."""
+
+
+def pose_vectors(outputs: Tensor) -> Tensor:
+    """The codec's pose vectors ``(..., 6)``, position and log-quaternion, of outputs ``(..., 3 + R)``."""
+    if outputs.shape[-1] == 6:
+        return outputs
+    return torch.cat([outputs[..., :3], quaternion_log(matrix_quaternion(six_d_matrix(outputs[..., 3:])))], dim=-1)
+
+
+def six_d_matrix(six_d: Tensor) -> Tensor:
+    """Rotation matrices ``(..., 3, 3)`` of two vectors each, ``(..., 6)``, by Gram-Schmidt (Zhou et al. 2019, Eq. 15).
+
+    The first vector gives the first column; the second, less its share along the first, the second. Parallel or zero
+    vectors have no matrix of their own: the result is finite, but may not be a rotation.
+    """
+    first = torch.nn.functional.normalize(six_d[..., :3], dim=-1)
+    second = six_d[..., 3:] - (first * six_d[..., 3:]).sum(dim=-1, keepdim=True) * first
+    second = torch.nn.functional.normalize(second, dim=-1)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], dim=-1)
+
+
+def matrix_quaternion(matrix: Tensor) -> Tensor:
+    """Quaternions ``(..., 4)``, of any positive length and either sign, of rotation matrices ``(..., 3, 3)``.
+
+    Of the four rows of ``4 q q^T``, each a multiple of q, it is the one of the largest component (Shepperd 1978).
+    """
+    m = [[matrix[..., i, j] for j in range(3)] for i in range(3)]
+    wx, wy, wz = m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1]
+    xy, xz, yz = m[0][1] + m[1][0], m[0][2] + m[2][0], m[1][2] + m[2][1]
+    diagonal = [
+        1 + m[0][0] + m[1][1] + m[2][2],
+        1 + m[0][0] - m[1][1] - m[2][2],
+        1 - m[0][0] + m[1][1] - m[2][2],
+        1 - m[0][0] - m[1][1] + m[2][2],
+    ]
+    rows = torch.stack(
+        [
+            torch.stack([diagonal[0], wx, wy, wz], dim=-1),
+            torch.stack([wx, diagonal[1], xy, xz], dim=-1),
+            torch.stack([wy, xy, diagonal[2], yz], dim=-1),
+            torch.stack([wz, xz, yz, diagonal[3]], dim=-1),
+        ],
+        dim=-2,
+    )
+    largest = torch.stack(diagonal, dim=-1).argmax(dim=-1)
+    return rows.gather(-2, largest[..., None, None].expand(*largest.shape, 1, 4)).squeeze(-2)
+
+
+def chord(first: Tensor, second: Tensor) -> Tensor:
+    """``|A - B|_F / sqrt(8)`` ``(...)`` of rotation matrices ``(..., 3, 3)``: the sine of half the angle between them.
+
+    For small angles it is the length of the half-angle axis vector (Eq. 12) of the rotation between them.
+    """
+    squared = (first - second).square().sum(dim=(-2, -1)) / 8
+    return (squared + torch.finfo(squared.dtype).eps ** 2).sqrt()  # the root has no gradient at zero
 
 
 def quaternion_log(quaternion_wxyz: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vmloc_ros.core.models.base import ClipModel, require_modality
-from vmloc_ros.core.models.config import ModelConfig, check_sizes
+from vmloc_ros.core.models.config import ModelConfig, Rotation, check_sizes
 from vmloc_ros.core.models.encoder import make_trunk
 from vmloc_ros.core.models.input_output import ModelInput
+from vmloc_ros.core.models.rotation import ROTATION_WIDTHS
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class VidLocConfig(ModelConfig):
         clip_length: successive frames of a clip, in training and on the robot.
         recurrent_dim: LSTM units per direction.
         bidirectional: whether the LSTM also reads clips backwards, so that later frames influence earlier poses.
+        rotation: how the network outputs rotations; see :mod:`vmloc_ros.core.models.rotation`.
     """
 
     feature_dim: int = 2048
@@ -32,6 +34,7 @@ class VidLocConfig(ModelConfig):
     clip_length: int = 16
     recurrent_dim: int = 256
     bidirectional: bool = True
+    rotation: Rotation = "six_d"
 
     def __post_init__(self) -> None:
         check_sizes(self, "feature_dim", "clip_length", "recurrent_dim")
@@ -66,8 +69,9 @@ class VidLoc(ClipModel):
             config.feature_dim, config.recurrent_dim, batch_first=True, bidirectional=config.bidirectional
         )
         self.dropout = nn.Dropout(config.dropout)
-        # Position and log-quaternion: linear heads side by side are one linear layer.
-        self.heads = nn.Linear(config.recurrent_dim * (1 + config.bidirectional), 6)
+        # Linear heads for position and rotation, side by side, are one linear layer.
+        outputs = 3 + ROTATION_WIDTHS[config.rotation]
+        self.heads = nn.Linear(config.recurrent_dim * (1 + config.bidirectional), outputs)
         self.register_buffer("input_size", torch.zeros(2, dtype=torch.int64))
 
     def frame_features(self, batch: ModelInput) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from vmloc_ros.core.models.attention import SelfAttention
 from vmloc_ros.core.models.base import VariationalModel
-from vmloc_ros.core.models.config import LatentConfig
+from vmloc_ros.core.models.config import LatentConfig, VariationalConfig
 from vmloc_ros.core.models.encoder import Encoder, make_trunk, run_where_present
-from vmloc_ros.core.models.fusion import Gaussian, product_of_experts
+from vmloc_ros.core.models.fusion import Gaussian
 from vmloc_ros.core.models.input_output import ModelInput, Posterior
+from vmloc_ros.core.models.rotation import ROTATION_WIDTHS
 
 
 class VMLoc(VariationalModel):
@@ -25,19 +26,23 @@ class VMLoc(VariationalModel):
         pretrained: see :func:`vmloc_ros.core.models.encoder.make_trunk`.
     """
 
-    def __init__(self, config: LatentConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
+    def __init__(self, config: VariationalConfig, channels: Mapping[str, int], pretrained: bool | str = False) -> None:
         super().__init__(tuple(channels))
         self.latent_dim = config.latent_dim
         self.encoders = nn.ModuleDict(
             {
-                name: Encoder(*make_trunk(config.backbone, count, pretrained), config.latent_dim)
+                name: Encoder(
+                    *make_trunk(config.backbone, count, pretrained),
+                    config.latent_dim,
+                    config.log_variance_range,
+                    config.log_variance_start,
+                )
                 for name, count in channels.items()
             }
         )
         self.attention = SelfAttention(config.latent_dim, config.attention_reduction)
         self.dropout = nn.Dropout(config.dropout)
-        self.position = regressor(config.latent_dim, config.hidden_dim)
-        self.log_quaternion = regressor(config.latent_dim, config.hidden_dim)
+        self.position, self.log_quaternion = pose_branches(config)
 
     def encode(self, batch: ModelInput) -> Posterior:
         """Posterior of every frame.
@@ -46,15 +51,10 @@ class VMLoc(VariationalModel):
             ModelError: a frame has no modality.
         """
         experts = {name: self._encode_modality(name, batch) for name in self.encoders}
-        stacked = Gaussian(
-            torch.stack([expert.mean for expert in experts.values()]),
-            torch.stack([expert.log_variance for expert in experts.values()]),
-        )
-        present = torch.stack([batch.present[name] for name in self.encoders])
-        return Posterior(product_of_experts(stacked, present), experts, batch.present)
+        return Posterior.of_experts(experts, batch.present)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Normalised position and log-quaternion ``(..., 6)`` of latents ``(..., D)``."""
+        """Normalised position and rotation ``(..., 3 + R)`` of latents ``(..., D)``."""
         features = self.dropout(self.attention(z))
         return torch.cat([self.position(features), self.log_quaternion(features)], dim=-1)
 
@@ -67,6 +67,14 @@ class VMLoc(VariationalModel):
         return Gaussian(*both.to(torch.promote_types(both.dtype, torch.float32)).chunk(2, dim=-1))
 
 
-def regressor(latent_dim: int, hidden_dim: int) -> nn.Sequential:
-    """One branch of the pose regressor: Linear - ReLU - Linear (VMLoc, "Pose Regressor")."""
-    return nn.Sequential(nn.Linear(latent_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, 3))
+def pose_branches(config: LatentConfig) -> tuple[nn.Module, nn.Module]:
+    """The regressor's branches for position and rotation: Linear - ReLU - Linear each (VMLoc, "Pose Regressor").
+
+    The rotation's is named ``log_quaternion`` in checkpoints, whatever its representation.
+    """
+
+    def branch(width: int) -> nn.Module:
+        first, last = nn.Linear(config.latent_dim, config.hidden_dim), nn.Linear(config.hidden_dim, width)
+        return nn.Sequential(first, nn.ReLU(), last)
+
+    return branch(3), branch(ROTATION_WIDTHS[config.rotation])
