@@ -8,9 +8,9 @@ the grid, on the trunk's features of drives that the trunk was not trained on. T
 which is what a distribution has to describe, and a training takes seconds. Writes DIR/posterior_study.md, .json, .png.
 
 * gain: held-out log-likelihood of the pose under the decoded samples less that under the decoded mean, nats a frame.
-  Both are mixtures of Laplace densities about the poses, (1/N) sum_i exp(-|p - p_i|_1 / b) / (2b)^3, with a scale for
-  position and one for rotation, fitted on the validation drives. So both may be as wide as they need, and the gain is
-  what the samples know beyond one width for all frames.
+  Both are mixtures of densities about the poses, (1/N) sum_i exp(-|p - p_i|_1 / b) / (2b)^3 for the position, with a
+  scale for position and one for rotation, fitted on the validation drives. So both may be as wide as they need, and
+  the gain is what the samples know beyond one width for all frames.
 * coverage: share of the test frames inside the 95 % ellipse of the samples' own covariance of x and y, no residuals.
 """
 
@@ -40,6 +40,7 @@ from training.sources.factory import open_all
 from training.sources.options import SourceOptions
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint
 from vmloc_ros.core.models import ModelInput, VMLoc, build_model, model_config
+from vmloc_ros.core.models.rotation import chord, quaternion_exp, rotation_matrix, six_d_matrix
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.progress import with_progress
@@ -130,19 +131,17 @@ def read_frames(paths: list[Path], header: CheckpointHeader, model: nn.Module) -
     return Frames(torch.cat(parts), torch.from_numpy(targets))
 
 
-def study(
-    train: Frames,
-    val: Frames,
-    test: Frames,
-    codec: PoseCodec,
-    estimator: str,
-    k: int,
-    bound: float,
-    seed: int,
-    epochs: int,
-) -> Quality:
-    """Train what is behind the trunk, and measure it."""
+def study(frames: list[Frames], codec: PoseCodec, cell: tuple[str, int, float, int], epochs: int) -> Quality:
+    """Train what is behind the trunk, and measure it.
+
+    Args:
+        frames: of training, validation and test.
+        cell: estimator, k, upper bound of the log-variance, seed.
+    """
+    estimator, k, bound, seed = cell
     torch.manual_seed(seed)
+    middle, scale = frames[0].features.mean(dim=0), frames[0].features.std(dim=0).clamp(min=1e-3)
+    train, val, test = (Frames((x.features - middle) / scale, x.targets) for x in frames)
     config = model_config(
         "image_vmloc", "shufflenet_v2_x0_5", latent_dim=LATENTS, hidden_dim=HIDDEN, dropout=0.0,
         log_variance_range=(-14.0, bound),
@@ -178,8 +177,8 @@ def quality(model: VMLoc, val: Frames, test: Frames, codec: PoseCodec, effective
     poses, likelihoods = {}, {}
     for which in ("mean", "samples"):
         drawn = {name: decoded(model, x, which == "samples") for name, x in (("val", val), ("test", test))}
-        scales = fitted_scales(drawn["val"], val.targets)
-        likelihoods[which] = log_likelihood(drawn["test"], test.targets, scales)
+        scales = fitted_scales(distances(drawn["val"], val.targets))
+        likelihoods[which] = log_likelihood(distances(drawn["test"], test.targets), scales)
         poses[which] = drawn["test"]
     positions = poses["samples"][..., :2].double() * codec.scale_m  # the street is flat
     error = (test.targets[:, :2].double() - poses["mean"][0, :, :2].double()) * codec.scale_m
@@ -199,25 +198,35 @@ def quality(model: VMLoc, val: Frames, test: Frames, codec: PoseCodec, effective
 
 
 def decoded(model: VMLoc, frames: Frames, sampled: bool) -> Tensor:
-    """Pose vectors ``(K, B, 6)`` of samples of the posterior, or of its mean (K = 1)."""
+    """Outputs ``(K, B, 3 + R)`` of samples of the posterior, or of its mean (K = 1)."""
     joint = model.encode(frames.input(torch.arange(len(frames.features)))).joint
     generator = torch.Generator().manual_seed(0)
     latents = joint.sample(DRAWN, generator) if sampled else joint.mean.unsqueeze(0)
     return torch.cat([model.decode(x).unsqueeze(0) for x in latents])
 
 
-def log_likelihood(drawn: Tensor, targets: Tensor, log_scales: np.ndarray) -> float:
-    """Mean over the frames of ``log (1/K) sum_i`` of the Laplace density about each sample, in the codec's units."""
-    position, rotation = ((drawn - targets)[..., part].abs().sum(dim=-1).double() for part in (slice(3), slice(3, 6)))
+def distances(drawn: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Errors ``(K, B)`` of the outputs: of the position in the L1 norm, of the rotation by the chord."""
+    position = (drawn[..., :3] - targets[:, :3]).abs().sum(dim=-1)
+    true = rotation_matrix(quaternion_exp(targets[:, 3:]))
+    return position.double(), chord(six_d_matrix(drawn[..., 3:]), true).double()
+
+
+def log_likelihood(errors: tuple[Tensor, Tensor], log_scales: np.ndarray) -> float:
+    """Mean over the frames of ``log (1/K) sum_i`` of the density about each sample, in the codec's units.
+
+    The rotation's density is ``exp(-c / g) / (8 pi g^3)`` of the half-angle vector whose length is the chord c.
+    """
+    position, rotation = errors
     exponents = -position * np.exp(-log_scales[0]) - rotation * np.exp(-log_scales[1])
-    normaliser = 6 * np.log(2) + 3 * float(np.sum(log_scales)) + np.log(len(drawn))
+    normaliser = 3 * np.log(2) + np.log(8 * np.pi) + 3 * float(np.sum(log_scales)) + np.log(len(position))
     return float((torch.logsumexp(exponents, dim=0) - normaliser).mean())
 
 
-def fitted_scales(drawn: Tensor, targets: Tensor) -> np.ndarray:
-    """Logarithms of the Laplace scales of position and rotation that make the poses most likely."""
-    start = [float((drawn - targets)[..., part].abs().mean().clamp(min=1e-6).log()) for part in (slice(3), slice(3, 6))]
-    return np.asarray(minimize(lambda x: -log_likelihood(drawn, targets, x), start, method="Nelder-Mead").x)
+def fitted_scales(errors: tuple[Tensor, Tensor]) -> np.ndarray:
+    """Logarithms of the scales of position and rotation that make the poses most likely."""
+    start = [float((error.mean() / 3).clamp(min=1e-6).log()) for error in errors]
+    return np.asarray(minimize(lambda x: -log_likelihood(errors, x), start, method="Nelder-Mead").x)
 
 
 def report(found: dict[tuple[str, int, float, int], Quality], out: Path) -> None:

@@ -105,13 +105,38 @@ def test_every_system_but_retrieval_has_an_objective() -> None:
 
 @pytest.mark.parametrize("system", REGRESSION)
 def test_it_predicts_with_a_resnet34_at_its_default_sizes(system: str) -> None:
+    """Position and six numbers of a rotation; posenet_plus turns its unit quaternion into a log-quaternion."""
     names = modalities(system)
     model = build_model(model_config(system), {name: CHANNELS[name] for name in names}).eval()
     with torch.no_grad():
-        vectors = model(noise(names, 2))
-    assert vectors.shape == (2, 6)
-    assert bool(torch.isfinite(vectors).all())
-    assert not torch.equal(vectors[0], vectors[1])
+        outputs = model(noise(names, 2))
+    assert outputs.shape == (2, 6 if system == "posenet_plus" else 9)
+    assert bool(torch.isfinite(outputs).all())
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("rotation", ["log_quaternion", "six_d"])
+@pytest.mark.parametrize("system", [name for name in REGRESSION if name != "posenet_plus"])
+def test_every_regression_learns_a_pose_in_either_representation_of_rotations(system: str, rotation: str) -> None:
+    """One pose, by the bias of the last layers alone; the estimate is decoded as on the robot."""
+    batch = noise(modalities(system), 6)
+    target = true_vectors(1).expand(6, 6)
+    model = build(system, rotation=rotation).train()
+    objective = build_objective(system, tiny_objective(system, samples=2), CODEC)
+    biases = [x for name, x in model.named_parameters() if name.endswith("bias") and len(x) in (3, 6, 9)]
+    optimizer = torch.optim.Adam(biases, 5e-2)
+    for layer in [module for module in model.modules() if isinstance(module, nn.Linear)]:
+        if len(layer.bias) in (3, 6, 9):
+            nn.init.zeros_(layer.weight)
+    for _ in range(60):
+        optimizer.zero_grad()
+        objective.terms(model, batch, target)["loss"].backward()
+        optimizer.step()
+    with torch.no_grad():
+        estimate = model.eval().locate(batch, CODEC)
+    positions, quaternions = CODEC.decode(target[:1].numpy())
+    np.testing.assert_allclose(estimate.positions_m[0], positions[0], atol=0.1 * CODEC.scale_m)
+    assert abs(estimate.quaternions_wxyz[0] @ quaternions[0]) > np.cos(np.radians(10) / 2)
 
 
 @pytest.mark.parametrize("system", TRAINED)

@@ -336,8 +336,8 @@ def test_latent_and_output_have_the_documented_shapes() -> None:
     model = tiny_model()
     posterior = model.encode(model_input({"image": [True] * 3, "lidar": [True] * 3}))
     assert posterior.joint.mean.shape == posterior.joint.log_variance.shape == (3, 16)
-    assert model.decode(posterior.joint.mean).shape == (3, 6)
-    assert model.decode(torch.randn(5, 3, 16)).shape == (5, 3, 6)
+    assert model.decode(posterior.joint.mean).shape == (3, 9)
+    assert model.decode(torch.randn(5, 3, 16)).shape == (5, 3, 9)
 
 
 def test_the_joint_posterior_is_the_product_of_the_encoders_posteriors() -> None:

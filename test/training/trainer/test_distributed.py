@@ -42,18 +42,22 @@ from vmloc_ros.core.preprocessing import Preprocessor
 
 CPU = torch.device("cpu")
 EPOCHS = 2
+BATCH = 4
 FRAMES = 20  # of which 14 train: three batches of four, two are dropped
-LONGEST_SUM = 4 * 19 * 23  # terms of a gradient: four frames, each with the pixels of the first convolution's map
+LONGEST_SUM = 3 * 4 * 19 * 23  # terms of a gradient: four frames, the pixels of the first convolution's map, three sets
 
 
 def config(system: str, **sections: dict[str, Any]) -> TrainConfig:
-    """Nothing is random but the order of the frames. No batch norm: each process would normalise by its own part."""
+    """Nothing is random but the order of the frames: modality dropout is taken in expectation.
+
+    No batch norm: each process would normalise by its own part.
+    """
     values: dict[str, Any] = {
         "shared_by_systems": True,
         "model": {"name": system, "backbone": "squeezenet1_1", "latent_dim": 16, "hidden_dim": 16, "dropout": 0.0},
         "preprocess": {"modalities": ["image", "lidar"], "shortest_side": 40, "cylinder": {"rows": 32, "columns": 32}},
-        "augment": {"colour_jitter": 0.0, "measurement_dropout": 0.0, "modality_dropout": 0.0},
-        "optimizer": {"epochs": EPOCHS, "batch_size": 4, "gradient_norm": 1e9, "learning_rate": 1e-4},
+        "augment": {"colour_jitter": 0.0, "measurement_dropout": 0.0, "modality_dropout": 0.5},
+        "optimizer": {"epochs": EPOCHS, "batch_size": BATCH, "gradient_norm": 1e9, "learning_rate": 1e-4},
         "objective": {"samples": 3},
         "validation": {"every": 3, "block": 3},
         "pretrained": False,
@@ -77,10 +81,10 @@ class Noise:
     def __call__(self, gaussian: Gaussian, count: int, generator: object = None) -> Tensor:
         self.calls += 1
         rows, width = gaussian.mean.shape
-        everyones = torch.randn(
-            count, rows * self.processes.count, width, generator=torch.Generator().manual_seed(self.calls)
-        )
-        mine = everyones.tensor_split(self.processes.count, dim=1)[self.processes.rank]
+        sets = rows * self.processes.count // BATCH  # the batch's rows repeat, once for each set of sensors
+        generator = torch.Generator().manual_seed(self.calls)
+        everyones = torch.randn(count, sets, BATCH, width, generator=generator)
+        mine = everyones.tensor_split(self.processes.count, dim=2)[self.processes.rank].flatten(1, 2)
         return gaussian.mean + torch.exp(0.5 * gaussian.log_variance) * mine
 
 
@@ -216,6 +220,7 @@ def test_a_process_without_any_frame_of_a_modality_does_not_hang_and_all_validat
         model={"backbone": "shufflenet_v2_x0_5"},
         preprocess={"shortest_side": 48, "cylinder": {"rows": 48, "columns": 48}},
         augment={"modality_dropout": 0.9},
+        objective={"modality_dropout": "drawn"},
         optimizer={"batch_size": 2, "learning_rate": 1e-3},
     )
     by_two(configuration, tmp_path)
