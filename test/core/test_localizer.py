@@ -16,6 +16,7 @@ from vmloc_ros.core.errors import CheckpointError, ModelError
 from vmloc_ros.core.frame import Frame, PointCloud
 from vmloc_ros.core.localizer import Localizer, select_device
 from vmloc_ros.core.models import ModelInput
+from vmloc_ros.core.models.rotation import pose_vectors
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
 pytestmark = pytest.mark.numeric
@@ -109,7 +110,7 @@ def test_the_pose_is_that_of_the_posterior_mean_in_a_batch_of_any_size(localizer
         {name: torch.ones(3, dtype=torch.bool) for name in ("image", "lidar")},
     )
     with torch.inference_mode():
-        positions, quaternions = header.pose_codec.decode(model(batch).double().numpy())
+        positions, quaternions = header.pose_codec.decode(pose_vectors(model(batch).double()).numpy())
     for i, frame in enumerate(frames):
         pose = localizer.localize(frame).map_from_body
         np.testing.assert_allclose(pose.position_m, positions[i], atol=1e-3)
@@ -129,7 +130,7 @@ def test_the_covariance_is_that_of_decoded_posterior_samples_plus_the_residual(p
         joint = model.encode(localizer.preprocess(frame)).joint
         normal = torch.distributions.Normal(joint.mean[0], torch.exp(0.5 * joint.log_variance[0]))
         torch.manual_seed(7)
-        vectors = model.decode(normal.sample((20_000,))).double().numpy()
+        vectors = pose_vectors(model.decode(normal.sample((20_000,))).double()).numpy()
     positions = vectors[:, :3] * header.pose_codec.scale_m + header.pose_codec.origin_m
     mean = Rotation.from_quat(estimate.map_from_body.quaternion_wxyz[[1, 2, 3, 0]])
     turns = (Rotation.from_rotvec(2 * vectors[:, 3:]) * mean.inv()).as_rotvec()  # the reference is the identity

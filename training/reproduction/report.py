@@ -59,14 +59,14 @@ def table_record(
 def _differences(scene: TableScene, variants: Sequence[Variant], settings: Settings) -> dict[str, str]:
     """Training settings that differ from the paper's, by key.
 
-    The paper's are the defaults, with the files of the scene and of the system over them.
+    The paper's are the defaults, with the files of the scene, of the system and of the paper's letter over them.
     """
     differing: dict[str, str] = {}
     of_scene = [] if scene.kind == "bags" else [share_path("config", "train", scene.config)]
     for variant in variants:
         if variant.system == NEAREST or scene.kind in variant.recipes:
             continue
-        files = [*of_scene, *system_files(variant)]
+        files = [*of_scene, *system_files(variant), share_path("config", "train", "paper.yaml")]
         paper = flatten(to_mapping(load_config(files, [*variant.settings, f"model.name={variant.system}"])))
         ours = flatten(to_mapping(Run(scene, variant, 0).config(settings)))
         for key, value in ours.items():

@@ -109,7 +109,8 @@ def test_the_text_names_data_settings_and_missing_scenes(made: tuple[Path, Path]
     assert "`optimizer.epochs` 1, not 300" in text
     assert "`model.backbone` squeezenet1_1, not resnet34" in text
     assert "`preprocess.shortest_side` 32, not 256" in text
-    assert "`objective.estimator`" not in text  # vmloc's dreg is the paper's own
+    assert "`objective.estimator` dreg_lambda, not dreg" in text  # ours
+    assert "`objective.samples`" not in text  # the paper's own
     assert "The paper has no figures for these data." in text
     assert "depth missing" in text
     assert "* FULL: " in text
@@ -131,7 +132,7 @@ def test_the_csv_has_a_line_for_each_seed_and_the_mean(made: tuple[Path, Path]) 
 def test_systems_are_trained_with_their_own_settings_under_the_users(made: tuple[Path, Path]) -> None:
     header = read_header(made[1] / "redkitchen" / "vmloc_seed0.safetensors")
     config = header.training["config"]
-    assert config["objective"]["estimator"] == "dreg"
+    assert config["objective"]["samples"] == 10
     assert config["optimizer"]["learning_rate"] == 1e-4
     assert config["preprocess"]["depth_range_m"] == [0.0, 5.0]  # the scene's own
     assert read_header(made[1] / "redkitchen" / "atloc_seed0.safetensors").preprocess.modalities == ("image",)
