@@ -28,6 +28,7 @@ from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Estimate, Frame, Sample
 from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.models import ClipModel, ModelInput, build_model, model_config
+from vmloc_ros.core.models.rotation import pose_vectors
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -257,7 +258,7 @@ def decoded(localizer: Localizer, frames: Sequence[Frame]) -> np.ndarray:
     with torch.no_grad():
         features = torch.cat([localizer.model.frame_features(localizer.preprocess(frame)) for frame in clip])
         vectors = localizer.model.decode_clip(features.unsqueeze(0))[0]
-    return localizer.header.pose_codec.decode(vectors.numpy())[0][-len(frames) :]
+    return localizer.header.pose_codec.decode(pose_vectors(vectors).numpy())[0][-len(frames) :]
 
 
 def assert_at(estimate: Estimate, frame: Frame, position_m: np.ndarray) -> None:
