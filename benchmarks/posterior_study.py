@@ -257,16 +257,16 @@ def save_plot(file: Path, cells: dict[tuple[str, int, float], list[Quality]]) ->
     names = (("median_m", "median error (m)"), ("gain", "gain in log-likelihood (nats)"), ("coverage", "coverage"))
     for axes, (name, label) in zip(figure.subplots(1, 3), names, strict=True):
         for estimator, k in dict.fromkeys((estimator, k) for estimator, k, _ in cells):
-            if estimator == "dreg" and k > 1:
-                continue
             bounds = sorted(bound for e, other, bound in cells if (e, other) == (estimator, k))
             values = [[getattr(x, name) for x in cells[estimator, k, bound]] for bound in bounds]
             deviations = [np.std(x, ddof=1) if len(x) > 1 else 0.0 for x in values]
-            axes.errorbar(bounds, [np.mean(x) for x in values], deviations, marker="o", label=f"k = {k}", capsize=2)
+            line = f"k = {k}" if k == 1 else f"k = {k}, {estimator}"
+            look = {"color": f"C{SAMPLES.index(k)}", "linestyle": "--" if estimator == "dreg" and k > 1 else "-"}
+            axes.errorbar(bounds, [np.mean(x) for x in values], deviations, marker="o", label=line, capsize=2, **look)
         axes.set(xlabel="upper bound of the log-variance", ylabel=label)
         axes.grid(True, alpha=0.3)
     axes.axhline(0.95, color="k", linestyle=":", linewidth=1)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="x-small")
     write_figure(file, figure)
 
 

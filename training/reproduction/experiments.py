@@ -127,6 +127,7 @@ VARIANTS: dict[str, Variant] = {
         "vmloc_clipped_whole": ("optimizer.clip=whole",),
         "vmloc_unbounded": ("model.log_variance_range=[-14, 8]", "model.log_variance_start=-10"),
         "vmloc_unbounded_wide": ("model.log_variance_range=[-8, 8]",),
+        "vmloc_slow_and_wide": ("optimizer.balance_rate=1.0", "model.log_variance_range=[-8, 8]"),
         "vmloc_log_quaternion": ("model.rotation=log_quaternion",),
         "vmloc_letter": LETTER,
         "vmloc_letter_k1": (*LETTER, "objective.samples=1"),
@@ -275,6 +276,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "vmloc_clipped_whole",
             "vmloc_unbounded",
             "vmloc_unbounded_wide",
+            "vmloc_slow_and_wide",
             "vmloc_dreg",
             "vmloc_iwae",
             "vmloc_log_quaternion",
@@ -286,8 +288,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         notes=(
             "Each variant differs from vmloc in one part: modality dropout is drawn; it has the paper's 2/5 instead of "
             "2/3; beta and gamma learn at the network's rate; gradients are clipped as one vector; the log-variance "
-            "may rise to 8 (and starts at 0: wide); other estimators; rotations as log-quaternions. The letter is "
-            "config/train/paper.yaml, with k = 1 and 10.",
+            "may rise to 8 (and starts at 0: wide); slow balance and wide together; other estimators; rotations as "
+            "log-quaternions. The letter is config/train/paper.yaml, with k = 1 and 10.",
         ),
     ),
     "ablation": Experiment(
