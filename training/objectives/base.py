@@ -93,4 +93,6 @@ def _rotation_error(predicted: Tensor, log_quaternion: Tensor) -> Tensor:
     """Distance ``(..., B)`` of rotations ``(..., B, R)`` from those of ``(B, 3)`` log-quaternions."""
     if predicted.shape[-1] == 3:
         return (predicted - log_quaternion).abs().sum(-1)
+    # Half precision, which training may use, is too coarse for differences of matrices.
+    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
     return chord(six_d_matrix(predicted), rotation_matrix(quaternion_exp(log_quaternion)))
