@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vmloc_ros.core.encodings import depth_from_compressed, depth_from_raw, rgb_from_compressed, rgb_from_raw
+from vmloc_ros.core.compressed_images import rgb_from_compressed
+from vmloc_ros.core.depth_images import depth_from_compressed, depth_from_raw, depth_metres
+from vmloc_ros.core.encodings import Narrow, rgb_from_raw, upper_byte
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.frame import PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
@@ -30,26 +32,39 @@ def stamp_ns(header: Any) -> int:
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
-def decode_image(msg: Any) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` uint8 RGB of a ``sensor_msgs/Image`` or ``CompressedImage`` (JPEG, PNG).
+def decode_image(msg: Any, narrow: Narrow = upper_byte) -> NDArray[np.uint8]:
+    """``(H, W, 3)`` uint8 RGB of a ``sensor_msgs/Image`` or ``CompressedImage`` (JPEG, PNG, WebP, TIFF, BMP).
 
     The array of an ``rgb8`` image is a view of the message's data: treat it as read-only.
+
+    Args:
+        narrow: brings values of 16 bits to 8. One message does not tell how many bits its sensor has, so without it
+            they are taken to use all; :class:`vmloc_ros.core.image_decoders.ImageDecoder` learns it.
 
     Raises:
         MessageError: unsupported encoding, or data that do not fit it.
     """
     if hasattr(msg, "encoding"):
-        return rgb_from_raw(msg)
+        return rgb_from_raw(msg, narrow)
     if hasattr(msg, "format"):
-        return rgb_from_compressed(msg.data, msg.format)
+        return rgb_from_compressed(msg.data, msg.format, narrow)
     raise MessageError(f"expected sensor_msgs/Image or CompressedImage, got {type(msg).__name__}")
 
 
 def decode_depth(msg: Any) -> NDArray[np.float32]:
     """``(H, W)`` float32 metres, 0 = none, of a ``sensor_msgs/Image`` or ``CompressedImage``.
 
-    16UC1 and mono16 are millimetres with 0 for "none", 32FC1 metres with NaN (REP 118). Other marks of
-    invalid depth, such as the 65535 of 7-Scenes, are the publisher's to remove: 65.535 m is a measurement.
+    Integers are millimetres with 0 for "none", floats metres with NaN (REP 118). Other marks of invalid depth, such as
+    the 65535 of 7-Scenes, are the publisher's to remove: 65.535 m is a measurement.
+
+    Raises:
+        MessageError: unsupported encoding, or data that do not fit it.
+    """
+    return depth_metres(depth_values(msg))
+
+
+def depth_values(msg: Any) -> NDArray[Any]:
+    """Depth ``(H, W)`` of a ``sensor_msgs/Image`` or ``CompressedImage`` in the publisher's unit.
 
     Raises:
         MessageError: unsupported encoding, or data that do not fit it.
