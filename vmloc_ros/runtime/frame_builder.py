@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmloc_ros.core.errors import MessageError
@@ -25,15 +25,24 @@ class FrameBuilder:
 
     Args:
         reject: called with the reason for each message that a frame goes without because it cannot be decoded.
+        warn: called once with a text for what else should be known about the messages.
 
     Attributes:
         camera_info: the latest CameraInfo message, set as they arrive.
     """
 
-    def __init__(self, extrinsics: Extrinsics, reject: Callable[[str], None]) -> None:
+    def __init__(
+        self, extrinsics: Extrinsics, reject: Callable[[str], None], warn: Callable[[str], object] = lambda text: None
+    ) -> None:
         self.camera_info: Any = None
+        self._warn = warn
+        self._readings: Mapping[str, Any] = {}
         self._camera_frame: str | None = None  # of the latest image, for clouds that come without one
         self._extrinsics, self._reject = extrinsics, reject
+
+    def use_readings(self, readings: Mapping[str, Any]) -> None:
+        """Read messages as the training did, from its record in the checkpoint's header under ``inputs``."""
+        self._readings = readings
 
     def build(self, bundle: Bundle[Any]) -> Frame:
         """Decode a bundle; the frame goes without messages that cannot be decoded, except the leading one.
