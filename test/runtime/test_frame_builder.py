@@ -67,10 +67,68 @@ def test_a_message_that_cannot_be_decoded_is_skipped_and_reported(builder, messa
     assert reason.startswith("lidar: point cloud lacks field x, y, z")
 
 
-def test_a_leading_message_that_cannot_be_decoded_is_an_error(builder, messages):
+def test_an_image_that_cannot_be_decoded_is_a_missing_one_and_the_scan_answers_at_its_stamp(
+    builder, messages, rejected
+):
     messages["image"][1].encoding = "nonsense"
-    with pytest.raises(MessageError, match=r"image: .*nonsense"):
+    stamp_ns = 5_000_000_000
+    bundle = {"image": (stamp_ns, messages["image"][1]), "lidar": (stamp_ns + 30_000_000, messages["lidar"][1])}
+    frame = builder.build(Bundle(stamp_ns, 0, bundle))
+    assert (frame.stamp_ns, frame.modalities) == (stamp_ns, ("lidar",))
+    assert frame.camera_from_lidar == CAMERA_FROM_LIDAR
+    np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
+    np.testing.assert_allclose(frame.cloud.time_s, np.full(len(frame.cloud), 0.03), atol=1e-7)
+    (reason,) = rejected
+    assert reason.startswith("image: image encoding 'nonsense' is not supported; supported: rgb8")
+
+
+def test_a_bundle_none_of_whose_messages_can_be_decoded_is_an_error(builder, messages, rejected):
+    messages["image"][1].encoding = "nonsense"
+    messages["lidar"][1].fields.clear()
+    with pytest.raises(MessageError, match=r"image: .*nonsense.*; lidar: point cloud lacks field"):
         builder.build(Bundle(5, 0, messages))
+    with pytest.raises(MessageError, match=r"image: .*nonsense"):
+        builder.build(Bundle(5, 0, {"image": messages["image"]}))
+    assert rejected == []
+
+
+def test_pictures_of_sixteen_bits_are_scaled_as_in_training(messages, rejected):
+    warnings = []
+    builder = FrameBuilder(Extrinsics(None, None, None), rejected.append, warnings.append)
+    builder.use_readings({"image_bits": 12})
+    dark, bright = (image_message(5, "camera", np.full((4, 6), value, np.uint16), "mono16") for value in (160, 16000))
+
+    def grey(message):
+        return builder.build(Bundle(5, 0, {"image": (5, message)})).image[0, 0, 0]
+
+    assert (grey(dark), warnings) == (10, [])
+    assert grey(bright) == 16000 >> 6
+    assert grey(dark) == 160 >> 6
+    assert grey(bright) == 16000 >> 6
+    (warning,) = warnings
+    assert "up to 16000, more than the 12 bits so far: they are read as of 14 bits" in warning
+
+
+@pytest.mark.parametrize(
+    ("parameter", "readings", "expected"),
+    [
+        (0.0, {}, 5.0),
+        (0.0, {"depth_units_m": {"integer": 0.0002}}, 1.0),
+        (0.0, {"depth_units_m": {"float": 0.001}}, 5.0),
+        (0.0001, {"depth_units_m": {"integer": 0.0002}}, 0.5),
+    ],
+)
+def test_depth_has_the_parameters_unit_else_that_of_training_else_millimetres(parameter, readings, expected):
+    told = []
+    builder = FrameBuilder(Extrinsics(None, None, None), told.append, told.append, told.append, parameter)
+    builder.use_readings(readings)
+    message = image_message(5, "camera", np.full((4, 6), 5000, np.uint16), "16UC1")
+    for _ in range(2):
+        frame = builder.build(Bundle(5, 0, {"depth": (5, message)}))
+        np.testing.assert_allclose(frame.depth_m, np.full((4, 6), expected), rtol=1e-6)
+    (text,) = told
+    assert "depth of integer values is read in units of" in text
+    assert "parameter depth_unit_m" in text
 
 
 def test_a_scan_without_an_image_is_a_frame_at_its_own_stamp(builder, messages):

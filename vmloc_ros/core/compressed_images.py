@@ -15,6 +15,8 @@ from vmloc_ros.core.errors import MessageError
 _PNG_SIGNATURE, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _JPEG_SIGNATURE, _JPEG_SCAN, _JPEG_END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+_WEBP_SIGNATURE, _BMP_SIGNATURE = b"RIFF", b"BM"
+_SIGNATURES = (_JPEG_SIGNATURE, _PNG_SIGNATURE, _WEBP_SIGNATURE, _BMP_SIGNATURE, *_TIFF_SIGNATURES)
 _MOST_LEADING_BYTES = 64  # that some drivers put before a JPEG
 
 
@@ -86,7 +88,7 @@ def _channels_of(pixels: NDArray[Any], format_text: str) -> str:
 
 def _from_signature(raw: bytes) -> bytes:
     """The bytes from the signature of a JPEG or PNG on, where other bytes are before it."""
-    if _is_complete(raw) is not None:
+    if raw.startswith(_SIGNATURES):
         return raw
     starts = (raw[:_MOST_LEADING_BYTES].find(signature) for signature in (_JPEG_SIGNATURE, _PNG_SIGNATURE))
     return raw[next((start for start in starts if start > 0), 0) :]
@@ -95,11 +97,11 @@ def _from_signature(raw: bytes) -> bytes:
 def _is_complete(raw: bytes) -> bool | None:
     """Whether the end of the file is there; None where it is of no known format."""
     if raw.startswith(_JPEG_SIGNATURE):  # the end of a preview comes before the picture's scans
-        return raw.find(_JPEG_END, max(raw.rfind(_JPEG_SCAN), 0)) >= 0
+        return raw.endswith(_JPEG_END) or raw.find(_JPEG_END, max(raw.rfind(_JPEG_SCAN), 0)) >= 0
     if raw.startswith(_PNG_SIGNATURE):
-        return _PNG_END in raw
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
+        return raw.endswith(_PNG_END) or _PNG_END in raw
+    if raw.startswith(_WEBP_SIGNATURE) and raw[8:12] == b"WEBP":
         return len(raw) >= 8 + int.from_bytes(raw[4:8], "little")
-    if raw.startswith(b"BM"):
+    if raw.startswith(_BMP_SIGNATURE):
         return len(raw) >= int.from_bytes(raw[2:6], "little")
     return True if raw.startswith(_TIFF_SIGNATURES) else None  # OpenCV refuses a truncated TIFF by itself

@@ -77,7 +77,7 @@ _SAME_AS = {
     "16uc3": "bgr16",
     "16uc4": "bgra16",
 }
-SUPPORTED = (*_PACKED, *_SUBSAMPLED, *_FULL, *_SAME_AS)
+_NAMED = (*_PACKED, *_SUBSAMPLED, *_FULL, "yuv422", "yuv422_yuy2", "8UC1", "8UC3", "8UC4", "16UC1", "16UC3", "16UC4")
 
 
 def upper_byte(pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:
@@ -112,7 +112,7 @@ def rgb_from_raw(msg: Any, narrow: Narrow = upper_byte) -> NDArray[np.uint8]:
         narrow: brings values of 16 bits to 8.
 
     Raises:
-        MessageError: unknown encoding (and cv_bridge cannot help), or inconsistent sizes.
+        MessageError: unknown encoding, or inconsistent sizes.
     """
     name = plain_name(str(msg.encoding))
     name = _SAME_AS.get(name, name)
@@ -123,7 +123,10 @@ def rgb_from_raw(msg: Any, narrow: Narrow = upper_byte) -> NDArray[np.uint8]:
         return _convert(_joined_planes(msg, name), _SUBSAMPLED[name], str(msg.encoding))
     if name in _FULL:
         return _rgb_from_full_chroma(msg, name)
-    return _rgb_by_cv_bridge(msg)
+    raise MessageError(
+        f"image encoding {str(msg.encoding)!r} is not supported; supported: {', '.join(_NAMED)}; have the driver "
+        "publish one of these"
+    )
 
 
 def rgb_from_pixels(pixels: NDArray[Any], encoding: str, narrow: Narrow, what: str) -> NDArray[np.uint8]:
@@ -226,16 +229,3 @@ def _planes(msg: Any, chroma: tuple[int, int], per_step: float) -> tuple[NDArray
         )
     luma = np.ndarray((height, width), np.uint8, data, strides=(step, 1))
     return luma, np.ndarray((rows, row_bytes), np.uint8, data, offset=height * step, strides=(pitch, 1))
-
-
-def _rgb_by_cv_bridge(msg: Any) -> NDArray[np.uint8]:
-    """Decode other encodings by cv_bridge, which ROS distributions have but PyPI does not."""
-    problem = f"image encoding {msg.encoding!r} is not supported; supported: {', '.join(SUPPORTED)}"
-    try:
-        from cv_bridge import CvBridge
-    except ImportError as error:
-        raise MessageError(f"{problem} (a ROS distribution's cv_bridge would add more)") from error
-    try:
-        return np.asarray(CvBridge().imgmsg_to_cv2(msg, "rgb8"), np.uint8)
-    except Exception as error:  # cv_bridge raises its own and OpenCV's classes, and plain KeyError
-        raise MessageError(f"{problem}; cv_bridge: {error}") from error

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmloc_ros.core.depth_images import convention_m, depth_metres
+from vmloc_ros.core.encodings import upper_byte
 from vmloc_ros.core.messages import decode_image, depth_values
 
 Report = Callable[[str], object]
@@ -60,6 +61,8 @@ class ImageDecoder:
         return decode_image(msg, self._narrow)
 
     def _narrow(self, pixels: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        if self.bits == SENSOR_BITS[-1]:
+            return upper_byte(pixels)
         brightest = int(pixels.max())
         if self.bits is None:
             self.bits = bits_of(brightest)

@@ -40,7 +40,11 @@ class FramePreparation:
     def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
         self._resources, self._gate, self._errors = resources, gate, errors
         self._frames = FrameBuilder(
-            resources.extrinsics, partial(errors.reject_message, "undecodable"), resources.node.get_logger().warning
+            resources.extrinsics,
+            partial(errors.reject_message, "undecodable"),
+            resources.node.get_logger().warning,
+            resources.node.get_logger().info,
+            resources.config.depth_unit_m,
         )
         self._model: ServedModel | None = None
 
@@ -50,7 +54,7 @@ class FramePreparation:
             self._frames.camera_info = message
 
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
-        """Prepare a bundle for the model in use; None if its leading message cannot be decoded."""
+        """Prepare a bundle for the model in use; None if none of its messages can be decoded."""
         with self._errors.handled():
             model, batch = self._resources.model, None
             self._follow(model)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader
+from training.sources.rosbag.pictures import PictureSample
 from training.sources.rosbag.poses import PoseCollector
 from training.sources.rosbag.topics import (
     choose_pose_topic,
@@ -31,7 +32,7 @@ from vmloc_ros.core.geometry import Pose
 logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
-RULES_VERSION = 3
+RULES_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,17 +98,18 @@ def bag_files(path: Path) -> list[Path]:
 
 
 def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...]) -> BagIndex:
-    """Read a bag through once; only poses and transforms are decoded.
+    """Read a bag through once; only poses, transforms and a sample of the pictures are decoded.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
-            invalid, or transforms do not lead from map to body.
+            invalid, transforms do not lead from map to body, or no picture can be decoded.
     """
     with open_bag(path) as reader:
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
         frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
+        pictures = PictureSample(reader, streams, options)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
         stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
         for connection, logged_ns, data in reader.messages(
@@ -115,6 +117,7 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         ):
             if connection.topic in streams.values():
                 stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.add(connection, logged_ns, data))
+                pictures.add(connection, data)
                 continue
             message: Any = reader.deserialize(data, connection.msgtype)
             if connection.topic in static:
@@ -122,7 +125,7 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
             else:
                 poses.add(message, logged_ns)
         stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.flush())
-    return _index_of(streams, frames, poses, stamps, options)
+    return _index_of(streams, frames, poses, stamps, options, pictures.readings())
 
 
 def _index_of(
@@ -131,6 +134,7 @@ def _index_of(
     poses: PoseCollector,
     stamps: list[tuple[int, int]],
     options: SourceOptions,
+    readings: dict[str, Any],
 ) -> BagIndex:
     """The index of a bag that was read through; stamps and log times of its frames are in nanoseconds."""
     chain = poses.finish()
@@ -154,7 +158,7 @@ def _index_of(
         outside=outside,
         static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
         static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
-        readings={},
+        readings=readings,
     )
 
 

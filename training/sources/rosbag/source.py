@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,19 @@ from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader, Serialized
 from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag.pictures import BITS, UNITS
 from training.sources.rosbag.topics import choose_camera_topic, connections_of
+from training.sources.rosbag.undecodable import Undecodable
 from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
+from vmloc_ros.core.image_decoders import DepthDecoder, ImageDecoder
+from vmloc_ros.core.messages import decode_camera_info, decode_point_cloud
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
-
-_DECODERS = {IMAGE: decode_image, DEPTH: decode_depth, LIDAR: decode_point_cloud}
 
 
 def is_bag(path: Path) -> bool:
@@ -38,7 +39,9 @@ class RosbagSource:
     """Frames of one bag with the pose interpolated at each frame's stamp.
 
     The bag is read once for poses and stamps, then streamed at each iteration. Frames without a pose and frames of the
-    other split are dropped and counted in ``report``.
+    other split are dropped and counted in ``report``. Messages that cannot be decoded are missing ones: their frames go
+    on without them. They are counted in ``report`` by the first iteration, and warned of once; more than half of a
+    topic's are a DataError then.
 
     Args:
         path: see :func:`is_bag`.
@@ -54,7 +57,7 @@ class RosbagSource:
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
-            invalid, transforms do not lead from map to body, or no frame has a pose.
+            invalid, transforms do not lead from map to body, no frame has a pose, or no picture can be decoded.
     """
 
     def __init__(
@@ -72,7 +75,9 @@ class RosbagSource:
         self.modalities = tuple(index.streams)
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
-        self.readings = index.readings
+        self.readings = dict(index.readings)
+        self._warned: set[str] = set()
+        self._decoders = self._new_decoders()
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
@@ -107,13 +112,26 @@ class RosbagSource:
 
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
+        undecodable = Undecodable(self._path, self._index.streams, self._warn_once)
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
             for bundle, pose in self._labelled(reader):
-                yield Sample(self._frame(reader, bundle, camera, sizes), pose)
+                frame = self._frame(reader, bundle, camera, sizes, undecodable)
+                if frame.modalities:
+                    yield Sample(frame, pose)
+        undecodable.finish()
+        self.report |= undecodable.counts
+
+    def share_image_bits(self, bits: int) -> None:
+        """Read pictures of 16 bits as of so many, where another recording of the same data needs them."""
+        if bits != self.readings[BITS]:
+            self.readings[BITS] = bits
+            self._decoders = self._new_decoders()
 
     def fingerprint(self) -> str:
-        return fingerprint(bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split)
+        return fingerprint(
+            bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split, self.readings
+        )
 
     def map_points(self, every: int = 10) -> NDArray[np.float64]:
         """Points ``(N, 3)`` of every ``every``-th cloud in the map frame, by the true poses; for plots of the map.
@@ -122,11 +140,14 @@ class RosbagSource:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
         clouds = [np.empty((0, 3))]
+        undecodable = Undecodable(self._path, self._index.streams, self._warn_once)
         with open_bag(self._path) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
                 if number % every or LIDAR not in bundle.messages:
                     continue
-                frame_id, cloud = self._decode(reader, bundle, LIDAR)
+                if (decoded := self._decode(reader, bundle, LIDAR, undecodable)) is None:
+                    continue
+                frame_id, cloud = decoded
                 body_from_lidar = self._transforms.find(self.body_frame, frame_id)
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
@@ -148,9 +169,11 @@ class RosbagSource:
         bundle: Bundle[Serialized | None],
         camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
+        undecodable: Undecodable,
     ) -> Frame:
         """Decode a frame; ``sizes`` holds the sizes of earlier images, by modality."""
-        decoded = {name: self._decode(reader, bundle, name) for name in bundle.messages}
+        found = {name: self._decode(reader, bundle, name, undecodable) for name in bundle.messages}
+        decoded = {name: content for name, content in found.items() if content is not None}
         frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
         data = {name: content for name, (_, content) in decoded.items()}
         for name in (IMAGE, DEPTH):
@@ -172,16 +195,43 @@ class RosbagSource:
             ),
         )
 
-    def _decode(self, reader: BagReader, bundle: Bundle[Serialized | None], name: str) -> tuple[str, Any]:
-        """Frame id and decoded content of one of the bundle's messages."""
-        payload = bundle.messages[name][1]
+    def _decode(
+        self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, undecodable: Undecodable
+    ) -> tuple[str, Any] | None:
+        """Frame id and decoded content of one of the bundle's messages; None where it cannot be decoded."""
+        stamp_ns, payload = bundle.messages[name]
         assert payload is not None, "the reader keeps the data"
         msgtype, data = payload
         try:
             message: Any = reader.deserialize(data, msgtype)
-            return message.header.frame_id, _DECODERS[name](message)
+            decoded = message.header.frame_id, self._decoders[name](message)
         except (DataError, MessageError) as error:
-            raise DataError(f"{self._where(bundle, name)}: {error}") from error
+            undecodable.failed(name, stamp_ns, str(error))
+            return None
+        undecodable.decoded(name)
+        return decoded
+
+    def _new_decoders(self) -> dict[str, Callable[[Any], Any]]:
+        """By modality; pictures and depth are read as the whole recording's sample says, which is logged."""
+        bits, units = self.readings.get(BITS), self.readings.get(UNITS, {})
+        if bits is not None:
+            text = "%s: pictures of 16 bits are read as of %d bits, at least as source.image_bits says"
+            logger.info(text, self._path, bits)
+        for kind, unit_m in units.items():
+            logger.info(
+                "%s: depth of %s values is read in units of %g m, see source.depth_unit_m", self._path, kind, unit_m
+            )
+        depth = DepthDecoder(remembered=units, remedy="source.depth_unit_m", warn=self._warn_of_path)
+        image = ImageDecoder(bits, widens=False, warn=self._warn_of_path)
+        return {IMAGE: image, DEPTH: depth, LIDAR: decode_point_cloud}
+
+    def _warn_of_path(self, text: str) -> None:
+        logger.warning("%s: %s", self._path, text)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s", text)
 
     def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"
