@@ -40,7 +40,11 @@ class FramePreparation:
     def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
         self._resources, self._gate, self._errors = resources, gate, errors
         self._frames = FrameBuilder(
-            resources.extrinsics, partial(errors.reject_message, "undecodable"), resources.node.get_logger().warning
+            resources.extrinsics,
+            partial(errors.reject_message, "undecodable"),
+            resources.node.get_logger().warning,
+            resources.node.get_logger().info,
+            resources.config.cloud_topic,
         )
         self._model: ServedModel | None = None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
+from vmloc_ros.core.point_times import TIMES, PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
 
-_DECODERS = {IMAGE: decode_image, DEPTH: decode_depth, LIDAR: decode_point_cloud}
+_DECODERS = {IMAGE: decode_image, DEPTH: decode_depth}
 
 
 def is_bag(path: Path) -> bool:
@@ -69,10 +72,18 @@ class RosbagSource:
         self._path, self._options = path, options
         self._split = split if options.test_from_s or options.test_every else "all"
         self._index = index = load_or_build(path, options, modalities, index_folder)
-        self.modalities = tuple(index.streams)
+        self._empty_scans_ns = set(index.empty_scans_ns.tolist())
+        self.modalities = tuple(name for name in index.streams if name != LIDAR or self._has_scans())
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
         self.readings = index.readings
+        self._times = PointTimes(
+            index.streams.get(LIDAR, ""),
+            index.readings.get(TIMES),
+            partial(self._log, INFO),
+            partial(self._log, WARNING),
+        )
+        self._times.announce()
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
@@ -107,10 +118,11 @@ class RosbagSource:
 
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
+        times = self._times.restarted()
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
             for bundle, pose in self._labelled(reader):
-                yield Sample(self._frame(reader, bundle, camera, sizes), pose)
+                yield Sample(self._frame(reader, bundle, camera, sizes, times), pose)
 
     def fingerprint(self) -> str:
         return fingerprint(bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split)
@@ -121,12 +133,12 @@ class RosbagSource:
         Raises:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
-        clouds = [np.empty((0, 3))]
+        clouds, times = [np.empty((0, 3))], self._times.restarted()
         with open_bag(self._path) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
-                if number % every or LIDAR not in bundle.messages:
+                if number % every or LIDAR not in self._present(bundle):
                     continue
-                frame_id, cloud = self._decode(reader, bundle, LIDAR)
+                frame_id, cloud = self._decode(reader, bundle, LIDAR, times)
                 body_from_lidar = self._transforms.find(self.body_frame, frame_id)
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
@@ -148,9 +160,10 @@ class RosbagSource:
         bundle: Bundle[Serialized | None],
         camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
+        times: PointTimes,
     ) -> Frame:
         """Decode a frame; ``sizes`` holds the sizes of earlier images, by modality."""
-        decoded = {name: self._decode(reader, bundle, name) for name in bundle.messages}
+        decoded = {name: self._decode(reader, bundle, name, times) for name in self._present(bundle)}
         frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
         data = {name: content for name, (_, content) in decoded.items()}
         for name in (IMAGE, DEPTH):
@@ -172,14 +185,39 @@ class RosbagSource:
             ),
         )
 
-    def _decode(self, reader: BagReader, bundle: Bundle[Serialized | None], name: str) -> tuple[str, Any]:
+    def _present(self, bundle: Bundle[Serialized | None]) -> list[str]:
+        """The bundle's modalities; an empty scan is a missing one."""
+        scan_ns = bundle.messages[LIDAR][0] if LIDAR in bundle.messages else None
+        return [name for name in bundle.messages if name != LIDAR or scan_ns not in self._empty_scans_ns]
+
+    def _has_scans(self) -> bool:
+        """Whether a scan has a return. Raises DataError: none has, and nothing else is read."""
+        index = self._index
+        if not index.scans or index.counts["empty scans"] < index.scans:
+            return True
+        problem = (
+            f"{self._path}: all {index.scans} scans of {index.streams[LIDAR]} are empty (no points, or only NaN and "
+            "zeros); check the lidar's driver and filters"
+        )
+        if len(index.streams) == 1:
+            raise DataError(problem)
+        logger.warning("%s; frames go without lidar", problem)
+        return False
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, "%s: %s", self._path, text)
+
+    def _decode(
+        self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, times: PointTimes
+    ) -> tuple[str, Any]:
         """Frame id and decoded content of one of the bundle's messages."""
         payload = bundle.messages[name][1]
         assert payload is not None, "the reader keeps the data"
         msgtype, data = payload
         try:
             message: Any = reader.deserialize(data, msgtype)
-            return message.header.frame_id, _DECODERS[name](message)
+            content = decode_point_cloud(message, times) if name == LIDAR else _DECODERS[name](message)
+            return message.header.frame_id, content
         except (DataError, MessageError) as error:
             raise DataError(f"{self._where(bundle, name)}: {error}") from error
 
