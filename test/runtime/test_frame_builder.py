@@ -120,7 +120,7 @@ def test_pictures_of_sixteen_bits_are_scaled_as_in_training(messages, rejected):
 )
 def test_depth_has_the_parameters_unit_else_that_of_training_else_millimetres(parameter, readings, expected):
     told = []
-    builder = FrameBuilder(Extrinsics(None, None, None), told.append, told.append, told.append, parameter)
+    builder = FrameBuilder(Extrinsics(None, None, None), told.append, told.append, told.append, depth_unit_m=parameter)
     builder.use_readings(readings)
     message = image_message(5, "camera", np.full((4, 6), 5000, np.uint16), "16UC1")
     for _ in range(2):

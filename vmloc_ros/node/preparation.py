@@ -44,6 +44,7 @@ class FramePreparation:
             partial(errors.reject_message, "undecodable"),
             resources.node.get_logger().warning,
             resources.node.get_logger().info,
+            resources.config.cloud_topic,
             resources.config.depth_unit_m,
         )
         self._model: ServedModel | None = None

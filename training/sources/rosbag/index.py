@@ -17,6 +17,7 @@ from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader
 from training.sources.rosbag.pictures import PictureSample
 from training.sources.rosbag.poses import PoseCollector
+from training.sources.rosbag.scans import ScanSurvey
 from training.sources.rosbag.topics import (
     choose_pose_topic,
     choose_streams,
@@ -51,6 +52,9 @@ class BagIndex:
         static_poses: ``(M, 7)`` their ``parent_from_child``.
         readings: how messages of this recording are read where they leave it open, by name; as JSON has it. See
             :class:`RosbagSource`.
+        scans: number of lidar messages.
+        empty_scans_ns: ``(K,)`` stamps of those without a return. They are missing scans, and a frame that would hold
+            nothing else is left out.
     """
 
     streams: dict[str, str]
@@ -65,6 +69,8 @@ class BagIndex:
     static_edges: list[list[str]]
     static_poses: NDArray[np.float64]
     readings: dict[str, Any]
+    scans: int
+    empty_scans_ns: NDArray[np.int64]
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
@@ -110,27 +116,31 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         static = static_topics(reader, pose_topic)
         frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
         pictures = PictureSample(reader, streams, options)
+        scans = ScanSurvey(reader, streams)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
         stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
         for connection, logged_ns, data in reader.messages(
             connections_of(reader, [*streams.values(), pose_topic, *static])
         ):
             if connection.topic in streams.values():
-                stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.add(connection, logged_ns, data))
+                scans.add(connection, data)
                 pictures.add(connection, data)
+                found = scans.usable(frames.add(connection, logged_ns, data))
+                stamps += ((b.stamp_ns, b.arrival_ns) for b in found)
                 continue
             message: Any = reader.deserialize(data, connection.msgtype)
             if connection.topic in static:
                 poses.add_static(connection.topic, message)
             else:
                 poses.add(message, logged_ns)
-        stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.flush())
-    return _index_of(streams, frames, poses, stamps, options, pictures.readings())
+        stamps += ((b.stamp_ns, b.arrival_ns) for b in scans.usable(frames.flush()))
+    return _index_of(streams, frames, scans, poses, stamps, options, pictures.readings())
 
 
 def _index_of(
     streams: dict[str, str],
     frames: FrameReader,
+    scans: ScanSurvey,
     poses: PoseCollector,
     stamps: list[tuple[int, int]],
     options: SourceOptions,
@@ -152,13 +162,16 @@ def _index_of(
             **frames.counts,
             **chain.counts,
             "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
+            "empty scans": scans.empty,
         },
         stamps_ns=stamps_ns,
         poses=_to_rows(labels),
         outside=outside,
         static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
         static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
-        readings=readings,
+        readings={**scans.readings, **readings},
+        scans=scans.count,
+        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
     )
 
 

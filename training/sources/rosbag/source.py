@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,19 @@ from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Samp
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.image_decoders import DepthDecoder, ImageDecoder
 from vmloc_ros.core.messages import decode_camera_info, decode_point_cloud
+from vmloc_ros.core.point_times import TIMES, PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """Decoders of one pass through a bag, by modality, and what they could not decode."""
+
+    decoders: Mapping[str, Callable[[Any], Any]]
+    undecodable: Undecodable
 
 
 def is_bag(path: Path) -> bool:
@@ -72,12 +84,20 @@ class RosbagSource:
         self._path, self._options = path, options
         self._split = split if options.test_from_s or options.test_every else "all"
         self._index = index = load_or_build(path, options, modalities, index_folder)
-        self.modalities = tuple(index.streams)
+        self._empty_scans_ns = set(index.empty_scans_ns.tolist())
+        self.modalities = tuple(name for name in index.streams if name != LIDAR or self._has_scans())
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
         self.readings = dict(index.readings)
         self._warned: set[str] = set()
-        self._decoders = self._new_decoders()
+        self._times = PointTimes(
+            index.streams.get(LIDAR, ""),
+            index.readings.get(TIMES),
+            partial(self._log, INFO),
+            partial(self._log, WARNING),
+        )
+        self._times.announce()
+        self._announce_pictures()
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
@@ -112,21 +132,21 @@ class RosbagSource:
 
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
-        undecodable = Undecodable(self._path, self._index.streams, self._warn_once)
+        decoding = self._new_decoding()
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
             for bundle, pose in self._labelled(reader):
-                frame = self._frame(reader, bundle, camera, sizes, undecodable)
+                frame = self._frame(reader, bundle, camera, sizes, decoding)
                 if frame.modalities:
                     yield Sample(frame, pose)
-        undecodable.finish()
-        self.report |= undecodable.counts
+        decoding.undecodable.finish()
+        self.report |= decoding.undecodable.counts
 
     def share_image_bits(self, bits: int) -> None:
         """Read pictures of 16 bits as of so many, where another recording of the same data needs them."""
         if bits != self.readings[BITS]:
             self.readings[BITS] = bits
-            self._decoders = self._new_decoders()
+            self._announce_pictures()
 
     def fingerprint(self) -> str:
         return fingerprint(
@@ -139,13 +159,12 @@ class RosbagSource:
         Raises:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
-        clouds = [np.empty((0, 3))]
-        undecodable = Undecodable(self._path, self._index.streams, self._warn_once)
+        clouds, decoding = [np.empty((0, 3))], self._new_decoding()
         with open_bag(self._path) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
-                if number % every or LIDAR not in bundle.messages:
+                if number % every or LIDAR not in self._present(bundle):
                     continue
-                if (decoded := self._decode(reader, bundle, LIDAR, undecodable)) is None:
+                if (decoded := self._decode(reader, bundle, LIDAR, decoding)) is None:
                     continue
                 frame_id, cloud = decoded
                 body_from_lidar = self._transforms.find(self.body_frame, frame_id)
@@ -169,10 +188,10 @@ class RosbagSource:
         bundle: Bundle[Serialized | None],
         camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
-        undecodable: Undecodable,
+        decoding: _Decoding,
     ) -> Frame:
         """Decode a frame; ``sizes`` holds the sizes of earlier images, by modality."""
-        found = {name: self._decode(reader, bundle, name, undecodable) for name in bundle.messages}
+        found = {name: self._decode(reader, bundle, name, decoding) for name in self._present(bundle)}
         decoded = {name: content for name, content in found.items() if content is not None}
         frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
         data = {name: content for name, (_, content) in decoded.items()}
@@ -195,8 +214,30 @@ class RosbagSource:
             ),
         )
 
+    def _present(self, bundle: Bundle[Serialized | None]) -> list[str]:
+        """The bundle's modalities; an empty scan is a missing one."""
+        scan_ns = bundle.messages[LIDAR][0] if LIDAR in bundle.messages else None
+        return [name for name in bundle.messages if name != LIDAR or scan_ns not in self._empty_scans_ns]
+
+    def _has_scans(self) -> bool:
+        """Whether a scan has a return. Raises DataError: none has, and nothing else is read."""
+        index = self._index
+        if not index.scans or index.counts["empty scans"] < index.scans:
+            return True
+        problem = (
+            f"{self._path}: all {index.scans} scans of {index.streams[LIDAR]} are empty (no points, or only NaN and "
+            "zeros); check the lidar's driver and filters"
+        )
+        if len(index.streams) == 1:
+            raise DataError(problem)
+        logger.warning("%s; frames go without lidar", problem)
+        return False
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, "%s: %s", self._path, text)
+
     def _decode(
-        self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, undecodable: Undecodable
+        self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, decoding: _Decoding
     ) -> tuple[str, Any] | None:
         """Frame id and decoded content of one of the bundle's messages; None where it cannot be decoded."""
         stamp_ns, payload = bundle.messages[name]
@@ -204,34 +245,35 @@ class RosbagSource:
         msgtype, data = payload
         try:
             message: Any = reader.deserialize(data, msgtype)
-            decoded = message.header.frame_id, self._decoders[name](message)
+            decoded = message.header.frame_id, decoding.decoders[name](message)
         except (DataError, MessageError) as error:
-            undecodable.failed(name, stamp_ns, str(error))
+            decoding.undecodable.failed(name, stamp_ns, str(error))
             return None
-        undecodable.decoded(name)
+        decoding.undecodable.decoded(name)
         return decoded
 
-    def _new_decoders(self) -> dict[str, Callable[[Any], Any]]:
-        """By modality; pictures and depth are read as the whole recording's sample says, which is logged."""
-        bits, units = self.readings.get(BITS), self.readings.get(UNITS, {})
-        if bits is not None:
-            text = "%s: pictures of 16 bits are read as of %d bits, at least as source.image_bits says"
-            logger.info(text, self._path, bits)
-        for kind, unit_m in units.items():
-            logger.info(
-                "%s: depth of %s values is read in units of %g m, see source.depth_unit_m", self._path, kind, unit_m
-            )
-        depth = DepthDecoder(remembered=units, remedy="source.depth_unit_m", warn=self._warn_of_path)
-        image = ImageDecoder(bits, widens=False, warn=self._warn_of_path)
-        return {IMAGE: image, DEPTH: depth, LIDAR: decode_point_cloud}
+    def _new_decoding(self) -> _Decoding:
+        """For one pass through the bag."""
+        warn = self._warn_once
+        return _Decoding(
+            {
+                IMAGE: ImageDecoder(self.readings.get(BITS), widens=False, warn=warn),
+                DEPTH: DepthDecoder(remembered=self.readings.get(UNITS), remedy="source.depth_unit_m", warn=warn),
+                LIDAR: partial(decode_point_cloud, times=self._times.restarted()),
+            },
+            Undecodable(self._index.streams, warn),
+        )
 
-    def _warn_of_path(self, text: str) -> None:
-        logger.warning("%s: %s", self._path, text)
+    def _announce_pictures(self) -> None:
+        if (bits := self.readings.get(BITS)) is not None:
+            self._log(INFO, f"pictures of 16 bits are read as of {bits} bits; source.image_bits sets more")
+        for kind, unit_m in self.readings.get(UNITS, {}).items():
+            self._log(INFO, f"depth of {kind} values is read in units of {unit_m:g} m, see source.depth_unit_m")
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:
             self._warned.add(text)
-            logger.warning("%s", text)
+            self._log(WARNING, text)
 
     def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"

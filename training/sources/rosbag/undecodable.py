@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from vmloc_ros.core.errors import DataError
 
@@ -16,13 +15,12 @@ class Undecodable:
     """Counts one pass's messages that cannot be decoded, warns of a topic's first one, and refuses too many.
 
     Args:
-        path: the recording.
         streams: topics by modality.
         warn: called with the text of a warning.
     """
 
-    def __init__(self, path: Path, streams: Mapping[str, str], warn: Callable[[str], object]) -> None:
-        self._path, self._streams, self._warn = path, streams, warn
+    def __init__(self, streams: Mapping[str, str], warn: Callable[[str], object]) -> None:
+        self._streams, self._warn = streams, warn
         self._read: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -47,8 +45,7 @@ class Undecodable:
         if name not in self._first:
             self._first[name] = f"at {stamp_ns} ns: {reason}"
             self._warn(
-                f"{self._path}: {self._streams[name]}: {self._first[name]}; frames go on without the messages that "
-                "cannot be decoded"
+                f"{self._streams[name]}: {self._first[name]}; frames go on without the messages that cannot be decoded"
             )
         if self._read[name] >= _ENOUGH:
             self._refuse_most(name)
@@ -66,6 +63,5 @@ class Undecodable:
         failed, read = self._failed[name], self._read[name]
         if 2 * failed > read:
             raise DataError(
-                f"{self._path}: {failed} of {read} messages of {self._streams[name]} cannot be decoded, the first "
-                f"{self._first[name]}"
+                f"{failed} of {read} messages of {self._streams[name]} cannot be decoded, the first {self._first[name]}"
             )
