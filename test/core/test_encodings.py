@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmloc_ros.core.encodings import is_sixteen_bit, rgb_from_raw
+from vmloc_ros.core.encodings import rgb_from_raw
 from vmloc_ros.core.errors import MessageError
 
 ORDERS = {"rgb": [0, 1, 2], "bgr": [2, 1, 0], "rgba": [0, 1, 2, 3], "bgra": [2, 1, 0, 3]}
@@ -194,11 +194,6 @@ def test_what_is_no_picture_is_refused(encoding: str) -> None:
         MessageError, match=r"encoding '.*' is not supported; supported: rgb8.* have the driver publish"
     ):
         rgb_from_raw(message(random_pixels(0, 4, 4, 4), encoding, (4, 4)))
-
-
-def test_encodings_of_sixteen_bits_are_known() -> None:
-    assert all(map(is_sixteen_bit, ["mono16", "16UC1", "RGB16", "bayer_grbg16", "CV_16UC3"]))
-    assert not any(map(is_sixteen_bit, ["mono8", "rgb8", "nv12", "32FC1", "jpeg"]))
 
 
 def test_rgb8_is_a_view_of_the_messages_data() -> None:

@@ -90,12 +90,6 @@ def plain_name(encoding: str) -> str:
     return encoding.strip(" \0").lower().removeprefix("cv_")
 
 
-def is_sixteen_bit(encoding: str) -> bool:
-    """Whether pictures of this encoding have values of 16 bits, of which a sensor may use fewer."""
-    name = plain_name(encoding)
-    return _PACKED.get(_SAME_AS.get(name, name), ("", 0, None))[0] == "u2"
-
-
 def is_mosaic(encoding: str) -> bool:
     """Whether the encoding is a known Bayer pattern."""
     name = plain_name(encoding)

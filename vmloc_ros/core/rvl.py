@@ -33,9 +33,8 @@ def unpack_rvl(raw: bytes, what: str) -> NDArray[np.uint16]:
         raise MessageError(f"{what} is corrupt: its RVL data of {len(raw)} bytes are {width} x {height} pixels")
     numbers = _numbers(raw[_SIZE_BYTES:])
     filled, differences = _runs(numbers, width * height, what)
-    values = np.cumsum((differences >> 1) ^ -(differences & 1))
     pixels = np.zeros(width * height, np.uint16)
-    pixels[filled] = values.astype(np.uint16)
+    pixels[filled] = np.cumsum((differences >> 1) ^ -(differences & 1)).astype(np.uint16)
     return pixels.reshape(height, width)
 
 
@@ -57,17 +56,17 @@ def _numbers(raw: bytes) -> NDArray[np.int64]:
 
 def _runs(numbers: NDArray[np.int64], count: int, what: str) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of the pixels are not zero, and their zigzag-coded differences, from the stream's numbers."""
-    filled, is_difference = np.zeros(count, np.bool_), np.zeros(len(numbers), np.bool_)
+    lengths: list[int] = []  # of runs of zeros and of others, by turns
     at = pixel = 0
-    lengths = numbers.tolist()
     while pixel < count:
-        if at + 2 > len(lengths):
+        if at + 2 > len(numbers):
             raise MessageError(f"{what} is truncated: its RVL data have {pixel} of {count} pixels")
-        start, others = pixel + lengths[at], lengths[at + 1]
-        at, pixel = at + 2, start + others
-        if pixel > count or at + others > len(lengths):
-            raise MessageError(f"{what} is truncated or corrupt: its RVL data have other than {count} pixels")
-        filled[start:pixel] = True
-        is_difference[at : at + others] = True
-        at += others
-    return filled, numbers[is_difference]
+        zeros, others = numbers.item(at), numbers.item(at + 1)
+        lengths += (zeros, others)
+        at, pixel = at + 2 + others, pixel + zeros + others
+    if pixel > count or at > len(numbers):
+        raise MessageError(f"{what} is truncated or corrupt: its RVL data have other than {count} pixels")
+    turns = np.array(lengths).reshape(-1, 2)
+    filled = np.repeat(np.tile([False, True], len(turns)), turns.ravel())
+    # Two numbers for the lengths come before each run of differences.
+    return filled, numbers[:at][np.repeat(np.tile([False, True], len(turns)), (turns * [0, 1] + [2, 0]).ravel())]
