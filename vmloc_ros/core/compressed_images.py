@@ -61,9 +61,12 @@ def unpack_image(data: Any, what: str) -> NDArray[Any]:
         MessageError: not such a file, or not a complete one.
     """
     raw = _from_signature(bytes(data))
-    if not (known := _is_complete(raw)):
-        state = "is neither JPEG nor PNG, WebP, TIFF or BMP" if known is None else "is truncated"
-        raise MessageError(f"{what} {state}: {len(raw)} bytes beginning with {raw[:8]!r}")
+    complete = _is_complete(raw)
+    if complete is None:
+        start = f"{len(raw)} bytes beginning with {raw[:8]!r}"
+        raise MessageError(f"{what} is neither JPEG nor PNG, WebP, TIFF or BMP: {start}")
+    if not complete:
+        raise MessageError(f"{what} is truncated: {len(raw)} bytes without the file's end")
     try:
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

@@ -48,6 +48,7 @@ def test_a_picture_that_cannot_be_decoded_costs_only_itself(tmp_path: Path, capl
     for i in (3, 7):
         broken[i][1].encoding = "sepia"
     opened = source(write_bag(tmp_path / "bag", broken, clouds(), poses(), calibration()))
+    caplog.set_level("INFO")
     for _ in range(2):
         frames = [sample.frame for sample in opened]
         assert [frame.stamp_ns for frame in frames] == opened.stamps_ns()
@@ -57,6 +58,7 @@ def test_a_picture_that_cannot_be_decoded_costs_only_itself(tmp_path: Path, capl
         assert opened.report["image messages that cannot be decoded"] == 2
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert f"{TOPIC}: at {T0 + 300 * MS} ns: image encoding 'sepia' is not supported" in warning.getMessage()
+    assert caplog.text.count(f"2 of 10 messages of {TOPIC} cannot be decoded") == 1
 
 
 def test_a_truncated_compressed_picture_is_a_missing_one(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ class RosbagSource:
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
         self.readings = dict(index.readings)
-        self._warned: set[str] = set()
+        self._logged: set[str] = set()
         self._times = PointTimes(
             index.streams.get(LIDAR, ""),
             index.readings.get(TIMES),
@@ -139,7 +139,7 @@ class RosbagSource:
                 frame = self._frame(reader, bundle, camera, sizes, decoding)
                 if frame.modalities:
                     yield Sample(frame, pose)
-        decoding.undecodable.finish()
+        decoding.undecodable.finish(partial(self._log_once, INFO))
         self.report |= decoding.undecodable.counts
 
     def share_image_bits(self, bits: int) -> None:
@@ -254,7 +254,7 @@ class RosbagSource:
 
     def _new_decoding(self) -> _Decoding:
         """For one pass through the bag."""
-        warn = self._warn_once
+        warn = partial(self._log_once, WARNING)
         return _Decoding(
             {
                 IMAGE: ImageDecoder(self.readings.get(BITS), widens=False, warn=warn),
@@ -270,10 +270,10 @@ class RosbagSource:
         for kind, unit_m in self.readings.get(UNITS, {}).items():
             self._log(INFO, f"depth of {kind} values is read in units of {unit_m:g} m, see source.depth_unit_m")
 
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._log(WARNING, text)
+    def _log_once(self, level: int, text: str) -> None:
+        if text not in self._logged:
+            self._logged.add(text)
+            self._log(level, text)
 
     def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"

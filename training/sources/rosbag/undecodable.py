@@ -50,14 +50,15 @@ class Undecodable:
         if self._read[name] >= _ENOUGH:
             self._refuse_most(name)
 
-    def finish(self) -> None:
-        """To be called after the last message.
+    def finish(self, inform: Callable[[str], object]) -> None:
+        """To be called after the last message, with what is called with each topic's numbers.
 
         Raises:
             DataError: more than half of a topic's messages cannot be decoded.
         """
-        for name in self._failed:
+        for name, failed in self._failed.items():
             self._refuse_most(name)
+            inform(f"{failed} of {self._read[name]} messages of {self._streams[name]} cannot be decoded")
 
     def _refuse_most(self, name: str) -> None:
         failed, read = self._failed[name], self._read[name]
