@@ -22,6 +22,7 @@ from vmloc_ros.core.messages import (
     decode_image,
     decode_point_cloud,
     decode_pose,
+    has_returns,
     stamp_ns,
 )
 
@@ -384,7 +385,7 @@ def test_intensity_is_preferred_to_reflectivity() -> None:
         ("offset_time", "u4", [0, 1, 100_000_000], [0.0, 1e-9, 0.1]),
         ("time", "f4", [-0.1, -0.05, 0.0], [-0.1, -0.05, 0.0]),
         ("time_stamp", "f8", [0.0, 0.02, 0.1], [0.0, 0.02, 0.1]),
-        ("timestamp", "f8", [1_700_000_000.15, 1_700_000_000.25, float("nan")], [-0.1, 0.0, float("nan")]),
+        ("timestamp", "f8", [1_700_000_000.15, 1_700_000_000.25, float("nan")], [-0.1, 0.0, -0.05]),
         ("timestamp", "f8", [1.70000000025e18, 1.70000000035e18, 1.7000000003e18], [0.0, 0.1, 0.05]),
     ],
     ids=["ouster", "livox", "velodyne", "relative-double", "hesai", "livox-absolute"],
@@ -397,6 +398,31 @@ def test_point_times_become_seconds_since_the_header(
     assert time_s is not None
     assert time_s.dtype == np.float32
     np.testing.assert_allclose(time_s, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"fields": []}, {"point_step": 0}, {"fields": [], "point_step": 0, "height": 0}]
+)
+def test_a_cloud_without_points_may_lack_everything_else(change: dict[str, Any]) -> None:
+    message = cloud_message(xyz_columns([(1, 2, 3)]))
+    message.width, message.row_step, message.data = 0, 0, b""
+    vars(message).update(change)
+    assert len(decode_point_cloud(message)) == 0
+    assert not has_returns(message)
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_a_scan_of_nothing_but_nan_infinity_and_zeros_has_no_return(rows: int) -> None:
+    nothing = [(0.0, 0.0, 0.0), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 1.0)] * 600
+    assert not has_returns(cloud_message(xyz_columns(nothing), height=rows))
+    nothing[1201] = (0.0, 0.0, 0.1)  # anywhere, not only where one looks first
+    assert has_returns(cloud_message(xyz_columns(nothing), height=rows))
+
+
+def test_points_without_coordinates_are_an_error_even_when_looked_for_returns() -> None:
+    message = cloud_message({"x": ("f4", [1.0]), "y": ("f4", [1.0])})
+    with pytest.raises(MessageError, match="lacks field z; its fields: x, y"):
+        has_returns(message)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (1, 0), (0, 5)])

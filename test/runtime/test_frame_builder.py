@@ -12,7 +12,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.errors import MessageError
+from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_point_cloud
+from vmloc_ros.core.point_times import PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
 from vmloc_ros.runtime.frame_builder import FrameBuilder
@@ -65,6 +68,62 @@ def test_a_message_that_cannot_be_decoded_is_skipped_and_reported(builder, messa
     assert frame.modalities == ("image",)
     (reason,) = rejected
     assert reason.startswith("lidar: point cloud lacks field x, y, z")
+
+
+def emptied(message):
+    message.fields.clear()
+    message.point_step = message.row_step = message.width = 0
+    message.data = np.zeros(0, np.uint8)
+    return message
+
+
+def test_an_empty_scan_is_a_missing_one(builder, messages, rejected):
+    emptied(messages["lidar"][1])
+    assert builder.build(Bundle(5, 0, messages)).modalities == ("image",)
+    assert rejected == ["lidar: the scan is empty: it has no points, or only NaN and zeros"]
+    with pytest.raises(MessageError, match="lidar: the scan is empty"):
+        builder.build(Bundle(7, 0, {"lidar": messages["lidar"]}))
+
+
+def timed_scans(times_s, count=8):
+    stamps = [1_700_000_000_000_000_000 + i * 100_000_000 for i in range(count)]
+    cloud = PointCloud(np.ones((len(times_s), 3), np.float32), time_s=times_s)
+    return [Bundle(t, 0, {"lidar": (t, point_cloud_message(t, "lidar", cloud))}) for t in stamps]
+
+
+def test_what_was_decided_about_points_times_is_said_once():
+    said = []
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, said.append, "/points")
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    for bundle in timed_scans(1e6 * times_s):
+        np.testing.assert_allclose(builder.build(bundle).cloud.time_s, times_s, atol=1e-6)
+    (text,) = said
+    assert text.startswith("points' times of /points: field 'time', float32, us since the header's stamp; a sweep")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_scans_with_times_where_training_had_none_or_the_reverse_are_warned_of_once(trained):
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    record = PointTimes()
+    for bundle in timed_scans(times_s, 1 if trained else 0):
+        decode_point_cloud(bundle.messages["lidar"][1], record)
+    warnings = []
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, warnings.append)
+    builder.use_readings({"lidar_times": record.record})
+    for bundle in timed_scans(None if trained else times_s, 3) if not trained else timed_scans(np.zeros(300), 8):
+        builder.build(bundle)
+    assert [text for text in warnings if "in training" in text] == [warnings[-1]]
+    assert "poses in motion may be worse" in warnings[-1]
+
+
+def test_scans_with_times_of_another_unit_than_in_training_are_not_warned_of():
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    record = PointTimes()
+    decode_point_cloud(timed_scans(times_s, 1)[0].messages["lidar"][1], record)
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail)
+    builder.use_readings({"lidar_times": record.record})
+    for bundle in timed_scans(1e3 * times_s):
+        assert builder.build(bundle).cloud.time_s is not None
 
 
 def test_an_image_that_cannot_be_decoded_is_a_missing_one_and_the_scan_answers_at_its_stamp(

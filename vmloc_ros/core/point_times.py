@@ -46,7 +46,9 @@ _OF_PERIOD = 1.25  # how much longer a sweep may last than the period
 _REACH = 1.5  # how far from the stamp times may lie, in periods
 _USUAL_PERIOD_S = 0.1
 _SAMPLE = 512  # points that are judged
-_INSIDE = 0.9  # share of points whose times must be plausible
+_INSIDE = 0.6  # share of points whose times must be plausible
+_FAR = 4.0  # widths of a sweep, between it and values that cannot be times
+_FEW_VALUES = 20  # too few to tell them apart
 _PATIENCE = 5  # scans
 _MEMORY = 20  # scans
 _FEW = 200  # points that may lie in a small part of a sweep
@@ -88,6 +90,11 @@ class TimeReading:
         return tuple(self.field.split("+"))
 
     @property
+    def middle_s(self) -> float:
+        """Time of the sweep's middle: of points whose own is not known."""
+        return (0.5 - self.header_at) * self.sweep_s
+
+    @property
     def key(self) -> tuple[str, str, str, str]:
         """What makes it another reading."""
         return self.field, self.type, self.unit, self.clock
@@ -95,13 +102,16 @@ class TimeReading:
     def __str__(self) -> str:
         reference = {HEADER: "since the header's stamp", STAMPS: "of the header's clock"}
         reference |= {name: f"{name}, {ns // 10**9} s ahead" for name, ns in _AHEAD_NS.items() if ns}
-        places = {0.0: "start", 0.5: "middle", 1.0: "end"}
-        near = next((name for at, name in places.items() if abs(self.header_at - at) < 0.1), None)
-        where = f"at its {near}" if near else f"{self.header_at:.0%} through it"
         return (
             f"field {self.field!r}, {self.type}, {self.unit} {reference.get(self.clock, 'of a clock of its own')}; "
-            f"a sweep lasts {1e3 * self.sweep_s:.3g} ms, with the stamp {where}"
+            f"a sweep lasts {1e3 * self.sweep_s:.3g} ms, with the stamp {self._place}"
         )
+
+    @property
+    def _place(self) -> str:
+        places = {0.0: "at its start", 0.5: "at its middle", 1.0: "at its end"}
+        near = (name for at, name in places.items() if abs(self.header_at - at) < 0.1)
+        return next(near, f"{1e3 * self.header_at * self.sweep_s:.0f} ms after its start")
 
 
 def reading_from(record: Any) -> TimeReading | None:
@@ -171,7 +181,8 @@ class PointTimes:
     """Seconds between the header's stamp and each point's measurement, for the scans of one lidar, in order.
 
     It settles on a reading with the first scan that decides it (with two for a clock of its own), and gives it up when
-    the scans no longer fit. A single scan that does not fit goes without times.
+    the scans no longer fit. A single scan that does not fit goes without times: all its points are of the sweep's
+    middle.
 
     Args:
         topic: for messages.
@@ -230,7 +241,7 @@ class PointTimes:
     def seconds(self, points: Points, stamp_ns: int, unreadable: str = "") -> NDArray[np.float32] | None:
         """Times ``(N,)`` of the points, row by row; None where the scan has none that can be understood.
 
-        Points whose own time cannot be true count as measured at the stamp.
+        Points whose own time cannot be true count as measured in the sweep's middle.
 
         Args:
             points: with the candidates of :func:`time_fields`.
@@ -247,7 +258,7 @@ class PointTimes:
             times = self._misfit(points, fields, stamp_ns)
         elif unreadable:
             self._leave_out(unreadable)
-        if not self._is_compared and (times is not None or not fields or self._misfits >= _PATIENCE):
+        if not self._is_compared and (self.reading is not None or not fields or self._misfits >= _PATIENCE):
             self._compare()
         return times
 
@@ -312,8 +323,8 @@ class PointTimes:
             self.reading = None
             self._leave_out(self._problem or self._why_not())
         elif self.reading is not None:
-            self._say("a scan goes without its points' times, which do not fit those before; no more are reported")
-        return None
+            self._say("those of a scan do not fit those before it, and are left out; no more such scans are reported")
+        return None if self.reading is None else np.full(points.size, self.reading.middle_s, np.float32)
 
     def _remember(self, points: Points, fields: tuple[tuple[str, ...], ...], stamp_ns: int) -> None:
         self._stamps_ns.append(stamp_ns)
@@ -439,7 +450,7 @@ def _wrap_ns(reading: TimeReading) -> int | None:
 
 
 def _checked(times: NDArray[np.float32], reading: TimeReading, points: Points) -> NDArray[np.float32] | None:
-    """The times, with 0 for those that cannot be true; None where too many cannot."""
+    """The times, with the sweep's middle for those that cannot be true; None where too many cannot."""
     first, last, reach_s = times.min(), times.max(), reading.reach_s
     if -reach_s <= first and last <= reach_s:
         return times if last - first > 0.25 * reading.sweep_s or len(times) < _FEW else None
@@ -448,7 +459,7 @@ def _checked(times: NDArray[np.float32], reading: TimeReading, points: Points) -
     rows = rows[np.isfinite(times[rows])]
     if not len(rows) or np.count_nonzero(inside[rows]) < _INSIDE * len(rows):
         return None
-    return np.where(inside, times, np.float32(0))
+    return np.where(inside, times, np.float32(reading.middle_s))
 
 
 def _sample_rows(points: Points) -> NDArray[np.int64]:
@@ -465,7 +476,7 @@ def _sample_rows(points: Points) -> NDArray[np.int64]:
 
 
 def _span(points: Points, fields: tuple[str, ...], stamp_ns: int) -> _Span | None:
-    """Range of a field's values, without the outermost ones; None without returns."""
+    """Range of most of a field's values, however wrong the others are; None without returns."""
     rows = _sample_rows(points)
     values = _values(points[np.divmod(rows, points.shape[1])], fields)
     values = values[np.isfinite(values)]
@@ -474,9 +485,21 @@ def _span(points: Points, fields: tuple[str, ...], stamp_ns: int) -> _Span | Non
     values = values.astype(values.dtype.newbyteorder("="))
     middle = np.partition(values, len(values) // 2)[len(values) // 2]
     base = float(middle) if values.dtype.kind == "f" else int(middle)
-    low, high = np.quantile(_difference(values, base).astype(np.float64), [0.05, 0.95])
+    low, high = np.quantile(_majority(_difference(values, base).astype(np.float64)), [0.05, 0.95])
     margin = (high - low) / 18  # 5 % of the sweep on both sides
     return _Span(fields, _type(points, fields), base, float(low - margin), float(high + margin), stamp_ns)
+
+
+def _majority(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without those that are far away from the shortest interval with half of them."""
+    values = np.sort(values)
+    half = len(values) // 2
+    widths = values[half:] - values[: len(values) - half]
+    start = int(np.argmin(widths))
+    reach = 1.5 * widths[start]  # to the ends of an even sweep, wherever in it the interval lies
+    near = values[(values >= values[start] - reach) & (values <= values[start + half] + reach)]
+    is_cluster = 0 < _FAR * (near[-1] - near[0]) < np.ptp(np.quantile(values, [0.05, 0.95]))
+    return near if is_cluster and len(values) >= _FEW_VALUES else values
 
 
 def _best_reading(
