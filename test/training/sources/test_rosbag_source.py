@@ -530,9 +530,15 @@ def test_a_recording_of_empty_scans_has_no_lidar_and_says_so(tmp_path: Path, cap
         source(path, ("lidar",))
 
 
-def test_points_without_coordinates_are_an_error_that_names_the_fields(tmp_path: Path) -> None:
-    messages = scans()
-    messages[4][1].fields = messages[4][1].fields[:2]
-    path = write_bag(tmp_path / "bag", images(), messages, poses(), calibration())
-    with pytest.raises(DataError, match=r"/lidar/points at .* lacks field z; its fields: x, y"):
+def test_a_scan_without_coordinates_is_a_missing_one_and_a_recording_of_them_an_error_that_names_the_fields(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some, every = scans(), scans()
+    for _, message, _ in [some[4], *every]:
+        message.fields = message.fields[:2]
+    path = write_bag(tmp_path / "some", images(), some, poses(), calibration())
+    assert [sample.frame.cloud is None for sample in source(path)] == [i == 4 for i in range(10)]
+    assert "lacks field z; its fields: x, y" in caplog.text
+    path = write_bag(tmp_path / "every", images(), every, poses(), calibration())
+    with pytest.raises(DataError, match=r"10 of 10 messages of /lidar/points .* lacks field z; its fields: x, y"):
         list(source(path))
