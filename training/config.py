@@ -329,6 +329,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def checkpoint_source_options(header: CheckpointHeader, overrides: list[str] | None) -> SourceOptions:
     """Options of data sources as used in training, with overrides of the form ``source.key=value``."""
     recorded = header.training.get("config", {}).get("source", {})
+    if (bits := header.training.get("inputs", {}).get("image_bits")) is not None:
+        recorded = {**recorded, "image_bits": bits}
     # A PoseStamped does not name the body frame; the checkpoint's is assumed.
     return parse_source_options({**recorded, "body_frame": header.body_frame}, overrides)
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 from array import array
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +22,7 @@ from vmloc_ros.core.messages import (
     decode_image,
     decode_point_cloud,
     decode_pose,
+    has_returns,
     stamp_ns,
 )
 
@@ -174,30 +174,9 @@ def test_damaged_png_is_rejected() -> None:
         decode_image(compressed_message(bytes(data), "png"))
 
 
-def test_unknown_encoding_names_itself_the_supported_ones_and_cv_bridge(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "cv_bridge", None)
-    with pytest.raises(MessageError, match=r"'nv21' is not supported; supported: rgb8, .*yuyv .*cv_bridge"):
-        decode_image(image_message(random_rgb(), "nv21"))
-
-
-def test_unknown_encoding_goes_through_cv_bridge_where_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    rgb = random_rgb()
-    calls = []
-
-    class CvBridge:
-        def imgmsg_to_cv2(self, message: Any, desired_encoding: str) -> np.ndarray:
-            calls.append((message.encoding, desired_encoding))
-            if message.encoding == "nonsense":
-                raise KeyError(message.encoding)
-            return rgb
-
-    monkeypatch.setitem(sys.modules, "cv_bridge", SimpleNamespace(CvBridge=CvBridge))
-    np.testing.assert_array_equal(decode_image(image_message(rgb, "bayer_rggb16")), rgb)
-    assert calls == [("bayer_rggb16", "rgb8")]
-    with pytest.raises(MessageError, match=r"'nonsense' is not supported.*cv_bridge: 'nonsense'"):
-        decode_image(image_message(rgb, "nonsense"))
+def test_unknown_encoding_names_itself_and_the_supported_ones() -> None:
+    with pytest.raises(MessageError, match=r"'hsv8' is not supported; supported: rgb8, .*yuyv.*nv12.*8UC3"):
+        decode_image(image_message(random_rgb(), "hsv8"))
 
 
 @pytest.mark.parametrize("decode", [decode_image, decode_depth])
@@ -273,13 +252,13 @@ def test_compressed_float_depth_undoes_the_inverse_quantisation() -> None:
 @pytest.mark.parametrize(
     ("data", "format_text", "text"),
     [
-        (encode(random_rgb()[..., 0]), "16UC1; compressedDepth", "16-bit single-channel PNG, got uint8"),
-        (encode(random_rgb().astype(np.uint16)), "png", "16-bit single-channel PNG, got uint16"),
-        (encode(random_rgb(), ".jpg"), "jpeg", "'jpeg' is not a PNG"),
-        (bytes(12) + b"\x01\x02", "16UC1; compressedDepth rvl", "rvl' is not a PNG"),
+        (encode(random_rgb()[..., 0]), "16UC1; compressedDepth", "one channel of .*, got uint8"),
+        (encode(random_rgb().astype(np.uint16)), "png", "one channel of .*, got uint16"),
+        (encode(random_rgb(), ".jpg"), "jpeg", "'jpeg' must have one channel of .*, got uint8 .*supported: 16-bit PNG"),
+        (bytes(12) + b"\x01\x02", "16UC1; compressedDepth rvl", "rvl' is corrupt: its RVL data of 2 bytes"),
         (encode(np.ones((2, 2), np.uint16)), "32FC1; compressedDepth", "12-byte quantisation header"),
         (encode(np.ones((2, 2), np.uint16))[:-4], "png", "truncated"),
-        (b"", "png", "is not a PNG"),
+        (b"", "png", "is neither JPEG nor PNG.*: 0 bytes"),
     ],
 )  # fmt: skip
 def test_malformed_compressed_depth_is_rejected(data: bytes, format_text: str, text: str) -> None:
@@ -406,7 +385,7 @@ def test_intensity_is_preferred_to_reflectivity() -> None:
         ("offset_time", "u4", [0, 1, 100_000_000], [0.0, 1e-9, 0.1]),
         ("time", "f4", [-0.1, -0.05, 0.0], [-0.1, -0.05, 0.0]),
         ("time_stamp", "f8", [0.0, 0.02, 0.1], [0.0, 0.02, 0.1]),
-        ("timestamp", "f8", [1_700_000_000.15, 1_700_000_000.25, float("nan")], [-0.1, 0.0, float("nan")]),
+        ("timestamp", "f8", [1_700_000_000.15, 1_700_000_000.25, float("nan")], [-0.1, 0.0, -0.05]),
         ("timestamp", "f8", [1.70000000025e18, 1.70000000035e18, 1.7000000003e18], [0.0, 0.1, 0.05]),
     ],
     ids=["ouster", "livox", "velodyne", "relative-double", "hesai", "livox-absolute"],
@@ -419,6 +398,31 @@ def test_point_times_become_seconds_since_the_header(
     assert time_s is not None
     assert time_s.dtype == np.float32
     np.testing.assert_allclose(time_s, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"fields": []}, {"point_step": 0}, {"fields": [], "point_step": 0, "height": 0}]
+)
+def test_a_cloud_without_points_may_lack_everything_else(change: dict[str, Any]) -> None:
+    message = cloud_message(xyz_columns([(1, 2, 3)]))
+    message.width, message.row_step, message.data = 0, 0, b""
+    vars(message).update(change)
+    assert len(decode_point_cloud(message)) == 0
+    assert not has_returns(message)
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_a_scan_of_nothing_but_nan_infinity_and_zeros_has_no_return(rows: int) -> None:
+    nothing = [(0.0, 0.0, 0.0), (float("nan"), 1.0, 1.0), (1.0, float("inf"), 1.0)] * 600
+    assert not has_returns(cloud_message(xyz_columns(nothing), height=rows))
+    nothing[1201] = (0.0, 0.0, 0.1)  # anywhere, not only where one looks first
+    assert has_returns(cloud_message(xyz_columns(nothing), height=rows))
+
+
+def test_points_without_coordinates_are_an_error_even_when_looked_for_returns() -> None:
+    message = cloud_message({"x": ("f4", [1.0]), "y": ("f4", [1.0])})
+    with pytest.raises(MessageError, match="lacks field z; its fields: x, y"):
+        has_returns(message)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (1, 0), (0, 5)])

@@ -12,7 +12,10 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
 from vmloc_ros.core.errors import MessageError
+from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.messages import decode_point_cloud
+from vmloc_ros.core.point_times import PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
 from vmloc_ros.runtime.frame_builder import FrameBuilder
@@ -67,10 +70,124 @@ def test_a_message_that_cannot_be_decoded_is_skipped_and_reported(builder, messa
     assert reason.startswith("lidar: point cloud lacks field x, y, z")
 
 
-def test_a_leading_message_that_cannot_be_decoded_is_an_error(builder, messages):
+def emptied(message):
+    message.fields.clear()
+    message.point_step = message.row_step = message.width = 0
+    message.data = np.zeros(0, np.uint8)
+    return message
+
+
+def test_an_empty_scan_is_a_missing_one(builder, messages, rejected):
+    emptied(messages["lidar"][1])
+    assert builder.build(Bundle(5, 0, messages)).modalities == ("image",)
+    assert rejected == ["lidar: the scan is empty: it has no points, or only NaN and zeros"]
+    with pytest.raises(MessageError, match="lidar: the scan is empty"):
+        builder.build(Bundle(7, 0, {"lidar": messages["lidar"]}))
+
+
+def timed_scans(times_s, count=8):
+    stamps = [1_700_000_000_000_000_000 + i * 100_000_000 for i in range(count)]
+    cloud = PointCloud(np.ones((len(times_s), 3), np.float32), time_s=times_s)
+    return [Bundle(t, 0, {"lidar": (t, point_cloud_message(t, "lidar", cloud))}) for t in stamps]
+
+
+def test_what_was_decided_about_points_times_is_said_once():
+    said = []
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, said.append, "/points")
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    for bundle in timed_scans(1e6 * times_s):
+        np.testing.assert_allclose(builder.build(bundle).cloud.time_s, times_s, atol=1e-6)
+    (text,) = said
+    assert text.startswith("points' times of /points: field 'time', float32, us since the header's stamp; a sweep")
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_scans_with_times_where_training_had_none_or_the_reverse_are_warned_of_once(trained):
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    record = PointTimes()
+    for bundle in timed_scans(times_s, 1 if trained else 0):
+        decode_point_cloud(bundle.messages["lidar"][1], record)
+    warnings = []
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, warnings.append)
+    builder.use_readings({"lidar_times": record.record})
+    for bundle in timed_scans(None if trained else times_s, 3) if not trained else timed_scans(np.zeros(300), 8):
+        builder.build(bundle)
+    assert [text for text in warnings if "in training" in text] == [warnings[-1]]
+    assert "poses in motion may be worse" in warnings[-1]
+
+
+def test_scans_with_times_of_another_unit_than_in_training_are_not_warned_of():
+    times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
+    record = PointTimes()
+    decode_point_cloud(timed_scans(times_s, 1)[0].messages["lidar"][1], record)
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail)
+    builder.use_readings({"lidar_times": record.record})
+    for bundle in timed_scans(1e3 * times_s):
+        assert builder.build(bundle).cloud.time_s is not None
+
+
+def test_an_image_that_cannot_be_decoded_is_a_missing_one_and_the_scan_answers_at_its_stamp(
+    builder, messages, rejected
+):
     messages["image"][1].encoding = "nonsense"
-    with pytest.raises(MessageError, match=r"image: .*nonsense"):
+    stamp_ns = 5_000_000_000
+    bundle = {"image": (stamp_ns, messages["image"][1]), "lidar": (stamp_ns + 30_000_000, messages["lidar"][1])}
+    frame = builder.build(Bundle(stamp_ns, 0, bundle))
+    assert (frame.stamp_ns, frame.modalities) == (stamp_ns, ("lidar",))
+    assert frame.camera_from_lidar == CAMERA_FROM_LIDAR
+    np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
+    np.testing.assert_allclose(frame.cloud.time_s, np.full(len(frame.cloud), 0.03), atol=1e-7)
+    (reason,) = rejected
+    assert reason.startswith("image: image encoding 'nonsense' is not supported; supported: rgb8")
+
+
+def test_a_bundle_none_of_whose_messages_can_be_decoded_is_an_error(builder, messages, rejected):
+    messages["image"][1].encoding = "nonsense"
+    messages["lidar"][1].fields.clear()
+    with pytest.raises(MessageError, match=r"image: .*nonsense.*; lidar: point cloud lacks field"):
         builder.build(Bundle(5, 0, messages))
+    with pytest.raises(MessageError, match=r"image: .*nonsense"):
+        builder.build(Bundle(5, 0, {"image": messages["image"]}))
+    assert rejected == []
+
+
+def test_pictures_of_sixteen_bits_are_scaled_as_in_training(messages, rejected):
+    warnings = []
+    builder = FrameBuilder(Extrinsics(None, None, None), rejected.append, warnings.append)
+    builder.use_readings({"image_bits": 12})
+    dark, bright = (image_message(5, "camera", np.full((4, 6), value, np.uint16), "mono16") for value in (160, 16000))
+
+    def grey(message):
+        return builder.build(Bundle(5, 0, {"image": (5, message)})).image[0, 0, 0]
+
+    assert (grey(dark), warnings) == (10, [])
+    assert grey(bright) == 16000 >> 6
+    assert grey(dark) == 160 >> 6
+    assert grey(bright) == 16000 >> 6
+    (warning,) = warnings
+    assert "up to 16000, more than the 12 bits so far: they are read as of 14 bits" in warning
+
+
+@pytest.mark.parametrize(
+    ("parameter", "readings", "expected"),
+    [
+        (0.0, {}, 5.0),
+        (0.0, {"depth_units_m": {"integer": 0.0002}}, 1.0),
+        (0.0, {"depth_units_m": {"float": 0.001}}, 5.0),
+        (0.0001, {"depth_units_m": {"integer": 0.0002}}, 0.5),
+    ],
+)
+def test_depth_has_the_parameters_unit_else_that_of_training_else_millimetres(parameter, readings, expected):
+    told = []
+    builder = FrameBuilder(Extrinsics(None, None, None), told.append, told.append, told.append, depth_unit_m=parameter)
+    builder.use_readings(readings)
+    message = image_message(5, "camera", np.full((4, 6), 5000, np.uint16), "16UC1")
+    for _ in range(2):
+        frame = builder.build(Bundle(5, 0, {"depth": (5, message)}))
+        np.testing.assert_allclose(frame.depth_m, np.full((4, 6), expected), rtol=1e-6)
+    (text,) = told
+    assert "depth of integer values is read in units of" in text
+    assert "parameter depth_unit_m" in text
 
 
 def test_a_scan_without_an_image_is_a_frame_at_its_own_stamp(builder, messages):

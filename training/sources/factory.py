@@ -72,12 +72,25 @@ def _open_bags(
     kept: list[Source] = [source for source in sources if len(source)]
     if not kept:
         raise DataError(f"{path}: no frame is in the {split} split; see source.test_from_s and source.test_every")
+    share_image_bits(kept)
     return kept
 
 
 def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
     """Open the sources at several paths as :func:`open_sources` does; log the frames and dropped frames of each."""
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
+    share_image_bits(sources)
     for source in sources:
         logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
     return sources
+
+
+def share_image_bits(sources: Sequence[Source]) -> None:
+    """Read the 16-bit pictures of all bags by one range, the widest: a drive in the dark does not show it."""
+    from training.sources.rosbag.pictures import BITS
+    from training.sources.rosbag.source import RosbagSource
+
+    bags = [source for source in sources if isinstance(source, RosbagSource) and BITS in source.readings]
+    widest = max((bag.readings[BITS] for bag in bags), default=0)
+    for bag in bags:
+        bag.share_image_bits(widest)

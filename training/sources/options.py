@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.image_decoders import SENSOR_BITS
 
 PoseSource = Literal["ins", "rtk", "gps", "vo"]
 LidarName = Literal["lms_front", "lms_rear", "ldmrs", "velodyne_left", "velodyne_right"]
@@ -68,6 +69,9 @@ class SourceOptions:
         body_frame: likewise the last frame; also for bags whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
         pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
+        image_bits: bags: pictures of 16 bits use at least so many of them: 8, 10, 12, 14 or 16; 0: what their brightest
+            pixels need, or what they used in training.
+        depth_unit_m: bags: metres per unit of depth images; 0: 0.001 for integers, 1 for floats (REP 118).
         skip_invalid: 7-Scenes and bags: skip and count invalid poses instead of raising an error.
         register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
         depth_mount: pose of the depth camera in the colour camera's optical frame, for ``register_depth``: x, y, z in
@@ -88,6 +92,8 @@ class SourceOptions:
     body_frame: str = "base_link"
     slop_s: float = 0.1
     pose_gap_s: float = 1.0
+    image_bits: int = 0
+    depth_unit_m: float = 0.0
     skip_invalid: bool = False
     register_depth: bool = False
     depth_mount: tuple[float, float, float, float, float, float] | None = None
@@ -104,6 +110,10 @@ class SourceOptions:
     def __post_init__(self) -> None:
         if self.stride < 1 or min(self.slop_s, self.pose_gap_s) <= 0:
             raise ValueError(f"stride >= 1, slop_s > 0 and pose_gap_s > 0, got {self}")
+        if self.image_bits not in (0, *SENSOR_BITS):
+            raise ValueError(f"image_bits must be 0 or one of {SENSOR_BITS}, got {self.image_bits}")
+        if not 0 <= self.depth_unit_m < float("inf"):
+            raise ValueError(f"depth_unit_m must be 0 or positive metres, got {self.depth_unit_m}")
         if self.depth_mount is not None and not self.register_depth:
             raise ValueError("depth_mount needs register_depth: depth is brought into the colour camera's view by it")
         if self.test_from_s < 0 or self.test_every < 0 or self.test_every == 1 or self.test_block_s <= 0:

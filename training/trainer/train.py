@@ -12,7 +12,7 @@ from typing import Any
 from training.config import TrainConfig, load_config
 from training.data.cache import load_dataset
 from training.sources.base import Source
-from training.sources.factory import open_all
+from training.sources.factory import open_all, share_image_bits
 from training.trainer.distributed import join_processes
 from training.trainer.logbook import check_tensorboard
 from training.trainer.record import data_record
@@ -91,6 +91,7 @@ def _read(
     own, others = (
         open_all(paths, split, config.source, config.preprocess.modalities) for paths in (data, validation_data)
     )
+    share_image_bits([*own, *others])
     map_frame, body_frame = _common_frames([*own, *others])
     preprocessor = Preprocessor(config.preprocess)
     prepared = [load_dataset(sources, preprocessor, cache, progress) if sources else None for sources in (own, others)]

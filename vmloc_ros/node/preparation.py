@@ -39,7 +39,15 @@ class FramePreparation:
 
     def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
         self._resources, self._gate, self._errors = resources, gate, errors
-        self._frames = FrameBuilder(resources.extrinsics, partial(errors.reject_message, "undecodable"))
+        self._frames = FrameBuilder(
+            resources.extrinsics,
+            partial(errors.reject_message, "undecodable"),
+            resources.node.get_logger().warning,
+            resources.node.get_logger().info,
+            resources.config.cloud_topic,
+            resources.config.depth_unit_m,
+        )
+        self._model: ServedModel | None = None
 
     def take_camera_info(self, message: Any) -> None:
         """Store the latest CameraInfo if the model needs it: an uncalibrated camera must not reject other frames."""
@@ -47,9 +55,11 @@ class FramePreparation:
             self._frames.camera_info = message
 
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
-        """Prepare a bundle for the model in use; None if its leading message cannot be decoded."""
+        """Prepare a bundle for the model in use; None if none of its messages can be decoded."""
         with self._errors.handled():
-            frame, model, batch = self._frames.build(bundle), self._resources.model, None
+            model, batch = self._resources.model, None
+            self._follow(model)
+            frame = self._frames.build(bundle)
             if reason := self._gate.check_frame(frame.modalities):
                 self._errors.reject_frame("degraded", reason)
             else:
@@ -57,3 +67,9 @@ class FramePreparation:
                     batch = model.prepare(frame)
             return PreparedFrame(bundle, frame, model, batch)
         return None
+
+    def _follow(self, model: ServedModel) -> None:
+        """Read messages as in the training of the model in use."""
+        if model is not self._model:
+            self._model = model
+            self._frames.use_readings(model.localizer.header.training.get("inputs", {}))

@@ -65,6 +65,11 @@ class NodeConfig:
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
+    depth_unit_m: float = _parameter(
+        0.0,
+        "Metres per unit of depth images; 0: as in training, else 0.001 for integers and 1 for floats (REP 118).",
+        high=1000.0,
+    )
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
         "camera/camera_info",

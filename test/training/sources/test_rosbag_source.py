@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lidar_messages import layout_message
 from rosbags.rosbag2 import StoragePlugin, Writer
 
 from bag_builders import (
@@ -384,14 +385,6 @@ def test_extrinsics_of_nan_are_rejected_with_their_topic(tmp_path: Path) -> None
         source(write_bag(tmp_path / "bag", images(), poses(), broken), ("image",))
 
 
-def test_a_message_that_cannot_be_decoded_is_rejected_with_its_stamp(tmp_path: Path) -> None:
-    broken = images()
-    broken[3][1].encoding = "sepia"
-    opened = source(write_bag(tmp_path / "bag", broken, poses()), ("image",))
-    with pytest.raises(DataError, match=rf"bag: /camera/image_raw at {T0 + 300 * MS} ns: .*sepia"):
-        list(opened)
-
-
 def test_a_picture_of_another_size_is_rejected_with_its_topic_and_stamp(tmp_path: Path) -> None:
     """One CameraInfo cannot be true of both."""
     mixed = images()
@@ -451,3 +444,101 @@ def test_what_is_no_data_at_all_is_rejected_with_what_would_be(tmp_path: Path) -
         (tmp_path / name).write_bytes(b"garbage" * 50)
         with pytest.raises(DataError, match=name.replace(".", r"\.")):
             open_sources(tmp_path / name, "train", OPTIONS, ("image",))
+
+
+# --- points' times, and empty scans ------------------------------------------------------------------------------
+
+SWEEP_S = np.linspace(0, 0.1, 300, endpoint=False)
+WALLS = np.random.default_rng(0).normal(0, 10, (300, 3)).astype(np.float32)
+
+
+def scans(*, count: int = 10, empty: Iterable[int] = (), **times: Any) -> list[Message]:
+    """Scans at the images' stamps whose points' times are given, by field."""
+    found = []
+    for number in range(count):
+        values = {name: of(number) if callable(of) else of for name, of in times.items()}
+        xyz = WALLS * np.float32(number not in empty)
+        stamp = T0 + number * 100 * MS
+        columns = {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], **values}
+        found.append(("/lidar/points", layout_message(stamp, columns), stamp))
+    return found
+
+
+def emptied(message: Any, change: str) -> None:
+    message.data, message.width, message.row_step = np.zeros(0, np.uint8), 0, 0
+    if change == "no fields":
+        message.fields, message.point_step = [], 0
+    elif change == "no rows":
+        message.height = 0
+
+
+def test_the_reading_of_a_recording_is_its_scans_and_holds_from_the_first_frame_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ticks(number: int) -> np.ndarray:
+        return np.round(SWEEP_S * (1e6 if number else 31e6)).astype(np.uint32)
+
+    path = write_bag(tmp_path / "bag", images(), scans(t=ticks), poses(), calibration())
+    with caplog.at_level("INFO"):
+        recording = source(path)
+    assert "points' times of /lidar/points: field 't', uint32, us since the header's stamp; a sweep" in caplog.text
+    assert recording.readings["lidar_times"]["unit"] == "us"
+    for _ in range(2):
+        times = [sample.frame.cloud.time_s for sample in recording]
+        np.testing.assert_allclose(times[0], 0.05, atol=1e-3)  # the broken one: all of the sweep's middle
+        np.testing.assert_allclose(times[1:], np.tile(SWEEP_S, (9, 1)), atol=1e-6)
+    assert sum("a scan do not fit" in record.message for record in caplog.records) == 1
+
+
+def test_times_that_are_not_understood_are_left_out_and_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_bag(tmp_path / "bag", images(), scans(time=(SWEEP_S + 1.7e9).astype("f4")), poses(), calibration())
+    recording = source(path)
+    assert all(sample.frame.cloud.time_s is None for sample in recording)
+    assert len([record for record in caplog.records if "left out" in record.message]) == 1
+    assert "(float32) is 1700000000 to 1700000000, the same" in recording.readings["lidar_times"]["left_out"]
+    untimed = write_bag(tmp_path / "untimed", images(), scans(), poses(), calibration())
+    assert source(untimed).readings == {"lidar_times": None}
+    assert source(untimed, ("image",)).readings == {}
+
+
+@pytest.mark.parametrize("change", ["no points", "no fields", "no rows", "zeros"])
+def test_an_empty_scan_is_a_missing_one(tmp_path: Path, change: str) -> None:
+    messages = scans(empty=(3, 7) if change == "zeros" else ())
+    if change != "zeros":
+        for number in (3, 7):
+            emptied(messages[number][1], change)
+    path = write_bag(tmp_path / "bag", images(), messages, poses(), calibration())
+    recording = source(path)
+    present = [sample.frame.modalities for sample in recording]
+    assert present == [("image",) if number in (3, 7) else ("image", "lidar") for number in range(10)]
+    assert recording.report["empty scans"] == 2
+    assert len(recording.map_points(every=1)) == 8 * len(WALLS)
+    alone = source(path, ("lidar",))
+    assert len(alone) == len(list(alone)) == 8
+    assert T0 + 300 * MS not in alone.stamps_ns()
+
+
+def test_a_recording_of_empty_scans_has_no_lidar_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_bag(tmp_path / "bag", images(), scans(empty=range(10)), poses(), calibration())
+    recording = source(path)
+    assert recording.modalities == ("image",)
+    assert {sample.frame.modalities for sample in recording} == {("image",)}
+    assert "all 10 scans of /lidar/points are empty" in caplog.text
+    with pytest.raises(DataError, match="all 10 scans of /lidar/points are empty"):
+        source(path, ("lidar",))
+
+
+def test_a_scan_without_coordinates_is_a_missing_one_and_a_recording_of_them_an_error_that_names_the_fields(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    some, every = scans(), scans()
+    for _, message, _ in [some[4], *every]:
+        message.fields = message.fields[:2]
+    path = write_bag(tmp_path / "some", images(), some, poses(), calibration())
+    assert [sample.frame.cloud is None for sample in source(path)] == [i == 4 for i in range(10)]
+    assert "lacks field z; its fields: x, y" in caplog.text
+    path = write_bag(tmp_path / "every", images(), every, poses(), calibration())
+    with pytest.raises(DataError, match=r"10 of 10 messages of /lidar/points .* lacks field z; its fields: x, y"):
+        list(source(path))

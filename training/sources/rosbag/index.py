@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader
+from training.sources.rosbag.pictures import PictureSample
 from training.sources.rosbag.poses import PoseCollector
+from training.sources.rosbag.scans import ScanSurvey
 from training.sources.rosbag.topics import (
     choose_pose_topic,
     choose_streams,
@@ -31,7 +33,7 @@ from vmloc_ros.core.geometry import Pose
 logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
-RULES_VERSION = 2
+RULES_VERSION = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,11 @@ class BagIndex:
         outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
         static_edges: parent and child of M static transforms.
         static_poses: ``(M, 7)`` their ``parent_from_child``.
+        readings: how messages of this recording are read where they leave it open, by name; as JSON has it. See
+            :class:`RosbagSource`.
+        scans: number of lidar messages.
+        empty_scans_ns: ``(K,)`` stamps of those without a return. They are missing scans, and a frame that would hold
+            nothing else is left out.
     """
 
     streams: dict[str, str]
@@ -61,6 +68,9 @@ class BagIndex:
     outside: NDArray[np.bool_]
     static_edges: list[list[str]]
     static_poses: NDArray[np.float64]
+    readings: dict[str, Any]
+    scans: int
+    empty_scans_ns: NDArray[np.int64]
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
@@ -94,40 +104,47 @@ def bag_files(path: Path) -> list[Path]:
 
 
 def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...]) -> BagIndex:
-    """Read a bag through once; only poses and transforms are decoded.
+    """Read a bag through once; only poses, transforms and a sample of the pictures are decoded.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
-            invalid, or transforms do not lead from map to body.
+            invalid, transforms do not lead from map to body, or no picture can be decoded.
     """
     with open_bag(path) as reader:
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
         frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
+        pictures = PictureSample(reader, streams, options)
+        scans = ScanSurvey(reader, streams)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
         stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
         for connection, logged_ns, data in reader.messages(
             connections_of(reader, [*streams.values(), pose_topic, *static])
         ):
             if connection.topic in streams.values():
-                stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.add(connection, logged_ns, data))
+                scans.add(connection, data)
+                pictures.add(connection, data)
+                found = scans.usable(frames.add(connection, logged_ns, data))
+                stamps += ((b.stamp_ns, b.arrival_ns) for b in found)
                 continue
             message: Any = reader.deserialize(data, connection.msgtype)
             if connection.topic in static:
                 poses.add_static(connection.topic, message)
             else:
                 poses.add(message, logged_ns)
-        stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.flush())
-    return _index_of(streams, frames, poses, stamps, options)
+        stamps += ((b.stamp_ns, b.arrival_ns) for b in scans.usable(frames.flush()))
+    return _index_of(streams, frames, scans, poses, stamps, options, pictures.readings())
 
 
 def _index_of(
     streams: dict[str, str],
     frames: FrameReader,
+    scans: ScanSurvey,
     poses: PoseCollector,
     stamps: list[tuple[int, int]],
     options: SourceOptions,
+    readings: dict[str, Any],
 ) -> BagIndex:
     """The index of a bag that was read through; stamps and log times of its frames are in nanoseconds."""
     chain = poses.finish()
@@ -145,12 +162,16 @@ def _index_of(
             **frames.counts,
             **chain.counts,
             "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
+            "empty scans": scans.empty,
         },
         stamps_ns=stamps_ns,
         poses=_to_rows(labels),
         outside=outside,
         static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
         static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
+        readings={**scans.readings, **readings},
+        scans=scans.count,
+        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
     )
 
 

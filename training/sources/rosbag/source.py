@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from logging import INFO, WARNING
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +18,28 @@ from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader, Serialized
 from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag.pictures import BITS, UNITS
 from training.sources.rosbag.topics import choose_camera_topic, connections_of
+from training.sources.rosbag.undecodable import Undecodable
 from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
+from vmloc_ros.core.image_decoders import DepthDecoder, ImageDecoder
+from vmloc_ros.core.messages import decode_camera_info, decode_point_cloud
+from vmloc_ros.core.point_times import TIMES, PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
 
-_DECODERS = {IMAGE: decode_image, DEPTH: decode_depth, LIDAR: decode_point_cloud}
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """Decoders of one pass through a bag, by modality, and what they could not decode."""
+
+    decoders: Mapping[str, Callable[[Any], Any]]
+    undecodable: Undecodable
 
 
 def is_bag(path: Path) -> bool:
@@ -38,7 +51,9 @@ class RosbagSource:
     """Frames of one bag with the pose interpolated at each frame's stamp.
 
     The bag is read once for poses and stamps, then streamed at each iteration. Frames without a pose and frames of the
-    other split are dropped and counted in ``report``.
+    other split are dropped and counted in ``report``. Messages that cannot be decoded are missing ones: their frames go
+    on without them. They are counted in ``report`` by the first iteration, and warned of once; more than half of a
+    topic's are a DataError then.
 
     Args:
         path: see :func:`is_bag`.
@@ -49,10 +64,12 @@ class RosbagSource:
 
     Attributes:
         sensor_frames: by modality ``header.frame_id``.
+        readings: how messages are read where they leave it open, such as the unit of the points' times; by name, as
+            JSON has it. The checkpoint remembers it, and the robot reads its messages alike.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
-            invalid, transforms do not lead from map to body, or no frame has a pose.
+            invalid, transforms do not lead from map to body, no frame has a pose, or no picture can be decoded.
     """
 
     def __init__(
@@ -67,9 +84,20 @@ class RosbagSource:
         self._path, self._options = path, options
         self._split = split if options.test_from_s or options.test_every else "all"
         self._index = index = load_or_build(path, options, modalities, index_folder)
-        self.modalities = tuple(index.streams)
+        self._empty_scans_ns = set(index.empty_scans_ns.tolist())
+        self.modalities = tuple(name for name in index.streams if name != LIDAR or self._has_scans())
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
+        self.readings = dict(index.readings)
+        self._logged: set[str] = set()
+        self._times = PointTimes(
+            index.streams.get(LIDAR, ""),
+            index.readings.get(TIMES),
+            partial(self._log, INFO),
+            partial(self._log, WARNING),
+        )
+        self._times.announce()
+        self._announce_pictures()
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
@@ -104,13 +132,26 @@ class RosbagSource:
 
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
+        decoding = self._new_decoding()
         with open_bag(self._path) as reader:
             camera = self._read_camera(reader)
             for bundle, pose in self._labelled(reader):
-                yield Sample(self._frame(reader, bundle, camera, sizes), pose)
+                frame = self._frame(reader, bundle, camera, sizes, decoding)
+                if frame.modalities:
+                    yield Sample(frame, pose)
+        decoding.undecodable.finish(partial(self._log_once, INFO))
+        self.report |= decoding.undecodable.counts
+
+    def share_image_bits(self, bits: int) -> None:
+        """Read pictures of 16 bits as of so many, where another recording of the same data needs them."""
+        if bits != self.readings[BITS]:
+            self.readings[BITS] = bits
+            self._announce_pictures()
 
     def fingerprint(self) -> str:
-        return fingerprint(bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split)
+        return fingerprint(
+            bag_files(self._path), RULES_VERSION, self._options, self._index.streams, self._split, self.readings
+        )
 
     def map_points(self, every: int = 10) -> NDArray[np.float64]:
         """Points ``(N, 3)`` of every ``every``-th cloud in the map frame, by the true poses; for plots of the map.
@@ -118,12 +159,14 @@ class RosbagSource:
         Raises:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
-        clouds = [np.empty((0, 3))]
+        clouds, decoding = [np.empty((0, 3))], self._new_decoding()
         with open_bag(self._path) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
-                if number % every or LIDAR not in bundle.messages:
+                if number % every or LIDAR not in self._present(bundle):
                     continue
-                frame_id, cloud = self._decode(reader, bundle, LIDAR)
+                if (decoded := self._decode(reader, bundle, LIDAR, decoding)) is None:
+                    continue
+                frame_id, cloud = decoded
                 body_from_lidar = self._transforms.find(self.body_frame, frame_id)
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
@@ -145,9 +188,11 @@ class RosbagSource:
         bundle: Bundle[Serialized | None],
         camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
+        decoding: _Decoding,
     ) -> Frame:
         """Decode a frame; ``sizes`` holds the sizes of earlier images, by modality."""
-        decoded = {name: self._decode(reader, bundle, name) for name in bundle.messages}
+        found = {name: self._decode(reader, bundle, name, decoding) for name in self._present(bundle)}
+        decoded = {name: content for name, content in found.items() if content is not None}
         frame_ids = {name: frame_id for name, (frame_id, _) in decoded.items()}
         data = {name: content for name, (_, content) in decoded.items()}
         for name in (IMAGE, DEPTH):
@@ -169,16 +214,66 @@ class RosbagSource:
             ),
         )
 
-    def _decode(self, reader: BagReader, bundle: Bundle[Serialized | None], name: str) -> tuple[str, Any]:
-        """Frame id and decoded content of one of the bundle's messages."""
-        payload = bundle.messages[name][1]
+    def _present(self, bundle: Bundle[Serialized | None]) -> list[str]:
+        """The bundle's modalities; an empty scan is a missing one."""
+        scan_ns = bundle.messages[LIDAR][0] if LIDAR in bundle.messages else None
+        return [name for name in bundle.messages if name != LIDAR or scan_ns not in self._empty_scans_ns]
+
+    def _has_scans(self) -> bool:
+        """Whether a scan has a return. Raises DataError: none has, and nothing else is read."""
+        index = self._index
+        if not index.scans or index.counts["empty scans"] < index.scans:
+            return True
+        problem = (
+            f"{self._path}: all {index.scans} scans of {index.streams[LIDAR]} are empty (no points, or only NaN and "
+            "zeros); check the lidar's driver and filters"
+        )
+        if len(index.streams) == 1:
+            raise DataError(problem)
+        logger.warning("%s; frames go without lidar", problem)
+        return False
+
+    def _log(self, level: int, text: str) -> None:
+        logger.log(level, "%s: %s", self._path, text)
+
+    def _decode(
+        self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, decoding: _Decoding
+    ) -> tuple[str, Any] | None:
+        """Frame id and decoded content of one of the bundle's messages; None where it cannot be decoded."""
+        stamp_ns, payload = bundle.messages[name]
         assert payload is not None, "the reader keeps the data"
         msgtype, data = payload
         try:
             message: Any = reader.deserialize(data, msgtype)
-            return message.header.frame_id, _DECODERS[name](message)
+            decoded = message.header.frame_id, decoding.decoders[name](message)
         except (DataError, MessageError) as error:
-            raise DataError(f"{self._where(bundle, name)}: {error}") from error
+            decoding.undecodable.failed(name, stamp_ns, str(error))
+            return None
+        decoding.undecodable.decoded(name)
+        return decoded
+
+    def _new_decoding(self) -> _Decoding:
+        """For one pass through the bag."""
+        warn = partial(self._log_once, WARNING)
+        return _Decoding(
+            {
+                IMAGE: ImageDecoder(self.readings.get(BITS), widens=False, warn=warn),
+                DEPTH: DepthDecoder(remembered=self.readings.get(UNITS), remedy="source.depth_unit_m", warn=warn),
+                LIDAR: partial(decode_point_cloud, times=self._times.restarted()),
+            },
+            Undecodable(self._index.streams, warn),
+        )
+
+    def _announce_pictures(self) -> None:
+        if (bits := self.readings.get(BITS)) is not None:
+            self._log(INFO, f"pictures of 16 bits are read as of {bits} bits; source.image_bits sets more")
+        for kind, unit_m in self.readings.get(UNITS, {}).items():
+            self._log(INFO, f"depth of {kind} values is read in units of {unit_m:g} m, see source.depth_unit_m")
+
+    def _log_once(self, level: int, text: str) -> None:
+        if text not in self._logged:
+            self._logged.add(text)
+            self._log(level, text)
 
     def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"
