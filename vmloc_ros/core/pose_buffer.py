@@ -13,8 +13,8 @@ from vmloc_ros.core.geometry import Pose, interpolate_poses, rotation_angle_deg
 
 MAX_SPEED_M_S = 60.0  # odometry that moves faster has been reset
 JUMP_BACK_S = 1.0  # stamps that go back by more mean a reset of the clock
-_MAX_TURN_RATE_RAD_S = 10.0  # odometry that turns faster has been reset
-_SLACK_M, _SLACK_RAD = 0.3, 0.3  # added to the limits: jitter of the stamps makes a plausible motion look faster
+MAX_TURN_RATE_RAD_S = 10.0  # odometry that turns faster has been reset
+SLACK_M, SLACK_RAD = 0.3, 0.3  # added to the limits: jitter of the stamps makes a plausible motion look faster
 
 
 class PoseBuffer:
@@ -88,9 +88,9 @@ def find_jump(
     if seconds < -jump_back_s:
         return f"the odometry's stamps went back by {-seconds:.1f} s"
     metres = float(np.linalg.norm(after.position_m - before.position_m))
-    if metres > max_speed_m_s * abs(seconds) + _SLACK_M:
+    if metres > max_speed_m_s * abs(seconds) + SLACK_M:
         return f"the odometry jumped by {metres:.1f} m within {abs(seconds):.2f} s"
     degrees = float(rotation_angle_deg(before.quaternion_wxyz, after.quaternion_wxyz))
-    if degrees > math.degrees(_MAX_TURN_RATE_RAD_S * abs(seconds) + _SLACK_RAD):
+    if degrees > math.degrees(MAX_TURN_RATE_RAD_S * abs(seconds) + SLACK_RAD):
         return f"the odometry turned by {degrees:.0f} deg within {abs(seconds):.2f} s"
     return None
