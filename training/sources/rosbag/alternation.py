@@ -33,13 +33,15 @@ def find_alternation(stamps_ns: NDArray[np.int64], poses: Array) -> str | None:
         return None
     apart_m = np.linalg.norm(poses[jumps + 1, :3] - poses[jumps, :3], axis=1)
     return (
-        f"its poses alternate between two tracks, {np.median(apart_m):.1f} m apart: {int(returns.sum())} of {len(stamps)} "
-        f"jump away and back, first at {stamps[jumps[0] + 1]} ns; two publishers wrote to one topic: choose another "
-        "source.pose_topic, or record one of them alone"
+        f"its poses alternate between two tracks, {np.median(apart_m):.1f} m apart: {int(returns.sum())} of "
+        f"{len(stamps)} jump away and back, first at {stamps[jumps[0] + 1]} ns; two publishers wrote to one topic: choose "
+        "another source.pose_topic, or record one of them alone"
     )
 
 
-def _is_jump(stamps_ns: NDArray[np.int64], poses: Array, before: NDArray[np.int64], after: NDArray[np.int64]) -> Array:
+def _is_jump(
+    stamps_ns: NDArray[np.int64], poses: Array, before: NDArray[np.intp], after: NDArray[np.intp]
+) -> NDArray[np.bool_]:
     """``(M,)`` bool: pose ``after`` is out of reach of pose ``before``; rows ``(M,)`` of both."""
     seconds = (stamps_ns[after] - stamps_ns[before]) * 1e-9
     metres = np.linalg.norm(poses[after, :3] - poses[before, :3], axis=1)

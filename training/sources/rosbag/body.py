@@ -41,8 +41,8 @@ def choose_body(topic: str, edges: list[Edge], sensors: Mapping[str, str]) -> tu
     if len(roots) == 1 and roots <= known:
         [root] = roots
         return root, (
-            f"assumed: the poses of {topic} are those of {root}, the root of /tf_static; {whose}. If they are of another "
-            f"one of {_listing(known)}, type --set source.body_frame={frames[0]} (for instance)"
+            f"assumed: the poses of {topic} are those of {root}, the root of /tf_static; {whose}. If they are of "
+            f"another one of {_listing(known)}, type it: --set source.body_frame={frames[0]}, for instance"
         )
     place = "/tf_static does not connect all sensors with one frame" if known else "the recording has no /tf_static"
     return BASE_FRAME, (
@@ -61,8 +61,8 @@ def unknown_mounts(body: str, frames: Mapping[str, str]) -> str:
     sensors = ", ".join(f"{name} ({frame or 'without a frame'})" for name, frame in frames.items())
     words = " ".join(f"--set source.mounts.{name}=[x,y,z,roll,pitch,yaw]" for name in frames)
     return (
-        f"where {sensors} is mounted on {body} is not recorded; models that need geometry need it: /tf_static must lead "
-        f"from {body} to the sensor, or type {words} (metres and radians; {_optical_hint()})"
+        f"where {sensors} is mounted on {body} is not recorded; models that need geometry need it: /tf_static must "
+        f"lead from {body} to the sensor, or type {words} (metres and radians; {_optical_hint()})"
     )
 
 

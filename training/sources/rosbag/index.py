@@ -16,7 +16,6 @@ from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader
 from training.sources.rosbag.poses import PoseCollector
-from training.sources.rosbag.tracks import PoseChain
 from training.sources.rosbag.topics import (
     choose_pose_topic,
     choose_streams,
@@ -30,6 +29,7 @@ from training.sources.rosbag.topics import (
     sensor_frames,
     static_topics,
 )
+from training.sources.rosbag.tracks import PoseChain
 from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.files import write_aside
@@ -87,7 +87,10 @@ def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...
         return build_index(path, options, modalities)
     # Stride and split choose among the frames of the same index; mounts come later.
     every = SourceOptions()
-    same = {name: getattr(every, name) for name in ("stride", "test_from_s", "test_every", "test_block_s", "robotcar", "mounts")}
+    same = {
+        name: getattr(every, name)
+        for name in ("stride", "test_from_s", "test_every", "test_block_s", "robotcar", "mounts")
+    }
     key = fingerprint(bag_files(path), RULES_VERSION, replace(options, **same), modalities)
     file = folder / f"{key[:32]}.npz"
     if (index := _load(file)) is not None:
@@ -165,7 +168,7 @@ def _describe_poses(reader: BagReader, pose_topic: str, chain: PoseChain, poses:
 
 def _drift(reader: BagReader, pose_topic: str, chain: PoseChain, options: SourceOptions) -> str:
     """A warning where poses that drift were taken for the truth without the user's word; else empty."""
-    is_named = options.pose_topic or (is_transforms(reader, pose_topic) and options.map_frame == chain.map_frame)
+    is_named = options.pose_topic or is_transforms(reader, pose_topic)  # of transforms the user names the frames
     if is_named or not (is_odometry(reader, pose_topic) or chain.map_frame.rpartition("/")[2] == "odom"):
         return ""
     frames = f"{chain.map_frame} -> {chain.body_frame}"

@@ -86,7 +86,7 @@ class PoseCollector:
         parent, child = _frames(message)
         self._track((parent or self._options.map_frame, child)).add(stamp_ns(message.header), logged_ns, message)
 
-    def finish(self, sensors: Mapping[str, str]) -> PoseChain:
+    def finish(self, sensors: Mapping[str, str] = {}) -> PoseChain:
         """The chain of transforms from map to body.
 
         Args:
@@ -110,7 +110,8 @@ class PoseCollector:
     def _only_track(self, sensors: Mapping[str, str]) -> PoseChain:
         if len(self._tracks) > 1:
             edges = ", ".join(
-                f"{parent} -> {child or 'body'}: {len(track)}" for (parent, child), track in sorted(self._tracks.items())
+                f"{parent} -> {child or 'body'}: {len(track)}"
+                for (parent, child), track in sorted(self._tracks.items())
             )
             raise DataError(
                 f"{self._path}: the poses of {self._topic} are of several frames ({edges}), as two publishers on one "

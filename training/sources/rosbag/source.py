@@ -79,7 +79,7 @@ class RosbagSource:
         self.mounts = {name: pose for name, pose in mounts.items() if pose is not None}
         self.mounts |= {name: pose for name, pose in options.mounts.poses.items() if name in index.streams}
         self.choices, self.doubts = [*index.choices], [*index.doubts]
-        if missing := {name: frame for name, frame in frames if name not in self.mounts}:
+        if missing := {name: index.sensor_frames.get(name, "") for name in index.streams if name not in self.mounts}:
             self.choices.append(unknown_mounts(self.body_frame, missing))
         rows = np.arange(0, len(index.stamps_ns), options.stride)
         has_pose = ~np.isnan(index.poses[rows, 0])

@@ -64,11 +64,9 @@ def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: 
 
 def other_pose_topics(reader: AnyReader, chosen: str) -> list[str]:
     """The topics that could give poses too."""
-    return sorted(
-        name
-        for name, info in reader.topics.items()
-        if info.msgcount and name not in (chosen, *static_topics(reader, chosen)) and _is_of(reader, name, _TYPES["pose"])
-    )
+    known = {chosen, *static_topics(reader, chosen)}
+    found = [name for name in reader.topics if _is_of(reader, name, _TYPES["pose"]) and name not in known]
+    return sorted(name for name in found if reader.topics[name].msgcount)
 
 
 def is_transforms(reader: AnyReader, topic: str) -> bool:
@@ -114,7 +112,8 @@ def describe_streams(
     reader: AnyReader, options: SourceOptions, streams: Mapping[str, str], frames: Mapping[str, str]
 ) -> str:
     """The topics that are read, and the image's intrinsics, as text."""
-    texts = [f"{name} {describe_topic(reader, topic, frames.get(name, ''))}" for name, topic in streams.items()]
+    names = {name: frame_name(frames.get(name, "")) for name in streams}
+    texts = [f"{name} {describe_topic(reader, topic, names[name])}" for name, topic in streams.items()]
     if IMAGE in streams:
         try:
             camera = choose_camera_topic(reader, options, streams[IMAGE])

@@ -71,7 +71,8 @@ class PoseTrack:
             skip_invalid: drop invalid poses instead of raising.
 
         Raises:
-            DataError: a pose has a number that is not finite or a zero quaternion, or poses alternate between two tracks.
+            DataError: a pose has a number that is not finite or a zero quaternion, or poses alternate between two
+                tracks.
         """
         if (found := find_alternation(*self._arrays())) is not None:
             raise DataError(f"{where}: {found}")
