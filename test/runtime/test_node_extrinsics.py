@@ -47,7 +47,7 @@ def recorded(**poses: Pose) -> dict:
 )
 def test_extrinsics_from_tf_that_differ_from_training_are_reported_once(metres, degrees, differs):
     trained = trained_extrinsics(recorded(camera_from_lidar=CAMERA_FROM_LIDAR))
-    lookup, warn = MagicMock(), MagicMock()
+    lookup, warn = MagicMock(problem=None), MagicMock()
     lookup.find.return_value = moved(CAMERA_FROM_LIDAR, metres, degrees)
     extrinsics = Extrinsics(lookup, None, None, trained, warn)
     warn.assert_not_called()  # TF is not known at configure
@@ -72,7 +72,7 @@ def test_extrinsics_given_by_parameter_are_compared_at_once():
 
 def test_without_extrinsics_in_the_checkpoint_nothing_is_compared():
     warn = MagicMock()
-    assert not Extrinsics(MagicMock(), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
+    assert not Extrinsics(MagicMock(problem=None), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
     warn.assert_not_called()
 
 

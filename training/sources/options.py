@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,7 +81,9 @@ class MountOptions:
         return {name: Pose.from_xyz_rpy(row[:3], row[3:]) for name, row in given.items() if row is not None}
 
     def __post_init__(self) -> None:
-        _ = self.poses  # numbers that are not finite are refused here
+        for name in ("image", "depth", "lidar"):
+            if not all(map(math.isfinite, getattr(self, name) or ())):
+                raise ValueError(f"mounts.{name} must be finite: x, y, z, roll, pitch, yaw, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

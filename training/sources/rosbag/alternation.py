@@ -34,8 +34,8 @@ def find_alternation(stamps_ns: NDArray[np.int64], poses: Array) -> str | None:
     apart_m = np.linalg.norm(poses[jumps + 1, :3] - poses[jumps, :3], axis=1)
     return (
         f"its poses alternate between two tracks, {np.median(apart_m):.1f} m apart: {int(returns.sum())} of "
-        f"{len(stamps)} jump away and back, first at {stamps[jumps[0] + 1]} ns; two publishers wrote to one topic: choose "
-        "another source.pose_topic, or record one of them alone"
+        f"{len(stamps)} jump away and back, first at {stamps[jumps[0] + 1]} ns; two publishers wrote to one topic: "
+        "choose another source.pose_topic, or record one of them alone"
     )
 
 

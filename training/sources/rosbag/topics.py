@@ -102,10 +102,10 @@ def sensor_frames(reader: AnyReader) -> dict[str, str]:
 
 
 def describe_topic(reader: AnyReader, topic: str, *more: str) -> str:
-    """A topic with types, number and rate of its messages, and more facts, as text."""
+    """A topic with types, number and mean rate over the recording of its messages, and more facts, as text."""
     count, seconds = reader.topics[topic].msgcount, reader.duration * 1e-9
-    rate = f" at {(count - 1) / seconds:.3g} Hz" if count > 1 and seconds > 0 else ""
-    return f"{topic} ({', '.join([*_types(reader, topic), f'{count}{rate}', *filter(None, more)])})"
+    rate = f"{count / seconds:.3g} per second" if count > 1 and seconds > 0 else ""
+    return f"{topic} ({', '.join([*_types(reader, topic), str(count), *filter(None, (rate, *more))])})"
 
 
 def describe_streams(
