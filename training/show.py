@@ -160,7 +160,7 @@ def _draw_poses(axes: Axes, sources: Sequence[Source], chosen: Sequence[Sample])
     for number, sample in enumerate(chosen, start=1):
         _draw_arrow(axes, sample.map_from_body, number, (first, second), forwards, length)
     axes.set(xlabel=f"{'xyz'[first]} (m)", ylabel=f"{'xyz'[second]} (m)", aspect="equal")
-    axes.set_title(f"{_whose(sources[0])} in {sources[0].map_frame}; arrows: {meaning}")
+    axes.set_title(f"{_whose(sources[0])} in {sources[0].map_frame};\narrows: {meaning}")
     if len(sources) <= 10:
         axes.legend(fontsize="small")
 

@@ -80,9 +80,9 @@ def title(source: ListSource) -> str:
 def test_the_title_says_whose_poses_are_drawn_and_whether_that_is_certain() -> None:
     samples = [Sample(random_frame(i), yaw_pose(float(i))) for i in range(3)]
     source = ListSource(samples, body_frame="rig", mounts={"image": Pose.identity()})
-    assert title(source) == "poses of rig in map; arrows: where the camera looks in the frames above"
+    assert title(source) == "poses of rig in map;\narrows: where the camera looks in the frames above"
     source.doubts = ["assumed: the poses are those of rig"]
-    assert title(source).startswith("poses of rig (see the warning) in map; ")
+    assert title(source).startswith("poses of rig (see the warning) in map;")
     source.mounts = {}
     assert title(source).endswith("arrows: x axis of rig, as where the camera is mounted is not known")
     source.modalities = ("lidar",)

@@ -60,8 +60,8 @@ class PoseBuffer:
         if (count := sum(self._jumps)) < _ALTERNATING:
             return None
         return (
-            f"{self._latest_jump}, and {count} of the latest {len(self._jumps)} messages jump like that: have it two "
-            "publishers? Stop one of them"
+            f"{self._latest_jump}, and {count} of the latest {len(self._jumps)} messages jump like that: does it have "
+            "two publishers? Stop one of them"
         )
 
     def at(self, stamp_ns: int) -> Pose:
