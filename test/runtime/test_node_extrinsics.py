@@ -80,3 +80,17 @@ def test_without_extrinsics_in_the_checkpoint_nothing_is_compared():
 def test_a_malformed_record_of_extrinsics_is_an_error(record):
     with pytest.raises(CheckpointError, match="record of extrinsics is malformed"):
         trained_extrinsics({"extrinsics": record})
+
+
+def test_frames_that_differ_by_a_slash_are_one():
+    lookup = MagicMock(problem=None)
+    np.testing.assert_allclose(
+        Extrinsics(lookup, None, None).base_from_body("base_link", "/base_link").matrix, np.eye(4)
+    )
+    lookup.find.assert_not_called()
+
+
+def test_publishers_of_tf_that_cannot_be_heard_are_a_problem():
+    lookup = MagicMock(problem="/tf_static: publisher relay offers volatile durability", hint="; and why")
+    extrinsics = Extrinsics(lookup, None, None)
+    assert (extrinsics.problems, extrinsics.hint) == ([lookup.problem], "; and why")

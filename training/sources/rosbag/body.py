@@ -45,10 +45,11 @@ def choose_body(topic: str, edges: list[Edge], sensors: Mapping[str, str]) -> tu
             f"another one of {_listing(known)}, type it: --set source.body_frame={frames[0]}, for instance"
         )
     place = "/tf_static does not connect all sensors with one frame" if known else "the recording has no /tf_static"
+    choice = _listing({*known, *frames})
     return BASE_FRAME, (
         f"{whose}, and {place}: they are taken as those of {BASE_FRAME}, and where sensors are mounted on it is not "
-        f"known. Type the frame, --set source.body_frame={next(iter(frames), 'FRAME')} for instance, of "
-        f"{_listing({*known, *frames})}"
+        f"known. Type the frame, --set source.body_frame={next(iter(frames), 'FRAME')} for instance"
+        + (f", of {choice}" if choice else "")
     )
 
 
