@@ -90,6 +90,11 @@ def test_the_header_comes_back_equal(good: Path) -> None:
     assert load_checkpoint(good)[0] == HEADER
 
 
+def test_frames_lose_their_leading_slash() -> None:
+    header = dataclasses.replace(HEADER, map_frame="/utm", body_frame="/lidar_link")
+    assert (header.map_frame, header.body_frame) == ("utm", "lidar_link")
+
+
 def test_an_old_header_without_residuals_for_missing_sensors_gives_the_same_for_all_sensors(
     good: Path, tmp_path: Path
 ) -> None:

@@ -283,7 +283,8 @@ def test_a_missing_mount_is_named(names: tuple[str, ...]) -> None:
         replace(TINY, name="vmloc_dense"), {name: Preprocessor(PREPROCESS).channels[name] for name in names}
     )
     mounts = {name: mount for name, mount in MOUNTS.items() if name != names[-1]}
-    with pytest.raises(ModelError, match=f"the mounting of the sensor of {names[-1]} is not known.*tf_static"):
+    typed = rf"--set source\.body_frame=FRAME; .* type --set source\.mounts\.{names[-1]}=\[x,y,z,roll,pitch,yaw\]"
+    with pytest.raises(ModelError, match=rf"mounting of the sensor of {names[-1]} is not known.*tf_static.*{typed}"):
         model.set_mounts(mounts)
     model.set_mounts(MOUNTS)
     np.testing.assert_allclose(model.mounts.numpy(), np.stack([MOUNTS[name].matrix for name in names]))

@@ -87,3 +87,8 @@ def test_the_readme_lists_every_parameter_with_its_default():
         for row in fields(NodeConfig)
     }
     assert table == defaults
+
+
+def test_frames_lose_their_leading_slash():
+    config = NodeConfig(map_frame="/map", base_frame="//base_footprint", odom_frame="/odom")
+    assert (config.map_frame, config.base_frame, config.odom_frame) == ("map", "base_footprint", "odom")

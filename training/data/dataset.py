@@ -183,7 +183,7 @@ def common_mounts(*datasets: PreparedDataset) -> dict[str, Pose]:
             if apart_m > _SAME_MOUNT_M or apart_deg > _SAME_MOUNT_DEG:
                 raise DataError(
                     f"{part.name}: the mount of {name} is {apart_m:.3f} m and {apart_deg:.1f} deg from {first}'s; "
-                    "train on data of one arrangement of sensors, or correct /tf_static"
+                    "train on data of one arrangement of sensors, or correct /tf_static or source.mounts"
                 )
     return {name: mount for name, (_, mount) in found.items()}
 

@@ -77,11 +77,10 @@ def _open_bags(
 
 
 def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
-    """Open the sources at several paths as :func:`open_sources` does; log the frames and dropped frames of each."""
+    """Open the sources at several paths as :func:`open_sources` does, and :func:`announce` them."""
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
     share_image_bits(sources)
-    for source in sources:
-        logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
+    announce(sources)
     return sources
 
 
@@ -94,3 +93,18 @@ def share_image_bits(sources: Sequence[Source]) -> None:
     widest = max((bag.readings[BITS] for bag in bags), default=0)
     for bag in bags:
         bag.share_image_bits(widest)
+
+
+def announce(sources: Sequence[Source]) -> None:
+    """Log what each source reads (topics, frames), what it assumes, and its frames and dropped frames."""
+    for source in sources:
+        for text in getattr(source, "choices", ()):
+            logger.info("%s: %s", source.name, text)
+        logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
+    # Ten bags of one robot raise one doubt.
+    doubts: dict[str, list[str]] = {}
+    for source in sources:
+        for text in getattr(source, "doubts", ()):
+            doubts.setdefault(text, []).append(source.name)
+    for text, names in doubts.items():
+        logger.warning("%s: %s", ", ".join(names), text)

@@ -115,5 +115,8 @@ def _common_frames(sources: Sequence[Source]) -> tuple[str, str]:
     frames = {(source.map_frame, source.body_frame) for source in sources}
     if len(frames) != 1:
         listing = "; ".join(f"{source.name}: {source.map_frame} -> {source.body_frame}" for source in sources)
-        raise DataError(f"the sources' poses are of different frames ({listing}); train on one map and one body")
+        raise DataError(
+            f"the sources' poses are of different frames ({listing}); train on one map and one body; of poses "
+            "that name no body, source.body_frame names it"
+        )
     return frames.pop()

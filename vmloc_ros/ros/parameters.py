@@ -21,6 +21,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.ros.packages import pose_from_xyz_rpy
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
@@ -43,7 +44,7 @@ def _parameter(
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """The parameters of ``vmloc_node``; they take effect at the next configure.
+    """The parameters of ``vmloc_node``; they take effect at the next configure. Frames lose leading slashes.
 
     Raises:
         ConfigError: a value is invalid, or two contradict each other.
@@ -157,6 +158,8 @@ class NodeConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("map_frame", "base_frame", "odom_frame"):
+            object.__setattr__(self, name, frame_name(getattr(self, name)))
         for name, allowed in (("image_transport", IMAGE_TRANSPORTS), ("tf_mode", TF_MODES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")

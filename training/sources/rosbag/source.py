@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
+from training.sources.rosbag.body import unknown_mounts
 from training.sources.rosbag.frames import FrameReader, Serialized
 from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
 from training.sources.rosbag.pictures import BITS, UNITS
@@ -66,6 +67,8 @@ class RosbagSource:
         sensor_frames: by modality ``header.frame_id``.
         readings: how messages are read where they leave it open, such as the unit of the points' times; by name, as
             JSON has it. The checkpoint remembers it, and the robot reads its messages alike.
+        choices: topics and frames that are used and what is not known, as texts to print.
+        doubts: what was assumed and may be wrong, as texts to warn with.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
@@ -102,6 +105,10 @@ class RosbagSource:
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
         self.mounts = {name: pose for name, pose in mounts.items() if pose is not None}
+        self.mounts |= {name: pose for name, pose in options.mounts.poses.items() if name in index.streams}
+        self.choices, self.doubts = [*index.choices], [*index.doubts]
+        if missing := {name: index.sensor_frames.get(name, "") for name in index.streams if name not in self.mounts}:
+            self.choices.append(unknown_mounts(self.body_frame, missing))
         rows = np.arange(0, len(index.stamps_ns), options.stride)
         has_pose = ~np.isnan(index.poses[rows, 0])
         if not has_pose.any():
@@ -167,7 +174,7 @@ class RosbagSource:
                 if (decoded := self._decode(reader, bundle, LIDAR, decoding)) is None:
                     continue
                 frame_id, cloud = decoded
-                body_from_lidar = self._transforms.find(self.body_frame, frame_id)
+                body_from_lidar = self.mounts.get(LIDAR) or self._transforms.find(self.body_frame, frame_id)
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
 
@@ -209,9 +216,7 @@ class RosbagSource:
             depth_m=data.get(DEPTH),
             cloud=data[LIDAR].delayed((bundle.messages[LIDAR][0] - bundle.stamp_ns) * 1e-9) if LIDAR in data else None,
             camera=camera,
-            camera_from_lidar=(
-                self._transforms.find_static(camera_frame, frame_ids[LIDAR]) if LIDAR in data and camera_frame else None
-            ),
+            camera_from_lidar=self._camera_from_lidar(camera_frame, frame_ids[LIDAR]) if LIDAR in data else None,
         )
 
     def _present(self, bundle: Bundle[Serialized | None]) -> list[str]:
@@ -235,6 +240,12 @@ class RosbagSource:
 
     def _log(self, level: int, text: str) -> None:
         logger.log(level, "%s: %s", self._path, text)
+
+    def _camera_from_lidar(self, camera_frame: str | None, lidar_frame: str) -> Pose | None:
+        """From the options' mounts where they move a sensor, else from the bag's transforms; None where unknown."""
+        if self._options.mounts.poses and IMAGE in self.mounts and LIDAR in self.mounts:
+            return self.mounts[IMAGE].inverse() @ self.mounts[LIDAR]
+        return self._transforms.find_static(camera_frame, lidar_frame) if camera_frame else None
 
     def _decode(
         self, reader: BagReader, bundle: Bundle[Serialized | None], name: str, decoding: _Decoding
