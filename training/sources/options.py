@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vmloc_ros.core.cameras import ImageKind
 from vmloc_ros.core.geometry import Pose
 
 PoseSource = Literal["ins", "rtk", "gps", "vo"]
@@ -64,6 +65,8 @@ class SourceOptions:
     Attributes:
         stride: use every ``stride``-th frame.
         image_topic: topic of a bag; empty chooses the only topic of a suitable type. Likewise the other topics.
+        image_kind: bags: whether the image is ``raw``, with K and distortion of its CameraInfo, or ``rectified``, with
+            P; ``auto`` decides by the topic's name, see :func:`vmloc_ros.core.cameras.is_rectified`.
         map_frame: for bags whose poses are transforms (/tf): first frame of their chain.
         body_frame: likewise the last frame; also for bags whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
@@ -84,6 +87,7 @@ class SourceOptions:
     cloud_topic: str = ""
     camera_info_topic: str = ""
     pose_topic: str = ""
+    image_kind: ImageKind = "auto"
     map_frame: str = "map"
     body_frame: str = "base_link"
     slop_s: float = 0.1

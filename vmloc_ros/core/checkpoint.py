@@ -21,7 +21,15 @@ from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import ModelConfig, PoseModel, build_model, config_types, own_settings, with_former_settings
+from vmloc_ros.core.models import (
+    ModelConfig,
+    PoseModel,
+    build_model,
+    config_types,
+    find_system,
+    own_settings,
+    with_former_settings,
+)
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -112,6 +120,12 @@ class CheckpointHeader:
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Checkpoints of earlier versions lack `undistort`: geometry is only right for pinhole cameras, which these
+        # versions took all cameras to be; systems without geometry saw the pictures as they came.
+        decided = self.preprocess.for_system(find_system(self.model.name).needs_geometry)
+        object.__setattr__(self, "preprocess", decided)
 
     @classmethod
     def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:

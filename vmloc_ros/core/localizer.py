@@ -121,7 +121,15 @@ class Localizer:
         return Stream(self, lookahead)
 
     def preprocess(self, frame: Frame) -> ModelInput:
-        """Model input of one frame, batch size 1, on the device. Raises ModelError: it has none of the modalities."""
+        """Model input of one frame, batch size 1, on the device.
+
+        For systems that need geometry, pictures whose camera is not known are missing pictures.
+
+        Raises:
+            ModelError: the frame has none of the modalities.
+        """
+        if self.model.needs_geometry and frame.camera is None:
+            frame = self._without_pictures(frame)
         prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
         absent = torch.zeros(1, device=self.device)
 
@@ -140,6 +148,16 @@ class Localizer:
             measured=complete(self._preprocessor.crop(prepared)),
             intrinsics=self._preprocessor.crop_intrinsics(intrinsics, prepared),
         )
+
+    def _without_pictures(self, frame: Frame) -> Frame:
+        pictures = [name for name in (IMAGE, DEPTH) if name in frame.modalities and name in self.modalities]
+        frame = replace(frame, image=None, depth_m=None)
+        if pictures and not set(frame.modalities) & set(self.modalities):
+            raise ModelError(
+                f"the camera of {' and '.join(pictures)} is not known, and {self.header.model.name} needs it: there is "
+                "no valid CameraInfo that fits the picture"
+            )
+        return frame
 
     def present(self, batch: ModelInput) -> tuple[str, ...]:
         """Modalities that a single frame's input has."""

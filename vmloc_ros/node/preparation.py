@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from vmloc_ros.core.frame import Frame
+from vmloc_ros.core.cameras import ImageKind, PictureCamera
+from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.node.resources import Resources
 from vmloc_ros.ros.frame_errors import FrameErrors
@@ -39,12 +40,13 @@ class FramePreparation:
 
     def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
         self._resources, self._gate, self._errors = resources, gate, errors
-        self._frames = FrameBuilder(resources.extrinsics, partial(errors.reject_message, "undecodable"))
+        undecodable = partial(errors.reject_message, "undecodable")
+        camera, depth_topic = _picture_camera(resources), resources.config.depth_topic
+        self._frames = FrameBuilder(resources.extrinsics, undecodable, camera, depth_topic)
 
     def take_camera_info(self, message: Any) -> None:
-        """Store the latest CameraInfo if the model needs it: an uncalibrated camera must not reject other frames."""
-        if self._resources.needs_camera_info:
-            self._frames.camera_info = message
+        """Store the latest CameraInfo."""
+        self._frames.take_camera_info(message)
 
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
         """Prepare a bundle for the model in use; None if its leading message cannot be decoded."""
@@ -57,3 +59,21 @@ class FramePreparation:
                     batch = model.prepare(frame)
             return PreparedFrame(bundle, frame, model, batch)
         return None
+
+
+def _picture_camera(resources: Resources) -> PictureCamera:
+    """The camera of the node's images, or of its depth where it takes no images; tells only what the model needs."""
+    config, logger = resources.config, resources.node.get_logger()
+    topic = config.image_topic if IMAGE in resources.modalities else config.depth_topic
+    kind = cast(ImageKind, config.image_kind)
+    if not resources.needs_camera_info:
+        return PictureCamera(topic, kind, lambda text: logger.debug(text), lambda text: logger.debug(text))
+
+    # Functions of their own: a logger of rclpy takes one severity from each line of code.
+    def note(text: str) -> None:
+        logger.info(text)
+
+    def warn(text: str) -> None:
+        logger.warning(text)
+
+    return PictureCamera(topic, kind, note, warn)

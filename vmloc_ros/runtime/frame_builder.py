@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vmloc_ros.core.cameras import PictureCamera, is_rectified
 from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.messages import decode_camera_info, decode_depth, decode_image, decode_point_cloud
+from vmloc_ros.core.messages import decode_depth, decode_image, decode_point_cloud
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
 
@@ -25,15 +26,22 @@ class FrameBuilder:
 
     Args:
         reject: called with the reason for each message that a frame goes without because it cannot be decoded.
-
-    Attributes:
-        camera_info: the latest CameraInfo message, set as they arrive.
+        camera: of the images, or of depth where there are none.
+        depth_topic: its name tells whether depth is rectified.
     """
 
-    def __init__(self, extrinsics: Extrinsics, reject: Callable[[str], None]) -> None:
-        self.camera_info: Any = None
+    def __init__(
+        self, extrinsics: Extrinsics, reject: Callable[[str], None], camera: PictureCamera, depth_topic: str = ""
+    ) -> None:
         self._camera_frame: str | None = None  # of the latest image, for clouds that come without one
-        self._extrinsics, self._reject = extrinsics, reject
+        self._extrinsics, self._reject, self._camera = extrinsics, reject, camera
+        self._depth_is_rectified = is_rectified(depth_topic)
+
+    def take_camera_info(self, message: Any) -> None:
+        """Take in a CameraInfo message; the latest valid one counts."""
+        self._camera.take(message)
+        if self._camera_frame is None:
+            self._camera_frame = message.header.frame_id
 
     def build(self, bundle: Bundle[Any]) -> Frame:
         """Decode a bundle; the frame goes without messages that cannot be decoded, except the leading one.
@@ -51,23 +59,20 @@ class FrameBuilder:
                 if stamp_ns == bundle.stamp_ns and not decoded:
                     raise MessageError(f"{name}: {error}") from error
                 self._reject(f"{name}: {error}")
+        picture = decoded.get(IMAGE, decoded.get(DEPTH))
         return Frame(
             stamp_ns=bundle.stamp_ns,
             image=decoded.get(IMAGE),
             depth_m=decoded.get(DEPTH),
             cloud=decoded.get(LIDAR),
-            camera=self._camera(),
+            camera=self._camera.of(None if picture is None else picture.shape),
             camera_from_lidar=self._camera_from_lidar(bundle),
+            depth_is_rectified=self._depth_is_rectified,
         )
-
-    def _camera(self) -> PinholeCamera | None:
-        return None if self.camera_info is None else decode_camera_info(self.camera_info)
 
     def _camera_from_lidar(self, bundle: Bundle[Any]) -> Pose | None:
         if IMAGE in bundle.messages:
             self._camera_frame = bundle.messages[IMAGE][1].header.frame_id
-        elif self._camera_frame is None and self.camera_info is not None:
-            self._camera_frame = self.camera_info.header.frame_id
         if LIDAR not in bundle.messages or self._camera_frame is None:
             return None
         return self._extrinsics.camera_from_lidar(self._camera_frame, bundle.messages[LIDAR][1].header.frame_id)
