@@ -128,8 +128,12 @@ class Localizer:
         Raises:
             ModelError: the frame has none of the modalities.
         """
-        if self.model.needs_geometry and frame.camera is None:
-            frame = self._without_pictures(frame)
+        given, frame = frame, self.usable(frame)
+        if given is not frame and not set(frame.modalities) & set(self.modalities):
+            raise ModelError(
+                f"the camera of {' and '.join(given.modalities)} is not known, and {self.header.model.name} needs it: "
+                "there is no valid CameraInfo that fits the picture"
+            )
         prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
         absent = torch.zeros(1, device=self.device)
 
@@ -149,15 +153,11 @@ class Localizer:
             intrinsics=self._preprocessor.crop_intrinsics(intrinsics, prepared),
         )
 
-    def _without_pictures(self, frame: Frame) -> Frame:
-        pictures = [name for name in (IMAGE, DEPTH) if name in frame.modalities and name in self.modalities]
-        frame = replace(frame, image=None, depth_m=None)
-        if pictures and not set(frame.modalities) & set(self.modalities):
-            raise ModelError(
-                f"the camera of {' and '.join(pictures)} is not known, and {self.header.model.name} needs it: there is "
-                "no valid CameraInfo that fits the picture"
-            )
-        return frame
+    def usable(self, frame: Frame) -> Frame:
+        """The frame without pictures that the system cannot use: it needs their camera, which is not known."""
+        if frame.camera is not None or not self.model.needs_geometry:
+            return frame
+        return frame if frame.image is None and frame.depth_m is None else replace(frame, image=None, depth_m=None)
 
     def present(self, batch: ModelInput) -> tuple[str, ...]:
         """Modalities that a single frame's input has."""

@@ -40,9 +40,14 @@ class FramePreparation:
 
     def __init__(self, resources: Resources, gate: Gate, errors: FrameErrors) -> None:
         self._resources, self._gate, self._errors = resources, gate, errors
-        undecodable = partial(errors.reject_message, "undecodable")
-        camera, depth_topic = _picture_camera(resources), resources.config.depth_topic
-        self._frames = FrameBuilder(resources.extrinsics, undecodable, camera, depth_topic)
+        self._frames = FrameBuilder(
+            resources.extrinsics,
+            partial(errors.reject_message, "undecodable"),
+            resources.node.get_logger().warning,
+            _picture_camera(resources),
+            resources.config.depth_topic,
+        )
+        self._model: ServedModel | None = None
 
     def take_camera_info(self, message: Any) -> None:
         """Store the latest CameraInfo."""
@@ -51,14 +56,22 @@ class FramePreparation:
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:
         """Prepare a bundle for the model in use; None if its leading message cannot be decoded."""
         with self._errors.handled():
-            frame, model, batch = self._frames.build(bundle), self._resources.model, None
-            if reason := self._gate.check_frame(frame.modalities):
+            model, batch = self._resources.model, None
+            self._follow(model)
+            frame = self._frames.build(bundle)
+            if reason := self._gate.check_frame(model.localizer.usable(frame).modalities):
                 self._errors.reject_frame("degraded", reason)
             else:
                 with self._errors.handled():
                     batch = model.prepare(frame)
             return PreparedFrame(bundle, frame, model, batch)
         return None
+
+    def _follow(self, model: ServedModel) -> None:
+        """Read messages as in the training of the model in use."""
+        if model is not self._model:
+            self._model = model
+            self._frames.use_readings(model.localizer.header.training.get("inputs", {}))
 
 
 def _picture_camera(resources: Resources) -> PictureCamera:

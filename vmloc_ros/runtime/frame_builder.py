@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vmloc_ros.core.cameras import PictureCamera, is_rectified
@@ -26,15 +26,24 @@ class FrameBuilder:
 
     Args:
         reject: called with the reason for each message that a frame goes without because it cannot be decoded.
-        camera: of the images, or of depth where there are none.
+        warn: called once with a text for what else should be known about the messages.
+        camera: of the images, or of depth where there are none; None: it has their usual topic, and tells nothing.
         depth_topic: its name tells whether depth is rectified.
     """
 
     def __init__(
-        self, extrinsics: Extrinsics, reject: Callable[[str], None], camera: PictureCamera, depth_topic: str = ""
+        self,
+        extrinsics: Extrinsics,
+        reject: Callable[[str], None],
+        warn: Callable[[str], object] = lambda text: None,
+        camera: PictureCamera | None = None,
+        depth_topic: str = "",
     ) -> None:
+        self._warn = warn
+        self._readings: Mapping[str, Any] = {}
+        self._camera = camera or PictureCamera("image_raw", "auto", lambda text: None, lambda text: None)
         self._camera_frame: str | None = None  # of the latest image, for clouds that come without one
-        self._extrinsics, self._reject, self._camera = extrinsics, reject, camera
+        self._extrinsics, self._reject = extrinsics, reject
         self._depth_is_rectified = is_rectified(depth_topic)
 
     def take_camera_info(self, message: Any) -> None:
@@ -42,6 +51,10 @@ class FrameBuilder:
         self._camera.take(message)
         if self._camera_frame is None:
             self._camera_frame = message.header.frame_id
+
+    def use_readings(self, readings: Mapping[str, Any]) -> None:
+        """Read messages as the training did, from its record in the checkpoint's header under ``inputs``."""
+        self._readings = readings
 
     def build(self, bundle: Bundle[Any]) -> Frame:
         """Decode a bundle; the frame goes without messages that cannot be decoded, except the leading one.

@@ -31,7 +31,7 @@ from vmloc_ros.core.geometry import Pose
 logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +48,8 @@ class BagIndex:
         outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
         static_edges: parent and child of M static transforms.
         static_poses: ``(M, 7)`` their ``parent_from_child``.
+        readings: how messages of this recording are read where they leave it open, by name; as JSON has it. See
+            :class:`RosbagSource`.
     """
 
     streams: dict[str, str]
@@ -61,6 +63,7 @@ class BagIndex:
     outside: NDArray[np.bool_]
     static_edges: list[list[str]]
     static_poses: NDArray[np.float64]
+    readings: dict[str, Any]
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
@@ -151,6 +154,7 @@ def _index_of(
         outside=outside,
         static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
         static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
+        readings={},
     )
 
 

@@ -53,6 +53,8 @@ class RosbagSource:
 
     Attributes:
         sensor_frames: by modality ``header.frame_id``.
+        readings: how messages are read where they leave it open, such as the unit of the points' times; by name, as
+            JSON has it. The checkpoint remembers it, and the robot reads its messages alike.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
@@ -74,6 +76,7 @@ class RosbagSource:
         self.modalities = tuple(index.streams)
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
+        self.readings = index.readings
         self._camera, self._camera_info = self._picture_camera(), b""
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
