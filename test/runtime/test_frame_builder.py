@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,9 @@ from helpers import random_frame
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.core.cameras import PictureCamera
 from vmloc_ros.core.errors import MessageError
+from vmloc_ros.core.frame import Distortion
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
@@ -41,7 +45,7 @@ def builder(rejected):
 
 def test_a_frame_has_all_data_of_the_bundle_with_intrinsics_and_extrinsics(builder, messages, rejected):
     camera = random_frame(3).camera
-    builder.camera_info = camera_info_message(1, "camera", camera)
+    builder.take_camera_info(camera_info_message(1, "camera", camera))
     frame = builder.build(Bundle(5, 0, messages))
     np.testing.assert_array_equal(frame.image, random_frame(3).image)
     np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
@@ -76,3 +80,24 @@ def test_a_leading_message_that_cannot_be_decoded_is_an_error(builder, messages)
 def test_a_scan_without_an_image_is_a_frame_at_its_own_stamp(builder, messages):
     frame = builder.build(Bundle(7, 0, {"lidar": messages["lidar"]}))
     assert (frame.stamp_ns, frame.modalities, frame.camera_from_lidar) == (7, ("lidar",), None)
+
+
+def test_an_uncalibrated_camera_does_not_silence_the_lidar(builder, messages, rejected):
+    blank = camera_info_message(1, "camera", random_frame(3).camera)
+    blank.k[:], blank.p[:] = 0, np.nan
+    builder.take_camera_info(blank)
+    frame = builder.build(Bundle(5, 0, messages))
+    assert (frame.modalities, frame.camera, rejected) == (("image", "lidar"), None, [])
+
+
+def test_a_rectified_topic_has_p_and_a_raw_one_k_and_distortion(messages):
+    plain = random_frame(3).camera
+    lens = Distortion("plumb_bob", (-0.2, 0.1, 0.0, 0.0), (45.0, 45.0), (plain.cx, plain.cy))
+    camera = replace(plain, distortion=lens)
+    for topic, expected in {"/camera/image_raw": camera, "/camera/image_rect": camera.undistorted}.items():
+        told = []
+        pictures = PictureCamera(topic, "auto", told.append, told.append)
+        builder = FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), told.append, told.append, pictures)
+        builder.take_camera_info(camera_info_message(1, "camera", camera))
+        assert builder.build(Bundle(5, 0, messages)).camera == expected
+        assert len(told) == 1

@@ -22,11 +22,11 @@ from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.models import (
+    REGISTRY,
     ModelConfig,
     PoseModel,
     build_model,
     config_types,
-    find_system,
     own_settings,
     with_former_settings,
 )
@@ -124,7 +124,8 @@ class CheckpointHeader:
     def __post_init__(self) -> None:
         # Checkpoints of earlier versions lack `undistort`: geometry is only right for pinhole cameras, which these
         # versions took all cameras to be; systems without geometry saw the pictures as they came.
-        decided = self.preprocess.for_system(find_system(self.model.name).needs_geometry)
+        system = REGISTRY.get(self.model.name)
+        decided = self.preprocess.for_system(system is not None and system.needs_geometry)
         object.__setattr__(self, "preprocess", decided)
 
     @classmethod

@@ -121,19 +121,7 @@ class Localizer:
         return Stream(self, lookahead)
 
     def preprocess(self, frame: Frame) -> ModelInput:
-        """Model input of one frame, batch size 1, on the device.
-
-        For systems that need geometry, pictures whose camera is not known are missing pictures.
-
-        Raises:
-            ModelError: the frame has none of the modalities.
-        """
-        given, frame = frame, self.usable(frame)
-        if given is not frame and not set(frame.modalities) & set(self.modalities):
-            raise ModelError(
-                f"the camera of {' and '.join(given.modalities)} is not known, and {self.header.model.name} needs it: "
-                "there is no valid CameraInfo that fits the picture"
-            )
+        """Model input of one frame, batch size 1, on the device. Raises ModelError: it has none of the modalities."""
         prepared = {name: x.unsqueeze(0).to(self.device) for name, x in self._preprocessor.prepare(frame).items()}
         absent = torch.zeros(1, device=self.device)
 
@@ -154,10 +142,8 @@ class Localizer:
         )
 
     def usable(self, frame: Frame) -> Frame:
-        """The frame without pictures that the system cannot use: it needs their camera, which is not known."""
-        if frame.camera is not None or not self.model.needs_geometry:
-            return frame
-        return frame if frame.image is None and frame.depth_m is None else replace(frame, image=None, depth_m=None)
+        """The frame without what the system cannot use; see :meth:`Preprocessor.usable`."""
+        return self._preprocessor.usable(frame)
 
     def present(self, batch: ModelInput) -> tuple[str, ...]:
         """Modalities that a single frame's input has."""

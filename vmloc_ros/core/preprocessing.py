@@ -42,9 +42,9 @@ class PreprocessConfig:
         lidar_range_m: ranges are clipped to it and scaled to [-1, 1].
         lidar_height_m: likewise for heights in the lidar's frame.
         lidar_intensity: likewise for intensities in the sensor's unit.
-        undistort: undo the lens distortion of pictures and depth whose camera is known to have one (see
-            :func:`vmloc_ros.core.cameras.undistorted`). None: where pixels must be where a pinhole camera has them,
-            which is for systems that need geometry, and for lidar projected into the camera.
+        undistort: make pictures and depth those of a pinhole camera: undo a lens's distortion (see
+            :func:`vmloc_ros.core.cameras.undistorted`), and leave out what comes from an unknown camera. None: for
+            systems that need geometry, and for those that see the lidar projected into the camera.
     """
 
     modalities: tuple[str, ...] = (IMAGE, LIDAR)
@@ -116,6 +116,7 @@ class Preprocessor:
             ModelError: the frame has none of the wanted modalities, or lacks the camera or extrinsics that
                 pinhole projection needs.
         """
+        given, frame = frame, self.usable(frame)
         frame = undistorted(frame) if self._undistorts else frame
         prepared: dict[str, Tensor] = {}
         for name in self.config.modalities:
@@ -125,12 +126,23 @@ class Preprocessor:
                 prepared[name] = self._prepare_depth(frame.depth_m)
             elif name == LIDAR and frame.cloud is not None:
                 prepared[name] = self._prepare_cloud(frame.cloud, frame)
+        if not prepared and frame is not given:
+            raise ModelError(
+                f"the camera of {' and '.join(given.modalities)} is not known, and the model needs it: there is no "
+                "valid CameraInfo that fits the picture"
+            )
         if not prepared:
             raise ModelError(
                 f"the frame has {', '.join(frame.modalities) or 'nothing'}; the model needs at least one of "
                 f"{', '.join(self.config.modalities)}"
             )
         return prepared
+
+    def usable(self, frame: Frame) -> Frame:
+        """The frame without pictures of an unknown camera, where they must be those of a pinhole camera."""
+        if frame.camera is not None or not self._undistorts or (frame.image is None and frame.depth_m is None):
+            return frame
+        return replace(frame, image=None, depth_m=None)
 
     def normalise(
         self, batch: Mapping[str, Tensor], crop_offset: tuple[float, float] = (0.5, 0.5)
