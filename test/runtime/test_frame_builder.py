@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from bag_builders import MS, T0, poses, source, write_bag
 from helpers import random_frame
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
@@ -17,6 +19,7 @@ from vmloc_ros.core.cameras import PictureCamera
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.frame import Distortion
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
 from vmloc_ros.runtime.frame_builder import FrameBuilder
@@ -101,3 +104,30 @@ def test_a_rectified_topic_has_p_and_a_raw_one_k_and_distortion(messages):
         builder.take_camera_info(camera_info_message(1, "camera", camera))
         assert builder.build(Bundle(5, 0, messages)).camera == expected
         assert len(told) == 1
+
+
+@pytest.mark.parametrize("topic", ["/camera/image_raw", "/camera/image_rect"])
+@pytest.mark.parametrize("model", ["plumb_bob", "equidistant", None])
+def test_training_and_robot_prepare_the_same_from_the_same_messages(tmp_path, topic, model):
+    """Raw and rectified pictures with CameraInfo of twice their size, the first of which is not calibrated."""
+    frames = [replace(random_frame(i, (40, 60)), stamp_ns=T0 + i * 100 * MS) for i in range(3)]
+    plain = random_frame(3, (80, 120)).camera
+    lens = model and Distortion(model, (-0.05, 0.02, 0.001, -0.002), (52.0, 51.0), (plain.cx - 2, plain.cy))
+    infos = [camera_info_message(frame.stamp_ns, "camera", replace(plain, distortion=lens)) for frame in frames]
+    infos[0].k[:], infos[0].p[:] = 0, 0
+    pictures = [image_message(frame.stamp_ns, "camera", frame.image, "rgb8") for frame in frames]
+    labelled = [(topic, x, frame.stamp_ns) for x, frame in zip(pictures, frames, strict=True)]
+    path = write_bag(tmp_path / "bag", labelled, poses(), [("/camera/camera_info", x, T0) for x in infos])
+    trained = [sample.frame for sample in source(path, ("image",))]
+
+    camera = PictureCamera(topic, "auto", lambda text: None, lambda text: None)
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, camera)
+    for info in infos:
+        builder.take_camera_info(info)
+    preprocessor = Preprocessor(PreprocessConfig(("image",), 32).for_system(needs_geometry=True))
+    for seen, message in zip(trained, pictures, strict=True):
+        driven = builder.build(Bundle(seen.stamp_ns, 0, {"image": (seen.stamp_ns, message)}))
+        assert driven.camera == seen.camera
+        assert (seen.camera.distortion is not None) == (model is not None and topic.endswith("raw"))
+        assert torch.equal(preprocessor.prepare(driven)["image"], preprocessor.prepare(seen)["image"])
+        assert torch.equal(preprocessor.intrinsics(driven), preprocessor.intrinsics(seen))
