@@ -11,7 +11,7 @@ import pytest
 
 from helpers import random_frame
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud
+from vmloc_ros.core.frame import Distortion, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
@@ -108,6 +108,21 @@ def test_in_larger_images_near_points_are_drawn_wider_and_in_front():
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 12, 8, 12)
     assert np.nanmax(hues) > 150
     assert np.isfinite(hues).sum() == 5 * 6
+
+
+def test_points_are_drawn_in_the_undistorted_image():
+    """The lens shows the world at half its size; undistorted, a point is where the pinhole camera has it."""
+    lens = Distortion("plumb_bob", (1e-9, 0.0, 0.0, 0.0), (CAMERA.fx, CAMERA.fy), (CAMERA.cx, CAMERA.cy))
+    raw = replace(CAMERA, fx=CAMERA.fx / 2, fy=CAMERA.fy / 2, distortion=lens)
+    image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+    image[26:29, 37:40] = 200  # around (38, 27), half as far from the centre as (44.5, 30.5)
+    frame = replace(frame_with(cloud((12.5 / 40 * 5, 6.5 / 40 * 5, 5.0))), image=image, camera=raw)
+    picture = overlay_picture(frame, (0.0, 20.0))
+    coloured = np.argwhere(np.ptp(picture.astype(int), axis=2) > 20)
+    np.testing.assert_allclose(coloured.mean(axis=0), [30, 44], atol=1)
+    plain = overlay_picture(replace(frame, cloud=None), (0.0, 20.0))
+    assert plain[30, 44].min() > 150
+    assert plain[27, 36].max() < 50
 
 
 def test_an_image_of_another_size_than_the_intrinsics_is_scaled_to_them():

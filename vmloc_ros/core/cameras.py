@@ -205,7 +205,7 @@ class PictureCamera:
         self._latest = camera_info
 
     def reject(self, reason: str) -> None:
-        """Tell, once, of a CameraInfo that is not used."""
+        """Tell, once, why a CameraInfo is not used."""
         kept = "the one before is kept" if self._calibration else "until a valid one comes, the camera is not known"
         self._once(self._warn, f"{self._topic}: {reason}; {kept}")
 

@@ -221,6 +221,7 @@ class RosbagSource:
             return None
         topic = choose_camera_topic(reader, self._options, self._index.streams[IMAGE])
         if topic is None:
+            self._camera.reject("the recording has no camera info")
             return None
         self._camera.restart()
         self._camera_info = b""
