@@ -27,6 +27,7 @@ from vmloc_ros.core.models import (
     DEFAULT_SYSTEM,
     ModelConfig,
     config_types,
+    find_system,
     model_config,
     own_settings,
     with_former_settings,
@@ -116,6 +117,10 @@ class TrainConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        system = find_system(self.model.name)
+        taken = tuple(name for name in self.preprocess.modalities if name in system.takes) or self.preprocess.modalities
+        decided = replace(self.preprocess, modalities=taken).for_system(system.needs_geometry).undistort
+        object.__setattr__(self, "preprocess", replace(self.preprocess, undistort=decided))
         if self.expects_dropout and self.augment.dropped == "zeroed" and self.augment.modality_dropout:
             raise ValueError(
                 "augment.dropped=zeroed needs inputs that are withheld at random: set objective.modality_dropout=drawn"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from training.output import write_figure
 from training.sources.base import Source
 from training.sources.factory import announce, open_sources
 from training.sources.options import SourceOptions
+from vmloc_ros.core.cameras import undistorted
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import IMAGE, MODALITIES, Frame, Sample
 from vmloc_ros.core.geometry import Pose
@@ -43,6 +45,7 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
     sources = [source for path in data for source in _open(path, split, options)]
     announce(sources)
     chosen = _choose(sources, frames)
+    chosen = [replace(sample, frame=undistorted(sample.frame)) for sample in chosen]
     panels = _panels([sample.frame for sample in chosen])
     figure = Figure(figsize=(3.4 * len(chosen), 2.6 * len(panels) + 5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[2.6 * len(panels), 5])

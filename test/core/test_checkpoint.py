@@ -131,6 +131,16 @@ def test_an_old_header_without_rotation_and_bounds_has_those_of_its_time(good: P
     assert (model.rotation, model.log_variance_range) == ("log_quaternion", (-8.0, 8.0))
 
 
+@pytest.mark.parametrize(("system", "expected"), [("vmloc_dense", True), ("vmloc", False)])
+def test_an_old_header_undistorts_where_the_system_takes_its_camera_for_a_pinhole_camera(
+    tmp_path: Path, system: str, expected: bool
+) -> None:
+    written = write_random_checkpoint(tmp_path / "new.safetensors", system=system, backbone="resnet18")
+    assert written.preprocess.undistort == expected
+    edit = edit_header(lambda header: header["preprocess"].pop("undistort"))
+    assert read_header(rewrite(tmp_path / "new.safetensors", tmp_path / "old.safetensors", edit)) == written
+
+
 def test_weights_come_back_bit_for_bit_in_evaluation_mode(good: Path) -> None:
     torch.manual_seed(0)
     model = build_model(HEADER.model, Preprocessor(HEADER.preprocess).channels)

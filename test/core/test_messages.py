@@ -17,7 +17,6 @@ from rosbags.typesys import Stores, get_typestore
 
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.messages import (
-    decode_camera_info,
     decode_depth,
     decode_image,
     decode_point_cloud,
@@ -466,48 +465,6 @@ def test_malformed_clouds_are_rejected(change: Any, text: str) -> None:
     change(message)
     with pytest.raises(MessageError, match=text):
         decode_point_cloud(message)
-
-
-def camera_info(k: Any, **changes: Any) -> Any:
-    roi = SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0, do_rectify=False)
-    message = SimpleNamespace(header=HEADER, width=640, height=480, k=k, binning_x=0, binning_y=0, roi=roi)
-    vars(message).update(changes)
-    return message
-
-
-K = [585.0, 0.0, 320.0, 0.0, 580.0, 240.0, 0.0, 0.0, 1.0]
-
-
-def test_camera_info_gives_intrinsics() -> None:
-    camera = decode_camera_info(camera_info(K))
-    assert (camera.width, camera.height) == (640, 480)
-    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (585, 580, 320, 240)
-
-
-def test_camera_info_of_ros1_has_a_capital_k() -> None:
-    message = camera_info(None, K=np.array(K))
-    del message.k
-    assert decode_camera_info(message).fx == 585
-
-
-def test_region_of_interest_and_binning_apply_to_the_intrinsics() -> None:
-    roi = SimpleNamespace(x_offset=100, y_offset=40, width=400, height=200, do_rectify=False)
-    camera = decode_camera_info(camera_info(K, roi=roi, binning_x=2, binning_y=4))
-    assert (camera.width, camera.height) == (200, 50)
-    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (292.5, 145, 110, 50)
-
-
-@pytest.mark.parametrize(
-    ("message", "text"),
-    [
-        (camera_info([0.0] * 9), "uncalibrated"),
-        (camera_info([float("nan")] * 9), "uncalibrated"),
-        (camera_info(K, width=0), "no image size: width 0, height 480"),
-    ],
-)
-def test_uncalibrated_camera_info_is_rejected(message: Any, text: str) -> None:
-    with pytest.raises(MessageError, match=text):
-        decode_camera_info(message)
 
 
 def xyz(x: float, y: float, z: float) -> Any:

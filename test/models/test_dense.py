@@ -206,14 +206,16 @@ def test_a_frame_whose_cells_agree_on_nothing_is_lost_and_its_estimate_has_no_co
     assert localizer.localize(room_frame(data.poses[0])).confidence is None  # there are no null distributions
 
 
-def test_a_frame_of_an_unknown_camera_is_lost_but_not_where_a_lidar_saw_enough() -> None:
+def test_pictures_of_an_unknown_camera_are_missing_and_the_lidar_answers() -> None:
     pose = in_room(0)
     frame = replace(room_frame(pose), camera=None)
     localizer = Localizer(CheckpointHeader(TINY, PREPROCESS, CODEC, "map", "base_link"), knowing(MODALITIES))
     localizer.model.truth = [pose]
     estimate = localizer.localize(frame)
     np.testing.assert_allclose(estimate.map_from_body.position_m, pose.position_m, rtol=0, atol=0.03)
-    assert localizer.localize(replace(frame, cloud=None)).confidence == 0.0
+    assert estimate.modalities == ("lidar",)
+    with pytest.raises(ModelError, match=r"the camera of image and depth is not known, and the model needs it"):
+        localizer.localize(replace(frame, cloud=None))
 
 
 def test_a_lidars_points_give_the_image_its_distances_through_both_mounts() -> None:

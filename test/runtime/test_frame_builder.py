@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from bag_builders import MS, T0, poses, source, write_bag
 from helpers import random_frame
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
+from vmloc_ros.core.cameras import PictureCamera
 from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.frame import PointCloud
+from vmloc_ros.core.frame import Distortion, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_point_cloud
 from vmloc_ros.core.point_times import PointTimes
+from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
 from vmloc_ros.runtime.frame_builder import FrameBuilder
@@ -44,7 +50,7 @@ def builder(rejected):
 
 def test_a_frame_has_all_data_of_the_bundle_with_intrinsics_and_extrinsics(builder, messages, rejected):
     camera = random_frame(3).camera
-    builder.camera_info = camera_info_message(1, "camera", camera)
+    builder.take_camera_info(camera_info_message(1, "camera", camera))
     frame = builder.build(Bundle(5, 0, messages))
     np.testing.assert_array_equal(frame.image, random_frame(3).image)
     np.testing.assert_array_equal(frame.cloud.xyz_m, random_frame(3).cloud.xyz_m)
@@ -193,3 +199,51 @@ def test_depth_has_the_parameters_unit_else_that_of_training_else_millimetres(pa
 def test_a_scan_without_an_image_is_a_frame_at_its_own_stamp(builder, messages):
     frame = builder.build(Bundle(7, 0, {"lidar": messages["lidar"]}))
     assert (frame.stamp_ns, frame.modalities, frame.camera_from_lidar) == (7, ("lidar",), None)
+
+
+def test_an_uncalibrated_camera_does_not_silence_the_lidar(builder, messages, rejected):
+    blank = camera_info_message(1, "camera", random_frame(3).camera)
+    blank.k[:], blank.p[:] = 0, np.nan
+    builder.take_camera_info(blank)
+    frame = builder.build(Bundle(5, 0, messages))
+    assert (frame.modalities, frame.camera, rejected) == (("image", "lidar"), None, [])
+
+
+def test_a_rectified_topic_has_p_and_a_raw_one_k_and_distortion(messages):
+    plain = random_frame(3).camera
+    lens = Distortion("plumb_bob", (-0.2, 0.1, 0.0, 0.0), (45.0, 45.0), (plain.cx, plain.cy))
+    camera = replace(plain, distortion=lens)
+    for topic, expected in {"/camera/image_raw": camera, "/camera/image_rect": camera.undistorted}.items():
+        told = []
+        pictures = PictureCamera(topic, "auto", told.append, told.append)
+        builder = FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), told.append, told.append, pictures)
+        builder.take_camera_info(camera_info_message(1, "camera", camera))
+        assert builder.build(Bundle(5, 0, messages)).camera == expected
+        assert len(told) == 1
+
+
+@pytest.mark.parametrize("topic", ["/camera/image_raw", "/camera/image_rect"])
+@pytest.mark.parametrize("model", ["plumb_bob", "equidistant", None])
+def test_training_and_robot_prepare_the_same_from_the_same_messages(tmp_path, topic, model):
+    """Raw and rectified pictures with CameraInfo of twice their size, the first of which is not calibrated."""
+    frames = [replace(random_frame(i, (40, 60)), stamp_ns=T0 + i * 100 * MS) for i in range(3)]
+    plain = random_frame(3, (80, 120)).camera
+    lens = model and Distortion(model, (-0.05, 0.02, 0.001, -0.002), (52.0, 51.0), (plain.cx - 2, plain.cy))
+    infos = [camera_info_message(frame.stamp_ns, "camera", replace(plain, distortion=lens)) for frame in frames]
+    infos[0].k[:], infos[0].p[:] = 0, 0
+    pictures = [image_message(frame.stamp_ns, "camera", frame.image, "rgb8") for frame in frames]
+    labelled = [(topic, x, frame.stamp_ns) for x, frame in zip(pictures, frames, strict=True)]
+    path = write_bag(tmp_path / "bag", labelled, poses(), [("/camera/camera_info", x, T0) for x in infos])
+    trained = [sample.frame for sample in source(path, ("image",))]
+
+    camera = PictureCamera(topic, "auto", lambda text: None, lambda text: None)
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, camera)
+    for info in infos:
+        builder.take_camera_info(info)
+    preprocessor = Preprocessor(PreprocessConfig(("image",), 32).for_system(needs_geometry=True))
+    for seen, message in zip(trained, pictures, strict=True):
+        driven = builder.build(Bundle(seen.stamp_ns, 0, {"image": (seen.stamp_ns, message)}))
+        assert driven.camera == seen.camera
+        assert (seen.camera.distortion is not None) == (model is not None and topic.endswith("raw"))
+        assert torch.equal(preprocessor.prepare(driven)["image"], preprocessor.prepare(seen)["image"])
+        assert torch.equal(preprocessor.intrinsics(driven), preprocessor.intrinsics(seen))

@@ -19,6 +19,7 @@ from training.sources.factory import announce, open_sources
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
+from vmloc_ros.core.cameras import undistorted
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame
 from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
@@ -109,8 +110,8 @@ def _with_both(source: Source, sensor: str) -> Iterator[Frame]:
         frame = sample.frame
         if {IMAGE, sensor} <= set(frame.modalities):
             if frame.camera is None:
-                raise DataError(f"{source.name}: the camera's intrinsics are not known; give its CameraInfo")
-            yield frame
+                raise DataError(f"{source.name}: the camera's intrinsics are not known; give a CameraInfo that fits it")
+            yield undistorted(frame)
 
 
 def edges_of(source: Source, frame: Frame, sensor: str, given: Pose, twist: Array) -> tuple[EdgeFrame, Pose]:

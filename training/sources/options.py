@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vmloc_ros.core.cameras import ImageKind
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.image_decoders import SENSOR_BITS
 from vmloc_ros.core.names import frame_name
@@ -94,6 +95,8 @@ class SourceOptions:
     Attributes:
         stride: use every ``stride``-th frame.
         image_topic: topic of a bag; empty chooses the only topic of a suitable type. Likewise the other topics.
+        image_kind: bags: whether the image is ``raw``, with K and distortion of its CameraInfo, or ``rectified``, with
+            P; ``auto`` decides by the topic's name, see :func:`vmloc_ros.core.cameras.is_rectified`.
         map_frame: for bags whose poses are transforms (/tf): first frame of their chain.
         body_frame: likewise the last frame, where it is empty base_link; also for bags whose pose messages name no
             child frame (PoseStamped), where it is empty base_link or what the bag makes likely, see
@@ -120,6 +123,7 @@ class SourceOptions:
     cloud_topic: str = ""
     camera_info_topic: str = ""
     pose_topic: str = ""
+    image_kind: ImageKind = "auto"
     map_frame: str = "map"
     body_frame: str = ""
     mounts: MountOptions = field(default_factory=MountOptions)

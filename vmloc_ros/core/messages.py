@@ -15,7 +15,7 @@ from vmloc_ros.core.compressed_images import rgb_from_compressed
 from vmloc_ros.core.depth_images import depth_from_compressed, depth_from_raw, depth_metres
 from vmloc_ros.core.encodings import Narrow, rgb_from_raw, upper_byte
 from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.frame import PinholeCamera, PointCloud
+from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.point_times import PointTimes, time_fields
 
@@ -114,33 +114,6 @@ def has_returns(msg: Any) -> bool:
     points, _ = _structured_points(msg)
     some = points[:: max(len(points) // 8, 1), :: max(points.shape[1] // 256, 1)]  # nearly always enough
     return _has_returns(some) or (some.size < points.size and _has_returns(points))
-
-
-def decode_camera_info(msg: Any) -> PinholeCamera:
-    """Intrinsics of a ``sensor_msgs/CameraInfo``'s image: K after cropping and binning.
-
-    Distortion is ignored: the image is taken to be rectified.
-
-    Raises:
-        MessageError: the camera is uncalibrated (K is zero), or the image size is zero.
-    """
-    numbers = msg.k if hasattr(msg, "k") else msg.K  # ROS 1 bags have a capital K
-    k = np.asarray(numbers, np.float64).reshape(3, 3)
-    if not np.all(np.isfinite(k)) or k[0, 0] <= 0 or k[1, 1] <= 0:
-        raise MessageError(f"camera info is uncalibrated: focal lengths of K {k.ravel().tolist()}")
-    binning_x, binning_y = max(int(msg.binning_x), 1), max(int(msg.binning_y), 1)
-    width = (int(msg.roi.width) or int(msg.width)) // binning_x
-    height = (int(msg.roi.height) or int(msg.height)) // binning_y
-    if width < 1 or height < 1:
-        raise MessageError(f"camera info has no image size: width {msg.width}, height {msg.height}")
-    return PinholeCamera(
-        width=width,
-        height=height,
-        fx=float(k[0, 0]) / binning_x,
-        fy=float(k[1, 1]) / binning_y,
-        cx=(float(k[0, 2]) - msg.roi.x_offset) / binning_x,
-        cy=(float(k[1, 2]) - msg.roi.y_offset) / binning_y,
-    )
 
 
 def decode_pose(msg: Any) -> Pose:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import Field, dataclass, field, fields
-from typing import Any
+from typing import Any, get_args
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.validate_topic_name import validate_topic_name
 
+from vmloc_ros.core.cameras import ImageKind
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
@@ -75,6 +76,11 @@ class NodeConfig:
     camera_info_topic: str = _parameter(
         "camera/camera_info",
         "sensor_msgs/CameraInfo, for dense models, models that project the scan into the image, and ~/overlay.",
+    )
+    image_kind: str = _parameter(
+        "auto",
+        "Whether the image is raw, with K and distortion of its CameraInfo, or rectified, with P; auto: by its topic's "
+        "name.",
     )
     input_depth: int = _parameter(10, "QoS depth of the sensor subscriptions, messages.", low=1, high=1000)
     slop_s: float = _parameter(0.1, "Largest difference between the stamps of paired messages, seconds.", high=10.0)
@@ -160,7 +166,8 @@ class NodeConfig:
     def __post_init__(self) -> None:
         for name in ("map_frame", "base_frame", "odom_frame"):
             object.__setattr__(self, name, frame_name(getattr(self, name)))
-        for name, allowed in (("image_transport", IMAGE_TRANSPORTS), ("tf_mode", TF_MODES)):
+        choices = {"image_transport": IMAGE_TRANSPORTS, "tf_mode": TF_MODES, "image_kind": get_args(ImageKind)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
         unknown = [name for name in self.modalities or () if name not in MODALITIES]

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vmloc_ros.core.cameras import PictureCamera, is_rectified
 from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, PointCloud
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.image_decoders import DepthDecoder, ImageDecoder
-from vmloc_ros.core.messages import decode_camera_info, decode_point_cloud, has_returns
+from vmloc_ros.core.messages import decode_point_cloud, has_returns
 from vmloc_ros.core.point_times import TIMES, PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.runtime.extrinsics import Extrinsics
@@ -23,11 +24,10 @@ class FrameBuilder:
         reject: called with the reason for each message that a frame goes without because it cannot be decoded.
         warn: called once with a text for what else should be known about the messages.
         inform: called once with a text for what was decided about how to read them.
+        camera: of the images, or of depth where there are none; None: it has their usual topic, and tells nothing.
         lidar_topic: for messages.
+        depth_topic: its name tells whether depth is rectified.
         depth_unit_m: metres per unit of depth images; 0: as in training, or REP 118's.
-
-    Attributes:
-        camera_info: the latest CameraInfo message, set as they arrive.
     """
 
     def __init__(
@@ -36,15 +36,24 @@ class FrameBuilder:
         reject: Callable[[str], None],
         warn: Callable[[str], object] = lambda text: None,
         inform: Callable[[str], object] = lambda text: None,
+        camera: PictureCamera | None = None,
         lidar_topic: str = "the lidar",
+        depth_topic: str = "",
         depth_unit_m: float = 0.0,
     ) -> None:
-        self.camera_info: Any = None
         self._warn, self._inform, self._depth_unit_m = warn, inform, depth_unit_m
         self._times = PointTimes(lidar_topic, inform=inform, warn=warn)
         self.use_readings({})
+        self._camera = camera or PictureCamera("image_raw", "auto", lambda text: None, lambda text: None)
         self._camera_frame: str | None = None  # of the latest image, for clouds that come without one
         self._extrinsics, self._reject = extrinsics, reject
+        self._depth_is_rectified = is_rectified(depth_topic)
+
+    def take_camera_info(self, message: Any) -> None:
+        """Take in a CameraInfo message; the latest valid one counts."""
+        self._camera.take(message)
+        if self._camera_frame is None:
+            self._camera_frame = message.header.frame_id
 
     def use_readings(self, readings: Mapping[str, Any]) -> None:
         """Read messages as the training did, from its record in the checkpoint's header under ``inputs``."""
@@ -72,13 +81,15 @@ class FrameBuilder:
             raise MessageError("; ".join(problems))
         for problem in problems:
             self._reject(problem)
+        picture = decoded.get(IMAGE, decoded.get(DEPTH))
         return Frame(
             stamp_ns=bundle.stamp_ns,
             image=decoded.get(IMAGE),
             depth_m=decoded.get(DEPTH),
             cloud=decoded.get(LIDAR),
-            camera=self._camera(),
+            camera=self._camera.of(None if picture is None else picture.shape),
             camera_from_lidar=self._camera_from_lidar(bundle),
+            depth_is_rectified=self._depth_is_rectified,
         )
 
     def _new_decoders(self) -> dict[str, Callable[[Any], Any]]:
@@ -97,14 +108,9 @@ class FrameBuilder:
             raise MessageError("the scan is empty: it has no points, or only NaN and zeros")
         return decode_point_cloud(message, self._times)
 
-    def _camera(self) -> PinholeCamera | None:
-        return None if self.camera_info is None else decode_camera_info(self.camera_info)
-
     def _camera_from_lidar(self, bundle: Bundle[Any]) -> Pose | None:
         if IMAGE in bundle.messages:
             self._camera_frame = bundle.messages[IMAGE][1].header.frame_id
-        elif self._camera_frame is None and self.camera_info is not None:
-            self._camera_frame = self.camera_info.header.frame_id
         if LIDAR not in bundle.messages or self._camera_frame is None:
             return None
         return self._extrinsics.camera_from_lidar(self._camera_frame, bundle.messages[LIDAR][1].header.frame_id)

@@ -247,10 +247,76 @@ def test_an_uncalibrated_camera_is_a_camera_without_intrinsics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     blank = camera_info_message(T0, "camera", CAMERA)
-    blank.k[:] = 0
-    path = write_bag(tmp_path / "bag", images(), poses(), [("/camera/camera_info", blank, T0)])
-    assert all(sample.frame.camera is None for sample in source(path, ("image",)))
-    assert "uncalibrated" in caplog.text
+    blank.k[:], blank.p[:] = 0, 0
+    path = write_bag(tmp_path / "bag", images(), clouds(), poses(), [("/camera/camera_info", blank, T0)])
+    read = list(source(path))
+    assert len(read) == 10
+    assert all(sample.frame.camera is None for sample in read)
+    assert caplog.text.count("camera info is uncalibrated") == 1
+
+
+def infos_at(*changes: Any) -> list[Message]:
+    """One CameraInfo for each image; the functions change some of them."""
+    messages = [camera_info_message(T0 + i * 100 * MS, "camera_optical_frame", CAMERA) for i in range(10)]
+    for message, change in zip(messages, changes, strict=False):
+        change(message)
+    return [("/camera/camera_info", message, T0 + i * 100 * MS) for i, message in enumerate(messages)]
+
+
+def uncalibrated(message: Any) -> None:
+    message.k[:], message.p[:] = 0, 0
+
+
+def zoomed(message: Any) -> None:
+    message.k[[0, 4]] *= 2
+
+
+def same(message: Any) -> None:
+    pass
+
+
+def test_the_first_valid_camera_info_holds_for_the_frames_before_it_too(tmp_path: Path) -> None:
+    path = write_bag(tmp_path / "bag", images(), poses(), infos_at(uncalibrated, uncalibrated))
+    opened = source(path, ("image",))
+    for _ in range(2):
+        assert [sample.frame.camera for sample in opened] == [CAMERA] * 10
+
+
+def test_a_camera_that_changes_has_its_latest_camera_info_as_on_the_robot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = write_bag(tmp_path / "bag", images(), poses(), infos_at(*[same] * 5, *[zoomed] * 5))
+    opened = source(path, ("image",))
+    for _ in range(2):
+        focal = [sample.frame.camera.fx for sample in opened if sample.frame.camera]
+        assert (focal[0], focal[-1]) == (CAMERA.fx, 2 * CAMERA.fx)
+    assert caplog.text.count("the camera info has changed") == 1
+
+
+def test_rectified_pictures_have_p(tmp_path: Path) -> None:
+    def rectified(message: Any) -> None:
+        message.p[[0, 5]] *= 2
+        message.d[0] = -0.3
+
+    topic = "/camera/image_rect_color"
+    path = write_bag(tmp_path / "bag", images(topic=topic), poses(), infos_at(*[rectified] * 10))
+    expected = dataclasses.replace(CAMERA, fx=2 * CAMERA.fx, fy=2 * CAMERA.fy)
+    assert {sample.frame.camera for sample in source(path, ("image",))} == {expected}
+    (raw,) = {sample.frame.camera for sample in source(path, ("image",), image_kind="raw")}
+    assert raw is not None
+    assert raw.distortion is not None
+    assert (raw.fx, raw.undistorted) == (CAMERA.fx, expected)
+
+
+def test_a_camera_info_of_another_video_mode_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def wide(message: Any) -> None:
+        message.height = 4
+        message.k[5], message.p[6] = 1.5, 1.5
+
+    path = write_bag(tmp_path / "bag", images(), poses(), infos_at(*[wide] * 10))
+    assert {sample.frame.camera for sample in source(path, ("image",))} == {None}
+    assert caplog.text.count("the picture is 8x6, but its camera info is of pictures of 8x4") == 1
 
 
 # --- storage -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,20 @@ from training.sources.rosbag.pictures import BITS, UNITS
 from training.sources.rosbag.topics import choose_camera_topic, connections_of
 from training.sources.rosbag.undecodable import Undecodable
 from vmloc_ros.bags.files import BagReader, open_bag
+from vmloc_ros.core.cameras import PictureCamera, is_rectified
 from vmloc_ros.core.errors import DataError, MessageError
-from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
+from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.image_decoders import DepthDecoder, ImageDecoder
-from vmloc_ros.core.messages import decode_camera_info, decode_point_cloud
+from vmloc_ros.core.messages import decode_point_cloud
 from vmloc_ros.core.point_times import TIMES, PointTimes
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.core.transform_tree import TransformTree
 
 logger = logging.getLogger(__name__)
+
+_MOST_UNCALIBRATED = 100  # CameraInfo messages of a camera that may load its calibration late
+_STAMP_END = 12  # of a serialized message with a header: what follows is the same in all of a camera's CameraInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,7 @@ class RosbagSource:
         )
         self._times.announce()
         self._announce_pictures()
+        self._camera, self._camera_info = self._picture_camera(), b""
         self._transforms = _static_tree(index)
         frames = index.sensor_frames.items()
         mounts = {name: self._transforms.find_static(self.body_frame, frame) for name, frame in frames}
@@ -141,9 +147,9 @@ class RosbagSource:
         sizes: dict[str, tuple[int, ...]] = {}
         decoding = self._new_decoding()
         with open_bag(self._path) as reader:
-            camera = self._read_camera(reader)
-            for bundle, pose in self._labelled(reader):
-                frame = self._frame(reader, bundle, camera, sizes, decoding)
+            camera_topic = self._find_camera(reader)
+            for bundle, pose in self._labelled(reader, camera_topic):
+                frame = self._frame(reader, bundle, sizes, decoding)
                 if frame.modalities:
                     yield Sample(frame, pose)
         decoding.undecodable.finish(partial(self._log_once, INFO))
@@ -178,14 +184,24 @@ class RosbagSource:
                 clouds.append((pose @ body_from_lidar).transform(cloud.xyz_m))
         return np.concatenate(clouds)
 
-    def _labelled(self, reader: BagReader) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
-        """Frames that have a pose, still serialized; reading stops after the last one."""
+    def _labelled(
+        self, reader: BagReader, camera_topic: str | None = None
+    ) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
+        """Frames that have a pose, still serialized; reading stops after the last one.
+
+        Args:
+            camera_topic: of CameraInfo messages, which are taken in as they come, as the node does.
+        """
         frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
-        connections = connections_of(reader, list(self._index.streams.values()))
+        camera_topics = [] if camera_topic is None else [camera_topic]
+        connections = connections_of(reader, [*self._index.streams.values(), *camera_topics])
         left = dict(self._labels)
         for message in reader.messages(connections):
             if not left:
                 return
+            if message[0].topic == camera_topic:
+                self._take_camera_info(reader, message[0].msgtype, message[2])
+                continue
             yield from ((b, left.pop(b.stamp_ns)) for b in frames.add(*message) if b.stamp_ns in left)
         yield from ((b, left.pop(b.stamp_ns)) for b in frames.flush() if b.stamp_ns in left)
 
@@ -193,7 +209,6 @@ class RosbagSource:
         self,
         reader: BagReader,
         bundle: Bundle[Serialized | None],
-        camera: PinholeCamera | None,
         sizes: dict[str, tuple[int, ...]],
         decoding: _Decoding,
     ) -> Frame:
@@ -209,14 +224,16 @@ class RosbagSource:
                     f"{self._where(bundle, name)}: the image is {width}x{height}, those before it {first_width}x"
                     f"{first_height}; one recording has one size and one calibration: split the bag there"
                 )
+        picture = next((data[name] for name in (IMAGE, DEPTH) if name in data), None)
         camera_frame = frame_ids.get(IMAGE, self._index.sensor_frames.get(IMAGE))
         return Frame(
             stamp_ns=bundle.stamp_ns,
             image=data.get(IMAGE),
             depth_m=data.get(DEPTH),
             cloud=data[LIDAR].delayed((bundle.messages[LIDAR][0] - bundle.stamp_ns) * 1e-9) if LIDAR in data else None,
-            camera=camera,
+            camera=self._camera.of(None if picture is None else picture.shape),
             camera_from_lidar=self._camera_from_lidar(camera_frame, frame_ids[LIDAR]) if LIDAR in data else None,
+            depth_is_rectified=is_rectified(self._index.streams.get(DEPTH, "")),
         )
 
     def _present(self, bundle: Bundle[Serialized | None]) -> list[str]:
@@ -289,20 +306,45 @@ class RosbagSource:
     def _where(self, bundle: Bundle[Serialized | None], name: str) -> str:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"
 
-    def _read_camera(self, reader: BagReader) -> PinholeCamera | None:
-        """Intrinsics of the image; None where the bag has none or the camera is not calibrated."""
+    def _picture_camera(self) -> PictureCamera:
+        topic = self._index.streams.get(IMAGE, "")
+        return PictureCamera(
+            topic,
+            self._options.image_kind,
+            lambda text: logger.info("%s: %s", self._path, text),
+            lambda text: logger.warning("%s: %s", self._path, text),
+        )
+
+    def _find_camera(self, reader: BagReader) -> str | None:
+        """Take in the first valid CameraInfo, which holds for the frames before it, too.
+
+        Returns:
+            The topic; None without images, and in bags without CameraInfo.
+        """
         if IMAGE not in self._index.streams:
             return None
         topic = choose_camera_topic(reader, self._options, self._index.streams[IMAGE])
         if topic is None:
+            self._camera.reject("the recording has no camera info")
             return None
-        for connection, _, data in reader.messages(connections_of(reader, [topic])):
-            try:
-                return decode_camera_info(reader.deserialize(data, connection.msgtype))
-            except MessageError as error:
-                logger.warning("%s: %s: %s; pinhole projection is not possible", self._path, topic, error)
-                return None
-        return None
+        self._camera.restart()
+        self._camera_info = b""
+        messages = reader.messages(connections_of(reader, [topic]))
+        for connection, _, data in itertools.islice(messages, _MOST_UNCALIBRATED):
+            self._take_camera_info(reader, connection.msgtype, data)
+            if self._camera.calibration is not None:
+                break
+        return topic
+
+    def _take_camera_info(self, reader: BagReader, msgtype: str, data: bytes) -> None:
+        content = data[_STAMP_END:]
+        if content == self._camera_info:
+            return
+        self._camera_info = content
+        try:
+            self._camera.take(reader.deserialize(data, msgtype))
+        except DataError as error:
+            self._camera.reject(str(error))
 
     def _no_poses(self, rows: NDArray[np.int64]) -> str:
         index, gap_s = self._index, self._options.pose_gap_s
