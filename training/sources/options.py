@@ -9,6 +9,7 @@ from typing import Literal
 from vmloc_ros.core.geometry import Pose
 
 PoseSource = Literal["ins", "rtk", "gps", "vo"]
+Stamps = Literal["header", "log"]
 LidarName = Literal["lms_front", "lms_rear", "ldmrs", "velodyne_left", "velodyne_right"]
 
 
@@ -67,6 +68,8 @@ class SourceOptions:
         map_frame: for bags whose poses are transforms (/tf): first frame of their chain.
         body_frame: likewise the last frame; also for bags whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
+        stamps: bags: ``header``, or ``log`` to take the log times of sensors and poses in place of their stamps, for
+            recordings whose headers were never stamped. A sensor's delay is then a delay of its pose.
         pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
         skip_invalid: 7-Scenes and bags: skip and count invalid poses instead of raising an error.
         register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
@@ -87,6 +90,7 @@ class SourceOptions:
     map_frame: str = "map"
     body_frame: str = "base_link"
     slop_s: float = 0.1
+    stamps: Stamps = "header"
     pose_gap_s: float = 1.0
     skip_invalid: bool = False
     register_depth: bool = False

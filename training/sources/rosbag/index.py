@@ -31,7 +31,7 @@ from vmloc_ros.core.geometry import Pose
 logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +43,7 @@ class BagIndex:
         pose_description: topic, number and time span of the poses, for messages.
         sensor_frames: ``header.frame_id`` of the first message, by modality.
         counts: numbers of messages and poses that were used, and that were dropped, by reason.
+        false_stamps: stamps and log times of the messages that are left out, by modality.
         stamps_ns: ``(N,)`` increasing stamps of frames.
         poses: ``(N, 7)`` x y z qw qx qy qz of ``map_from_body``; NaN where there is none.
         outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
@@ -56,6 +57,7 @@ class BagIndex:
     pose_description: str
     sensor_frames: dict[str, str]
     counts: dict[str, int]
+    false_stamps: dict[str, list[list[int]]]
     stamps_ns: NDArray[np.int64]
     poses: NDArray[np.float64]
     outside: NDArray[np.bool_]
@@ -104,7 +106,7 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
-        frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
+        frames = FrameReader(reader, streams, options.slop_s, False, options.stamps == "log")
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
         stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
         for connection, logged_ns, data in reader.messages(
@@ -146,6 +148,7 @@ def _index_of(
             **chain.counts,
             "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
         },
+        false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in frames.false.items()},
         stamps_ns=stamps_ns,
         poses=_to_rows(labels),
         outside=outside,

@@ -130,7 +130,10 @@ class RosbagSource:
 
     def _labelled(self, reader: BagReader) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
         """Frames that have a pose, still serialized; reading stops after the last one."""
-        frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
+        false = {name: {(stamp, logged) for stamp, logged in rows} for name, rows in self._index.false_stamps.items()}
+        frames = FrameReader(
+            reader, self._index.streams, self._options.slop_s, True, self._options.stamps == "log", false
+        )
         connections = connections_of(reader, list(self._index.streams.values()))
         left = dict(self._labels)
         for message in reader.messages(connections):
