@@ -175,6 +175,13 @@ def test_each_round_of_a_recording_that_loops_is_passed_on(sensors, clock, rate)
     judge_all(arrivals, bag_time if clock == "with /clock" else wall, lost, sensors)
 
 
+def test_another_recording_that_begins_after_a_sensor_was_silent_is_passed_on():
+    """The silent sensor has not jumped by as much, but to the same time."""
+    alone = [(now + 2 * SECOND, *rest) for now, *rest in stream("image", BAG + 60 * SECOND, 50, 2.0)]
+    both = [(now + 4 * SECOND, *rest) for now, *rest in robot(2.0, BAG - HOUR)]
+    judge_all(robot(2.0, BAG) + alone + both)
+
+
 def test_a_pause_costs_nothing():
     later = [(now + 30 * SECOND, name, stamp, "true") for now, name, stamp, _ in robot(5.0, BAG, from_s=5.0)]
     judge_all(robot(5.0, BAG) + later)

@@ -10,7 +10,7 @@ Rules:
   stays there, the clock has been set (a bag that loops or was sought in, a simulation that starts again): what was
   held back is released in order of arrival.
 * How long it must stay depends on what contradicts it: a receiver's clock that stamps have followed closely, or
-  another stream that goes on as before, makes it long; other streams that jump by as much end it at once.
+  another stream that goes on as before, makes it long; other streams of the new time end it at once.
 * The first stamp of a stream is believed if it is of about the receiver's time or that of another stream, else together
   with the next that continues it, or when none comes.
 """
@@ -301,7 +301,10 @@ class StampJudge(Generic[Payload]):
         return other is not stream and other.stamp_ns is not None and other.heard_ns >= stream.held_ns - _ACTIVE_NS
 
     def _agrees(self, stream: _Stream[Payload], other: _Stream[Payload]) -> bool | None:
-        """Whether another stream has jumped by as much; None where it has not been heard since."""
+        """Whether another stream has the new time, or has jumped by as much; None where it was not heard since."""
+        delay_ns = other.held_delay_ns if other.held else other.delay_ns
+        if abs(delay_ns - stream.held_delay_ns) <= self._tolerance_ns:
+            return True
         jump_ns = None
         if other.held:
             jump_ns = other.delay_ns - other.held_delay_ns

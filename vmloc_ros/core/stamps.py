@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 TOLERANCE_NS = 1_000_000_000  # a smaller departure is jitter, delay, or a straggler
 OTHER_CLOCK_NS = 10_000_000_000  # stamps farther apart than this are of different clocks, not of a slow sensor
 _MISSED = 3  # messages in a row that may be lost without a jump, where log times say nothing
-_PRECISE = 0.5  # log times whose steps differ by more than this part of a period from those of the stamps say nothing
-_PRECISE_NS = 20_000_000
+_ALIKE, _ALIKE_NS = 0.3, 500_000_000  # log times say something if this part of the stamps is within this time of them
 _SHORT = 0.1  # a timeline of no more messages than this part of the largest one ...
 _SHORT_NS = 10_000_000_000  # ... that lasts no longer than this is false
 _ONE_OF = 0.2  # and so is a single message beside five
@@ -132,10 +131,11 @@ class _Times:
     def __init__(self, stamps_ns: NDArray[np.int64], logged_ns: NDArray[np.int64]) -> None:
         self._stamps_ns, self._logged_ns = stamps_ns, logged_ns
         self._steps_ns, self._logged_steps_ns = np.diff(stamps_ns), np.diff(logged_ns)
-        ahead = self._steps_ns[self._steps_ns > 0]
-        self._period_ns = int(np.median(ahead)) if len(ahead) else 0
-        difference_ns = np.median(np.abs(self._steps_ns - self._logged_steps_ns))
-        self._is_logged_well = bool(difference_ns <= max(_PRECISE * self._period_ns, _PRECISE_NS))
+        ordered_steps_ns = np.diff(np.unique(stamps_ns))  # without jumps, of which there may be one at each message
+        self._period_ns = int(np.median(ordered_steps_ns)) if len(ordered_steps_ns) else 0
+        departures_ns = np.sort(stamps_ns - logged_ns)
+        alike = np.searchsorted(departures_ns, departures_ns + _ALIKE_NS, "right") - np.arange(len(departures_ns))
+        self._is_logged_well = bool(alike.max() >= _ALIKE * len(departures_ns))
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
@@ -145,8 +145,8 @@ class _Times:
     def continues(self, last: int, first: int) -> bool:
         """Whether the message of row ``first`` continues the timeline whose latest is that of row ``last``."""
         step_ns = int(self._stamps_ns[first] - self._stamps_ns[last])
-        clock_ns = self._logged_ns if self._is_logged_well else self._elapsed_ns
-        return abs(step_ns - int(clock_ns[first] - clock_ns[last])) <= TOLERANCE_NS
+        clocks_ns = self._logged_ns, self._elapsed_ns
+        return any(abs(step_ns - int(clock[first] - clock[last])) <= TOLERANCE_NS for clock in clocks_ns)
 
     def duration_ns(self, run: _Run) -> int:
         return int(self._stamps_ns[run.last] - self._stamps_ns[run.first])
