@@ -182,6 +182,11 @@ def test_another_recording_that_begins_after_a_sensor_was_silent_is_passed_on():
     judge_all(robot(2.0, BAG) + alone + both)
 
 
+def test_one_sensor_of_another_recording_is_passed_on_though_the_other_jumped_before():
+    alone = [(now + 4 * SECOND, *rest) for now, *rest in stream("image", BAG + 60 * SECOND, 50, 0.3)]
+    judge_all(robot(2.0, BAG) + [(now + 2 * SECOND, *rest) for now, *rest in robot(1.0, BAG - HOUR)] + alone)
+
+
 def test_a_pause_costs_nothing():
     later = [(now + 30 * SECOND, name, stamp, "true") for now, name, stamp, _ in robot(5.0, BAG, from_s=5.0)]
     judge_all(robot(5.0, BAG) + later)

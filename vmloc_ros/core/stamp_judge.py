@@ -305,14 +305,13 @@ class StampJudge(Generic[Payload]):
         delay_ns = other.held_delay_ns if other.held else other.delay_ns
         if abs(delay_ns - stream.held_delay_ns) <= self._tolerance_ns:
             return True
-        jump_ns = None
+        jump_ns = stream.delay_ns - stream.held_delay_ns
         if other.held:
-            jump_ns = other.delay_ns - other.held_delay_ns
-        elif other.jumped_ns is not None and other.jumped_ns > stream.held_ns - _CONTRADICTED_NS:
-            jump_ns = other.jump_ns
-        if jump_ns is None:
-            return False if other.now_ns > stream.held_ns else None
-        return abs(jump_ns - (stream.delay_ns - stream.held_delay_ns)) <= self._tolerance_ns
+            return abs(other.delay_ns - other.held_delay_ns - jump_ns) <= self._tolerance_ns
+        is_recent = other.jumped_ns is not None and other.jumped_ns > stream.held_ns - _CONTRADICTED_NS
+        if is_recent and abs(other.jump_ns - jump_ns) <= self._tolerance_ns:
+            return True
+        return False if other.now_ns > stream.held_ns else None
 
     @staticmethod
     def _accept(stream: _Stream[Payload], now_ns: int) -> list[_Message[Payload]]:
