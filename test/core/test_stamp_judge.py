@@ -237,6 +237,15 @@ def test_a_single_message_is_passed_on_when_none_follows():
     judge_all([(0, "image", BAG, "true"), (5 * SECOND, "image", BAG - 60 * SECOND, "true")])
 
 
+def test_a_single_message_of_another_recording_is_passed_on_soon_after_pauses():
+    bursts = [(now + i * 20 * SECOND, *rest) for i in range(4) for now, *rest in stream("image", BAG, 100, 0.3)]
+    alone = (90 * SECOND, "image", BAG + HOUR, "true")
+    judge: StampJudge = StampJudge(("image",))
+    feed(judge, bursts, wall)
+    assert judge.add(*alone[1:3], alone, alone[0], wall(alone[0])) == []
+    assert [each.payload for each in judge.poll(alone[0] + SECOND)] == [alone]
+
+
 def test_a_sensor_of_a_long_period_that_is_sent_fast_is_passed_on():
     judge_all([(i * 30 * MS, "image", BAG + 2 * i * SECOND, "true") for i in range(10)])
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
 from vmloc_ros.core.stamps import TOLERANCE_NS
@@ -103,8 +104,9 @@ class _Stream(Generic[Payload]):
 
     @property
     def interval_ns(self) -> int:
-        """The mean time between arrivals; 0 before there are two."""
-        return (self.arrivals_ns[-1] - self.arrivals_ns[0]) // max(1, len(self.arrivals_ns) - 1)
+        """The median time between arrivals; 0 before there are two."""
+        intervals_ns = sorted(later - earlier for earlier, later in pairwise(self.arrivals_ns))
+        return intervals_ns[len(intervals_ns) // 2] if intervals_ns else 0
 
     @property
     def heard_ns(self) -> int:
@@ -168,9 +170,10 @@ class StampJudge(Generic[Payload]):
         """Return what was held back for long enough at ``now_ns``."""
         due = [stream for stream in self._streams.values() if stream.held and self._until_ns(stream) <= now_ns]
         for stream in due:
-            patience_ns = self._patience_ns(stream)
-            if patience_ns >= _FOLLOWED_NS and stream.held[-1].now_ns - stream.held_ns < patience_ns // 2:
-                self._drop_held(stream)  # it did not stay, and nothing came after it
+            stayed_ns = stream.held[-1].now_ns - stream.held_ns
+            needs_to_stay = stream.stamp_ns is not None and (stream.is_steady or self._is_contradicted(stream))
+            if needs_to_stay and stayed_ns < self._patience_ns(stream) // 2:
+                self._drop_held(stream)  # nothing came after it
         released = [message for stream in due for message in self._accept(stream, now_ns)]
         return self._pass_on(sorted(released, key=lambda message: message.number))
 
