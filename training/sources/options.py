@@ -68,6 +68,7 @@ class SourceOptions:
         body_frame: likewise the last frame; also for bags whose pose messages name no child frame (PoseStamped).
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
         pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
+        allow_truncated: bags: use what is there of a recording that was cut off, with a warning that says how much.
         skip_invalid: 7-Scenes and bags: skip and count invalid poses instead of raising an error.
         register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
         depth_mount: pose of the depth camera in the colour camera's optical frame, for ``register_depth``: x, y, z in
@@ -88,6 +89,7 @@ class SourceOptions:
     body_frame: str = "base_link"
     slop_s: float = 0.1
     pose_gap_s: float = 1.0
+    allow_truncated: bool = False
     skip_invalid: bool = False
     register_depth: bool = False
     depth_mount: tuple[float, float, float, float, float, float] | None = None

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
+from training.sources.rosbag.order import Logged, StampLog
+from training.sources.rosbag.topics import connections_of
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.synchronizer import Bundle, Synchronizer
 
@@ -46,8 +48,10 @@ class FrameReader:
         streams: topics by modality; each message of the first one makes a frame.
         slop_s: see :class:`SourceOptions`.
         keep_data: keep the messages in the bundles, not just their stamps.
+        by_stamps: messages come in the order of their stamps, not of their log times; see ``order``.
 
     Attributes:
+        log: stamps and log times of all messages, unless the data are kept.
         first_frames: by modality ``header.frame_id`` of its first message.
         repeated: number of frames dropped after the clock jumped back.
 
@@ -55,13 +59,19 @@ class FrameReader:
         DataError: a topic's type does not begin with a header.
     """
 
-    def __init__(self, reader: AnyReader, streams: dict[str, str], slop_s: float, keep_data: bool) -> None:
+    def __init__(
+        self, reader: AnyReader, streams: dict[str, str], slop_s: float, keep_data: bool, by_stamps: bool = False
+    ) -> None:
         self._path, self._is_ros2, self._keep_data = reader.paths[0], reader.is2, keep_data
+        self._by_stamps = by_stamps
         self._roles = {topic: name for name, topic in streams.items()}
         self._primary, *others = streams
+        slop_ns = round(slop_s * 1e9)
+        deadline_ns = max(_DEADLINE_NS, slop_ns) if by_stamps else _DEADLINE_NS
         self._synchronizer: Synchronizer[Serialized | None] = Synchronizer(
-            self._primary, tuple(others), slop_ns=round(slop_s * 1e9), deadline_ns=_DEADLINE_NS
+            self._primary, tuple(others), slop_ns=slop_ns, deadline_ns=deadline_ns
         )
+        self.log = StampLog(streams)
         self.first_frames: dict[str, str] = {}
         self.repeated = 0
         self._newest_ns = -(1 << 63)
@@ -74,16 +84,24 @@ class FrameReader:
         Raises:
             DataError: the message is too short.
         """
-        try:
-            stamp_ns, frame_id = read_header(data, self._is_ros2)
-        except ValueError as error:
-            raise DataError(
-                f"{self._path}: {connection.topic}: damaged message logged at {logged_ns} ns: {error}"
-            ) from error
+        stamp_ns, frame_id = self._header(connection, logged_ns, data)
         role = self._roles[connection.topic]
         self.first_frames.setdefault(role, frame_id)
-        payload = (connection.msgtype, data) if self._keep_data else None
-        return self._new(self._synchronizer.add(role, stamp_ns, payload, logged_ns))
+        if self._keep_data:
+            return self.add_stamp(role, stamp_ns, logged_ns, (connection.msgtype, data))
+        self.log.add(role, stamp_ns, logged_ns)
+        return self.add_stamp(role, stamp_ns, logged_ns)
+
+    def add_stamp(
+        self, role: str, stamp_ns: int, logged_ns: int, payload: Serialized | None = None
+    ) -> list[Bundle[Serialized | None]]:
+        """Take in a message whose header was read, and return the frames that it completes."""
+        now_ns = stamp_ns if self._by_stamps else logged_ns
+        return self._new(self._synchronizer.add(role, stamp_ns, payload, now_ns))
+
+    def stamp_of(self, message: Logged) -> int:
+        """Stamp of a message of the bag; errors as of :meth:`add`."""
+        return self._header(*message)[0]
 
     def flush(self) -> list[Bundle[Serialized | None]]:
         """The frames that are still pending at the bag's end."""
@@ -100,6 +118,14 @@ class FrameReader:
             "late or duplicate": counts.late + counts.duplicate,
         }
 
+    def _header(self, connection: Connection, logged_ns: int, data: bytes) -> tuple[int, str]:
+        try:
+            return read_header(data, self._is_ros2)
+        except ValueError as error:
+            raise DataError(
+                f"{self._path}: {connection.topic}: damaged message logged at {logged_ns} ns: {error}"
+            ) from error
+
     def _new(self, bundles: Iterable[Bundle[Serialized | None]]) -> list[Bundle[Serialized | None]]:
         kept = []
         for bundle in bundles:
@@ -112,7 +138,9 @@ class FrameReader:
 
 
 def _check_begins_with_header(reader: AnyReader, topic: str) -> None:
-    msgtype = reader.topics[topic].msgtype
-    fields = reader.typestore.fielddefs[msgtype][1] if msgtype in reader.typestore.fielddefs else []
-    if not fields or fields[0][1][1] != "std_msgs/msg/Header":
-        raise DataError(f"{reader.paths[0]}: the bag's definition of {msgtype} ({topic}) does not begin with a header")
+    for msgtype in {connection.msgtype for connection in connections_of(reader, [topic])}:
+        fields = reader.typestore.fielddefs[msgtype][1] if msgtype in reader.typestore.fielddefs else []
+        if not fields or fields[0][1][1] != "std_msgs/msg/Header":
+            raise DataError(
+                f"{reader.paths[0]}: the bag's definition of {msgtype} ({topic}) does not begin with a header"
+            )

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader, Serialized
-from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag.index import RULES_VERSION, BagIndex, load_or_build
+from training.sources.rosbag.order import read_by_stamps
 from training.sources.rosbag.topics import choose_camera_topic, connections_of
-from vmloc_ros.bags.files import BagReader, open_bag
+from vmloc_ros.bags.files import BagReader, bag_files, is_unfinished, open_bag
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose
@@ -30,8 +31,10 @@ _DECODERS = {IMAGE: decode_image, DEPTH: decode_depth, LIDAR: decode_point_cloud
 
 
 def is_bag(path: Path) -> bool:
-    """Whether the path looks like a bag: a folder with metadata.yaml, or a .mcap, .db3 or .bag file."""
-    return (path / "metadata.yaml").is_file() or (path.is_file() and path.suffix in (".mcap", ".db3", ".bag"))
+    """Whether the path looks like a bag, maybe one that was cut off: a folder with metadata.yaml, or a storage file."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or is_unfinished(path)
+    return path.is_file() and (path.suffix in (".mcap", ".db3", ".bag") or path.name.endswith(".bag.active"))
 
 
 class RosbagSource:
@@ -67,6 +70,8 @@ class RosbagSource:
         self._path, self._options = path, options
         self._split = split if options.test_from_s or options.test_every else "all"
         self._index = index = load_or_build(path, options, modalities, index_folder)
+        for warning in index.warnings:
+            logger.warning("%s: %s", path, warning)
         self.modalities = tuple(index.streams)
         self.map_frame, self.body_frame = index.map_frame, index.body_frame
         self.sensor_frames = index.sensor_frames
@@ -104,7 +109,7 @@ class RosbagSource:
 
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
-        with open_bag(self._path) as reader:
+        with open_bag(self._path, self._options.allow_truncated) as reader:
             camera = self._read_camera(reader)
             for bundle, pose in self._labelled(reader):
                 yield Sample(self._frame(reader, bundle, camera, sizes), pose)
@@ -119,7 +124,7 @@ class RosbagSource:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
         clouds = [np.empty((0, 3))]
-        with open_bag(self._path) as reader:
+        with open_bag(self._path, self._options.allow_truncated) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
                 if number % every or LIDAR not in bundle.messages:
                     continue
@@ -130,10 +135,14 @@ class RosbagSource:
 
     def _labelled(self, reader: BagReader) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
         """Frames that have a pose, still serialized; reading stops after the last one."""
-        frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
-        connections = connections_of(reader, list(self._index.streams.values()))
+        streams, windows, options = self._index.streams, self._index.windows, self._options
+        frames = FrameReader(reader, streams, options.slop_s, keep_data=True, by_stamps=bool(windows))
+        if windows:
+            messages = read_by_stamps(self._path, options.allow_truncated, streams, windows, frames.stamp_of)
+        else:
+            messages = reader.messages(connections_of(reader, list(streams.values())))
         left = dict(self._labels)
-        for message in reader.messages(connections):
+        for message in messages:
             if not left:
                 return
             yield from ((b, left.pop(b.stamp_ns)) for b in frames.add(*message) if b.stamp_ns in left)

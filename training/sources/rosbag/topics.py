@@ -7,6 +7,7 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
 from training.sources.options import SourceOptions
+from vmloc_ros.bags.files import types_of
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 
@@ -29,6 +30,8 @@ _TYPES = {
 }
 # Ground truth is usually a PoseStamped; odometry drifts; transforms need a chain of them: the first group found wins.
 _POSE_GROUPS = (*((kind,) for kind in _TYPES["pose"] if kind not in _TRANSFORMS), _TRANSFORMS)
+# Types that are read alike, where one topic has messages of several.
+_FAMILIES = (_IMAGES, _TYPES[LIDAR], _CAMERA_INFO, *_POSE_GROUPS)
 
 
 def choose_streams(reader: AnyReader, options: SourceOptions, modalities: tuple[str, ...]) -> dict[str, str]:
@@ -48,7 +51,7 @@ def choose_pose_topic(reader: AnyReader, options: SourceOptions) -> str:
 
 def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: str) -> str | None:
     """The topic of the image's intrinsics, None where the bag has none; errors as of :func:`choose_streams`."""
-    topics = [name for name, info in reader.topics.items() if info.msgtype in _CAMERA_INFO]
+    topics = [name for name in reader.topics if _has(reader, name, _CAMERA_INFO)]
     if not (topics or options.camera_info_topic):
         return None
     # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
@@ -58,7 +61,7 @@ def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: 
 
 def is_transforms(reader: AnyReader, topic: str) -> bool:
     """Whether a topic carries transforms between many frames."""
-    return reader.topics[topic].msgtype in _TRANSFORMS
+    return _has(reader, topic, _TRANSFORMS)
 
 
 def static_topics(reader: AnyReader, pose_topic: str) -> list[str]:
@@ -68,19 +71,48 @@ def static_topics(reader: AnyReader, pose_topic: str) -> list[str]:
 
 
 def connections_of(reader: AnyReader, topics: list[str]) -> list[Connection]:
-    """Connections of topics; a topic has one for each of its publishers."""
-    return [connection for connection in reader.connections if connection.topic in topics]
+    """Connections of topics; a topic has one for each of its publishers.
+
+    Where a topic has messages of several types, those that are read alike are taken: raw and compressed pictures.
+    """
+    families = {topic: _family(reader, topic) for topic in topics}
+    return [connection for connection in reader.connections if connection.msgtype in families.get(connection.topic, ())]
+
+
+def strays(reader: AnyReader, topics: list[str]) -> list[str]:
+    """What :func:`connections_of` leaves out, for warnings."""
+    found = []
+    for topic in topics:
+        family, types = _family(reader, topic), types_of(reader, topic)
+        if others := ", ".join(f"{count} of {kind}" for kind, count in types.items() if kind not in family):
+            used = " and ".join(kind for kind in types if kind in family)
+            found.append(f"{topic} has messages of several types; used are those of {used}, left out are {others}")
+    return found
+
+
+def _family(reader: AnyReader, topic: str) -> tuple[str, ...]:
+    """The types by which a topic is read: those that have most of its messages."""
+    types = types_of(reader, topic)
+    count, family = max(
+        ((sum(types.get(kind, 0) for kind in family), family) for family in _FAMILIES), key=lambda found: found[0]
+    )
+    return family if count else tuple(types)
+
+
+def _has(reader: AnyReader, topic: str, types: tuple[str, ...]) -> bool:
+    return any(kind in types for kind in _family(reader, topic))
 
 
 def _topic(reader: AnyReader, role: str, wanted: str) -> str:
     path, types, kind = reader.paths[0], _TYPES[role], role.replace("_", " ")
-    listing = ", ".join(f"{name} ({info.msgtype})" for name, info in sorted(reader.topics.items()))
+    listing = ", ".join(f"{name} ({' and '.join(types_of(reader, name))})" for name in sorted(reader.topics))
     if wanted:
         if wanted not in reader.topics:
             raise DataError(f"{path} has no {kind} topic {wanted}; it has {listing}")
-        if reader.topics[wanted].msgtype not in types:
+        if not _has(reader, wanted, types):
             raise DataError(
-                f"{path}: the {kind} topic {wanted} is {reader.topics[wanted].msgtype}, expected {' or '.join(types)}"
+                f"{path}: the {kind} topic {wanted} is {' and '.join(types_of(reader, wanted))}, expected "
+                f"{' or '.join(types)}"
             )
         return wanted
     for group in _POSE_GROUPS if role == "pose" else (types,):
@@ -94,7 +126,7 @@ def _topic(reader: AnyReader, role: str, wanted: str) -> str:
 
 
 def _candidates(reader: AnyReader, role: str, types: tuple[str, ...]) -> list[str]:
-    found = [name for name, info in reader.topics.items() if info.msgtype in types and info.msgcount]
+    found = [name for name, info in reader.topics.items() if _has(reader, name, types) and info.msgcount]
     if role in (IMAGE, DEPTH):
         found = [name for name in found if ("depth" in name.lower()) == (role == DEPTH)]
     return [name for name in found if not (types is _TRANSFORMS and name.endswith("_static"))]
