@@ -149,7 +149,7 @@ def _better_by_stamps(
         logged_at.setdefault(stamp_ns, logged_ns)
         bundles += ordered.add_stamp(role, stamp_ns, logged_ns)
     bundles += ordered.flush()
-    gained = max(ordered.counts["paired"] - frames.counts["paired"], len(bundles) - len(stamps))
+    gained = ordered.counts["paired"] - frames.counts["paired"] if len(streams) > 1 else len(bundles) - len(stamps)
     if gained <= _NOTABLE_GAIN * len(bundles):
         return frames, stamps, {}
     ordered.log, ordered.first_frames = log, frames.first_frames

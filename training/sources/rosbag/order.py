@@ -14,7 +14,7 @@ import heapq
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from itertools import count
+from itertools import repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,10 +63,7 @@ class StampLog:
 
     def in_order(self, windows: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
         """Streams, stamps and log times, merged as :func:`read_by_stamps` merges the messages."""
-        streams = {
-            name: ((name, *times) for times in zip(stamps, self._logged_ns[name], strict=True))
-            for name, stamps in self._stamps_ns.items()
-        }
+        streams = {name: zip(repeat(name), stamps, self._logged_ns[name]) for name, stamps in self._stamps_ns.items()}
         return merged(streams, windows, lambda item: item[1])
 
     def nearest_s(self, primary: str, stream: str) -> NDArray[np.float64]:
@@ -128,24 +125,23 @@ def merged(
     streams: Mapping[str, Iterable[_Item]], windows: Mapping[str, int], stamp_of: Callable[[_Item], int]
 ) -> Iterator[_Item]:
     """Items of several streams in the order of their stamps; of equal stamps those of the first stream first."""
-    keyed = [
-        _sorted_within(((stamp_of(item), place, item) for item in items), windows[name])
-        for place, (name, items) in enumerate(streams.items())
-    ]
-    for _, _, item in heapq.merge(*keyed, key=lambda entry: entry[:2]):
+    ordered = [_sorted_within(items, windows[name], stamp_of) for name, items in streams.items()]
+    for _, item in heapq.merge(*ordered, key=lambda entry: entry[0]):  # stable
         yield item
 
 
-def _sorted_within(entries: Iterable[tuple[int, int, _Item]], window: int) -> Iterator[tuple[int, int, _Item]]:
-    """Entries by stamp, where none is more than ``window`` places late."""
-    number = count()
-    held: list[tuple[int, int, tuple[int, int, _Item]]] = []
-    for entry in entries:
-        heapq.heappush(held, (entry[0], next(number), entry))
+def _sorted_within(
+    items: Iterable[_Item], window: int, stamp_of: Callable[[_Item], int]
+) -> Iterator[tuple[int, _Item]]:
+    """Stamps and items in the order of stamps, where no item is more than ``window`` places late."""
+    held: list[tuple[int, int, _Item]] = []
+    for number, item in enumerate(items):
+        heapq.heappush(held, (stamp_of(item), number, item))
         if len(held) > window:
-            yield heapq.heappop(held)[2]
-    while held:
-        yield heapq.heappop(held)[2]
+            stamp_ns, _, earliest = heapq.heappop(held)
+            yield stamp_ns, earliest
+    for stamp_ns, _, item in sorted(held, key=lambda entry: entry[:2]):
+        yield stamp_ns, item
 
 
 def _window(stamps_ns: NDArray[np.int64]) -> int:
