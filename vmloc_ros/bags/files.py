@@ -1,163 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags on disk: an atomic rosbag2 writer, and a reader whose errors name the bag.
+"""Bags on disk: a reader whose errors name the bag and what helps, and the writer.
 
-Both use the ``rosbags`` library: no ROS installation is needed, and the bags open in ``ros2 bag`` and Foxglove (message
-definitions and QoS profiles are stored).
+Both use the ``rosbags`` library: no ROS installation is needed. What the library cannot read, since it was cut off or
+has a write-ahead log, is read message by message by :mod:`vmloc_ros.bags.stored_reader`.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Collection, Generator, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rosbags.highlevel import AnyReader
-from rosbags.interfaces import (
-    Connection,
-    Qos,
-    QosDurability,
-    QosHistory,
-    QosLiveliness,
-    QosReliability,
-    QosTime,
-)
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.interfaces import Connection
 from rosbags.typesys import Stores, get_typestore
-from rosbags.typesys.store import Typestore
 
 from vmloc_ros.bags.messages import typestore
-from vmloc_ros.bags.sqlite_file import has_hot_journal, sqlite_log_times
+from vmloc_ros.bags.sqlite_file import has_hot_journal, missing_pages, sqlite_log_times
 from vmloc_ros.bags.stored_reader import StoredReader, storage_files, write_ahead_logs
+from vmloc_ros.bags.writing import LATCHED_TOPICS, BagWriter
+from vmloc_ros.bags.zstd import ZSTD_MAGIC, decompress
 from vmloc_ros.core.errors import DataError
 
+__all__ = ["LATCHED_TOPICS", "BagReader", "BagWriter", "bag_files", "is_unfinished", "open_bag", "types_of"]
+
 logger = logging.getLogger(__name__)
-
-LATCHED_TOPICS = ("/tf_static",)
-_UNLIMITED = QosTime(9223372036, 854775807)
-
-
-class BagWriter:
-    """Write a rosbag2 folder (MCAP) that appears under its name only when it is complete.
-
-    A context manager: messages go to a temporary folder beside ``path``, which is renamed on a clean exit and
-    removed when the body raises.
-
-    Args:
-        path: the bag's folder; missing parents are made.
-        overwrite: replace an existing bag (never a folder that is not a bag).
-        message_types: definitions for ``write_raw`` of types that ROS 2 Jazzy does not have, for instance the
-            ``typestore`` of the reader that the messages come from.
-
-    Raises:
-        DataError: ``path`` exists and may not be replaced or cannot be written, or a message has an unknown
-            type.
-    """
-
-    def __init__(self, path: Path | str, overwrite: bool = False, message_types: Typestore | None = None) -> None:
-        self.path = Path(path)
-        self._overwrite = overwrite
-        self._message_types = message_types
-        self._connections: dict[str, Connection] = {}
-        self._check_target()
-
-    def _check_target(self) -> None:
-        if not self.path.exists():
-            return
-        if not self._overwrite:
-            raise DataError(f"{self.path} exists already; choose another name or ask to overwrite it")
-        if not (self.path / "metadata.yaml").is_file():
-            raise DataError(f"{self.path} exists and is not a bag folder; it is not overwritten, choose another name")
-
-    def __enter__(self) -> BagWriter:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._workspace = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        # The library names the storage file after its folder: the folder has its final name already.
-        self._writer = Writer(
-            self._workspace / self.path.name, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP
-        )
-        self._writer.open()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is not None:
-                with suppress(Exception):  # the first error is the one to report
-                    self._writer.abort()
-                return
-            self._writer.close()
-            self._put_in_place()
-        except OSError as failure:
-            raise self._cannot_write(failure) from failure
-        finally:
-            shutil.rmtree(self._workspace, ignore_errors=True)
-
-    def _put_in_place(self) -> None:
-        self._check_target()
-        replaced = self._workspace / "replaced"
-        if self.path.exists():
-            self.path.rename(replaced)
-        try:
-            self._writer.path.rename(self.path)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(self.path)
-            raise
-
-    def write(self, topic: str, message: Any, stamp_ns: int) -> None:
-        """Write a message (a dataclass of :func:`typestore`) received at ``stamp_ns``."""
-        type_name = message.__msgtype__
-        self.write_raw(topic, type_name, typestore().serialize_cdr(message, type_name), stamp_ns)
-
-    def write_raw(self, topic: str, type_name: str, cdr_bytes: bytes | memoryview, stamp_ns: int) -> None:
-        """Write a serialized message of type ``package/msg/Name`` received at ``stamp_ns``."""
-        connection = self._connections.get(topic)
-        if connection is None:
-            connection = self._connections[topic] = self._connect(topic, type_name)
-        if connection.msgtype != type_name:
-            raise DataError(f"topic {topic} of {self.path} has type {connection.msgtype}, got a {type_name}")
-        try:
-            self._writer.write(connection, int(stamp_ns), cdr_bytes)
-        except OSError as error:
-            raise self._cannot_write(error) from error
-
-    def _connect(self, topic: str, type_name: str) -> Connection:
-        for store in (self._message_types, typestore()):
-            if store is not None and type_name in store.fielddefs:
-                return self._writer.add_connection(
-                    topic, type_name, typestore=store, offered_qos_profiles=[_offered_qos(topic)]
-                )
-        raise DataError(f"topic {topic}: no definition of type {type_name} is known, so it cannot be recorded")
-
-    def _cannot_write(self, error: OSError) -> DataError:
-        return DataError(f"cannot write bag {self.path}: {error.strerror or error}")
-
-
-def _offered_qos(topic: str) -> Qos:
-    latched = topic in LATCHED_TOPICS
-    return Qos(
-        QosHistory.KEEP_LAST,
-        1 if latched else 10,
-        QosReliability.RELIABLE,
-        QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE,
-        _UNLIMITED,
-        _UNLIMITED,
-        QosLiveliness.AUTOMATIC,
-        _UNLIMITED,
-        False,
-    )
 
 
 class BagReader(AnyReader):
@@ -184,9 +55,10 @@ class BagReader(AnyReader):
         """Connections, log times (ns) and serialized messages in time order; see ``AnyReader.messages``."""
         count = 0
         try:
-            for message in super().messages(connections, start, stop):
+            for connection, logged_ns, data in super().messages(connections, start, stop):
                 count += 1
-                yield message
+                # The library unpacks messages by what metadata.yaml says, which a bare file does not have.
+                yield connection, logged_ns, decompress(data) if data[:4] == ZSTD_MAGIC else data
         except Exception as error:  # struct, sqlite, decompression: damage shows in many ways
             if not self._allow_truncated:
                 raise DataError(
@@ -275,6 +147,8 @@ def _open(path: Path, allow_truncated: bool) -> BagReader:
         _refuse_hot_journals(files)
     if logs := write_ahead_logs(files):
         return _open_with_logs(path, files, logs, allow_truncated)
+    if lacking := "; ".join(filter(None, (missing_pages(file) for file in files if file.suffix == ".db3"))):
+        return _open_truncated(path, files, lacking, allow_truncated)
     try:
         reader = BagReader(path, allow_truncated)
         reader.open()
@@ -347,12 +221,13 @@ def _amount(stored: StoredReader) -> str:
 
 def _remedy(path: Path, stored: StoredReader) -> str:
     """A command that makes a whole bag of it."""
-    for file in stored.problems:
-        if file.suffix == ".mcap":
-            return f"mcap recover {file} -o REPAIRED.mcap"
-        if file.suffix == ".db3":
-            return f"sqlite3 {file} .recover | sqlite3 REPAIRED.db3"
-    return f"ros2 bag reindex {path}"
+    file = next(iter(stored.problems), None)
+    if file is None:
+        return f"ros2 bag reindex {path}"
+    unpack, plain = (f"zstd -dc {file} > {file.stem}; ", file.stem) if file.suffix == ".zstd" else ("", str(file))
+    if plain.endswith(".mcap"):
+        return f"{unpack}mcap recover {plain} -o REPAIRED.mcap"
+    return f"{unpack}sqlite3 {plain} .recover | sqlite3 REPAIRED.db3"
 
 
 def _ros1_hint(path: Path, reason: str) -> str:

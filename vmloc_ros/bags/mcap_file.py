@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rosbags.rosbag2.metadata import parse_qos
 
 from vmloc_ros.bags.stored import NO_DEFINITION, Channel, definition_of
-from vmloc_ros.bags.zstd import ZstdDecompressor
+from vmloc_ros.bags.zstd import decompressor
 from vmloc_ros.core.errors import DataError
 
 MAGIC = b"\x89MCAP0\r\n"
@@ -144,7 +144,7 @@ class McapFile:
             self._add_unpacked_chunk(len(self._chunks) - 1)
 
     def _add_indexed_chunk(self, body: int, size: int) -> bool:
-        """Add a chunk's messages from the index that follows it; False where there is none."""
+        """Add a chunk's messages from the index that follows it; False where there is none, or half of one."""
         self._read_chunk(body, body + size, is_whole=True)
         number, position = len(self._chunks) - 1, body + size
         rows: list[NDArray[np.int64]] = []
@@ -156,7 +156,7 @@ class McapFile:
                 break
             rows.append(_index_rows(self._file.read(length), number))
             position += _RECORD.size + length
-        if not rows:
+        if not rows or kind == 0:  # what ends the file may be half an index
             return False
         self._rows += rows
         if any(int(row[0, 0]) not in self.channels for row in rows if len(row)):
@@ -244,9 +244,9 @@ def _decompress(data: bytes, compression: str) -> bytes:
         return data
     if compression not in ("zstd", "lz4"):
         raise ValueError(f"compression {compression!r} is not known")
-    decompressor = ZstdDecompressor() if compression == "zstd" else LZ4FrameDecompressor()
+    unpacker = decompressor() if compression == "zstd" else LZ4FrameDecompressor()
     try:
-        return bytes(decompressor.decompress(data))
+        return bytes(unpacker.decompress(data))
     except Exception as error:  # each library has its own
         raise ValueError(f"a chunk cannot be unpacked: {error}") from error
 

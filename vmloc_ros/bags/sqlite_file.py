@@ -208,6 +208,15 @@ def sqlite_log_times(path: Path, topics: Collection[tuple[str, str]]) -> NDArray
         return np.fromiter((row[0] for row in database.execute(query, numbers)), np.int64)
 
 
+def missing_pages(path: Path) -> str:
+    """How many pages a file lacks by its header, as text; empty where it lacks none."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    size, claimed = int.from_bytes(head[16:18], "big"), int.from_bytes(head[28:32], "big")
+    found = path.stat().st_size // (65536 if size == 1 else max(size, 1))
+    return f"{path.name} has {found} of {claimed} pages" if head[:16] == MAGIC and found < claimed else ""
+
+
 def has_hot_journal(path: Path) -> bool:
     """Whether a writer left a rollback journal (``FILE-journal``): the file is in the middle of a change."""
     journal = path.with_name(f"{path.name}-journal")

@@ -18,7 +18,7 @@ from rosbags.interfaces import Connection, ConnectionExtRosbag2, TopicInfo
 from vmloc_ros.bags.mcap_file import McapFile
 from vmloc_ros.bags.sqlite_file import SqliteFile, wal_of
 from vmloc_ros.bags.stored import NO_DEFINITION, StoredMessages
-from vmloc_ros.bags.zstd import ZSTD_MAGIC, ZstdDecompressor, decompress
+from vmloc_ros.bags.zstd import ZSTD_MAGIC, decompress, decompressor
 from vmloc_ros.core.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -176,8 +176,8 @@ def _chosen(file: StoredMessages, channels: list[int], start: int | None, stop: 
 
 def _unpack(path: Path, plain: Path) -> None:
     """Unpack a compressed file as far as it goes."""
-    decompressor = ZstdDecompressor()
+    unpacker = decompressor()
     with path.open("rb") as packed, plain.open("wb") as out:
-        while not decompressor.eof and (part := packed.read(1 << 20)):
-            out.write(decompressor.decompress(part))
+        while not unpacker.eof and (part := packed.read(1 << 20)):
+            out.write(unpacker.decompress(part))
     shutil.copystat(path, plain)
