@@ -52,6 +52,7 @@ class FrameReader:
 
     Attributes:
         log: stamps and log times of all messages, unless the data are kept.
+        pairs: of every frame of the first stream the stamps of its messages, None where there is none; likewise.
         first_frames: by modality ``header.frame_id`` of its first message.
         repeated: number of frames dropped after the clock jumped back.
 
@@ -72,6 +73,7 @@ class FrameReader:
             self._primary, tuple(others), slop_ns=slop_ns, deadline_ns=deadline_ns
         )
         self.log = StampLog(streams)
+        self.pairs: set[tuple[int | None, ...]] = set()
         self.first_frames: dict[str, str] = {}
         self.repeated = 0
         self._newest_ns = -(1 << 63)
@@ -132,6 +134,8 @@ class FrameReader:
             if bundle.stamp_ns > self._newest_ns:
                 self._newest_ns = bundle.stamp_ns
                 kept.append(bundle)
+                if not self._keep_data and self._primary in bundle.messages:
+                    self.pairs.add(tuple(bundle.messages.get(role, (None,))[0] for role in self._roles.values()))
             else:
                 self.repeated += 1
         return kept

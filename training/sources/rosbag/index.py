@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 # Increase it whenever the same bag and options may give other frames than before.
 RULES_VERSION = 3
 
-# Share of frames or pairs that the order of logging must lose before the order of stamps is used: the robot, too, goes
-# on without a scan that comes late now and then, and one reader is faster than several.
+# Share of frames that the order of logging must lose, or leave without their nearest partner, before that of stamps is
+# used: the robot, too, goes on without a scan that comes late now and then, and one reader is faster than several.
 _NOTABLE_GAIN = 0.02
 
 
@@ -137,7 +137,7 @@ def _better_by_stamps(
     options: SourceOptions,
     streams: dict[str, str],
 ) -> tuple[FrameReader, list[tuple[int, int]], dict[str, int]]:
-    """Frames by the order of their stamps, and the windows for it, where that pairs more than the order of logging."""
+    """Frames by the order of their stamps, and the windows for it, where the order of logging pairs many otherwise."""
     log = frames.log
     if log.has_restart:
         return frames, stamps, {}
@@ -149,19 +149,9 @@ def _better_by_stamps(
         logged_at.setdefault(stamp_ns, logged_ns)
         bundles += ordered.add_stamp(role, stamp_ns, logged_ns)
     bundles += ordered.flush()
-    gained = ordered.counts["paired"] - frames.counts["paired"] if len(streams) > 1 else len(bundles) - len(stamps)
-    if gained <= _NOTABLE_GAIN * len(bundles):
+    if len(ordered.pairs - frames.pairs) <= _NOTABLE_GAIN * len(ordered.pairs):
         return frames, stamps, {}
     ordered.log, ordered.first_frames = log, frames.first_frames
-    logger.info(
-        "%s: messages that belong together were not logged together: it is read by the stamps in their headers, which "
-        "gives %d frames, %d of them paired, instead of %d and %d",
-        reader.paths[0],
-        len(bundles),
-        ordered.counts["paired"],
-        len(stamps),
-        frames.counts["paired"],
-    )
     return ordered, [(b.stamp_ns, logged_at[b.stamp_ns]) for b in bundles], windows
 
 

@@ -70,6 +70,11 @@ class RosbagSource:
         self._path, self._options = path, options
         self._split = split if options.test_from_s or options.test_every else "all"
         self._index = index = load_or_build(path, options, modalities, index_folder)
+        if index.windows:
+            logger.info(
+                "%s: messages that belong together were not logged together; it is read by the stamps in their headers",
+                path,
+            )
         for warning in index.warnings:
             logger.warning("%s: %s", path, warning)
         self.modalities = tuple(index.streams)
