@@ -152,12 +152,7 @@ def test_any_delays_of_topics_and_jitter_give_the_pairs_of_the_plain_order(
     ]
     path = write(tmp_path_factory.mktemp("moved") / "bag", sorted(moved, key=lambda entry: entry[2]))
     opened = source(path)
-    found = content(opened)
-    if opened.report["paired"] == COUNT:
-        assert found == expected
-    else:  # what the robot would lose by the same delays, where it is no notable share
-        assert opened.report["paired"] > 0.97 * COUNT - 1
-        assert {row[:2] for row in found} <= {row[:2] for row in expected}
+    assert content(opened) == expected  # of 30 frames, one that differs is a notable share
 
 
 @settings(max_examples=100, deadline=None)

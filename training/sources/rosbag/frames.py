@@ -189,7 +189,7 @@ def pair_stamps(
     windows: dict[str, int] = {}
     if not log.has_restart:
         other, others = _pair(log.in_order(log.windows), streams, slop_s, by_stamps=True)
-        if _missing(bundles, others) > _NOTABLE_LOSS * len(others):
+        if _missing(bundles, others, next(iter(streams))) > _NOTABLE_LOSS:
             pairing, bundles, windows = other, others, log.windows
     logged_at: dict[int, int] = {}
     for _, stamp_ns, logged_ns in first.believed():
@@ -208,10 +208,13 @@ def _pair(
     return pairing, bundles + pairing.flush()
 
 
-def _missing(bundles: Bundles, others: Bundles) -> int:
-    """How many of the other frames are not among these, of the same messages."""
-    known = {b.stamp_ns: {name: stamp_ns for name, (stamp_ns, _) in b.messages.items()} for b in bundles}
-    return sum(known.get(b.stamp_ns) != {name: stamp_ns for name, (stamp_ns, _) in b.messages.items()} for b in others)
+def _missing(bundles: Bundles, others: Bundles, primary: str) -> float:
+    """Share of the other frames of the primary stream that are not among these, of the same messages."""
+    known, wanted = (
+        {tuple((name, stamp_ns) for name, (stamp_ns, _) in b.messages.items()) for b in found if primary in b.messages}
+        for found in (bundles, others)
+    )
+    return len(wanted - known) / max(len(wanted), 1)
 
 
 class FrameReader(_StampReader):
