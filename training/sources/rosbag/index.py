@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 # Increase it whenever the same bag and options may give other frames than before.
 RULES_VERSION = 5
 
-
 _BY_STAMPS = "messages that belong together were not logged together: it is read by the stamps in their headers"
 
 
@@ -129,60 +128,86 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
             invalid, transforms do not lead from map to body, or no picture can be decoded.
     """
     with open_bag(path, options.allow_truncated) as reader:
-        streams = choose_streams(reader, options, modalities)
-        pose_topic = choose_pose_topic(reader, options)
-        static = static_topics(reader, pose_topic)
-        first = FirstReading(reader, streams, options.stamps == "log")
-        pictures = PictureSample(reader, streams, options)
-        scans = ScanSurvey(reader, streams)
-        poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
-        topics = [*streams.values(), pose_topic, *static]
-        for connection, logged_ns, data in reader.messages(connections_of(reader, topics)):
-            if connection.topic in streams.values():
-                scans.add(connection, data, first.add(connection, logged_ns, data))
-                pictures.add(connection, data)
+        reading = _Reading(reader, path, options, modalities)
+        reading.read()
+        return reading.index()
+
+
+class _Reading:
+    """One pass over a bag, and what is known after it.
+
+    Raises:
+        DataError: see :func:`build_index`.
+    """
+
+    def __init__(self, reader: BagReader, path: Path, options: SourceOptions, modalities: tuple[str, ...]) -> None:
+        self._reader, self._options = reader, options
+        self._streams = choose_streams(reader, options, modalities)
+        self._pose_topic = choose_pose_topic(reader, options)
+        self._static = static_topics(reader, self._pose_topic)
+        self._topics = [*self._streams.values(), self._pose_topic, *self._static]
+        self._first = FirstReading(reader, self._streams, options.stamps == "log")
+        self._pictures = PictureSample(reader, self._streams, options)
+        self._scans = ScanSurvey(reader, self._streams)
+        self._poses = PoseCollector(path, self._pose_topic, is_transforms(reader, self._pose_topic), options)
+
+    def read(self) -> None:
+        """Show every message of the chosen topics to those who need it."""
+        for connection, logged_ns, data in self._reader.messages(connections_of(self._reader, self._topics)):
+            if connection.topic in self._streams.values():
+                self._scans.add(connection, data, self._first.add(connection, logged_ns, data))
+                self._pictures.add(connection, data)
                 continue
-            message: Any = reader.deserialize(data, connection.msgtype)
-            if connection.topic in static:
-                poses.add_static(connection.topic, message)
+            message: Any = self._reader.deserialize(data, connection.msgtype)
+            if connection.topic in self._static:
+                self._poses.add_static(connection.topic, message)
             else:
-                poses.add(message, logged_ns)
-        first.judge()
-        frames = pair_stamps(first, streams, options.slop_s, scans.usable)
-        _look_for_repeated(reader, pose_topic, static, first.first_frames, poses)
-        chain = poses.finish(sensor_frames(reader))
-        choices = [describe_streams(reader, options, streams, first.first_frames)]
-        choices += _describe_poses(reader, pose_topic, chain, poses)
-        if frames.windows:
-            choices.append(_BY_STAMPS)
-        doubts = [_drift(reader, pose_topic, chain, options), poses.assumption, *strays(reader, topics), frames.lost]
-    mixed, labels = _label(frames, chain, options)
-    return BagIndex(
-        streams=streams,
-        map_frame=chain.map_frame,
-        body_frame=chain.body_frame,
-        pose_description=chain.description,
-        sensor_frames={name: frame_name(frame) for name, frame in first.first_frames.items()},
-        choices=choices,
-        doubts=[text for text in doubts if text],
-        counts={
-            **frames.counts,
-            **first.counts,
-            **chain.counts,
-            "frames after the clock jumped back": frames.repeated + mixed,
-            "empty scans": scans.empty,
-        },
-        false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in first.false.items()},
-        stamps_ns=labels.stamps_ns,
-        poses=_to_rows(labels.poses),
-        outside=labels.outside,
-        static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
-        static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
-        readings={**scans.readings, **pictures.readings()},
-        scans=scans.count,
-        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
-        windows=frames.windows,
-    )
+                self._poses.add(message, logged_ns)
+        self._first.judge()
+
+    def index(self) -> BagIndex:
+        """The bag's index, once it has been read."""
+        first, scans, poses = self._first, self._scans, self._poses
+        frames = pair_stamps(first, self._streams, self._options.slop_s, scans.usable)
+        _look_for_repeated(self._reader, self._pose_topic, self._static, first.first_frames, poses)
+        chain = poses.finish(sensor_frames(self._reader))
+        mixed, labels = _label(frames, chain, self._options)
+        return BagIndex(
+            streams=self._streams,
+            map_frame=chain.map_frame,
+            body_frame=chain.body_frame,
+            pose_description=chain.description,
+            sensor_frames={name: frame_name(frame) for name, frame in first.first_frames.items()},
+            choices=self._choices(frames, chain),
+            doubts=self._doubts(frames, chain),
+            counts={
+                **frames.counts,
+                **first.counts,
+                **chain.counts,
+                "frames after the clock jumped back": frames.repeated + mixed,
+                "empty scans": scans.empty,
+            },
+            false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in first.false.items()},
+            stamps_ns=labels.stamps_ns,
+            poses=_to_rows(labels.poses),
+            outside=labels.outside,
+            static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
+            static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
+            readings={**scans.readings, **self._pictures.readings()},
+            scans=scans.count,
+            empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
+            windows=frames.windows,
+        )
+
+    def _choices(self, frames: PairedStamps, chain: PoseChain) -> list[str]:
+        texts = [describe_streams(self._reader, self._options, self._streams, self._first.first_frames)]
+        texts += _describe_poses(self._reader, self._pose_topic, chain, self._poses)
+        return [*texts, _BY_STAMPS] if frames.windows else texts
+
+    def _doubts(self, frames: PairedStamps, chain: PoseChain) -> list[str]:
+        drift = _drift(self._reader, self._pose_topic, chain, self._options)
+        texts = [drift, self._poses.assumption, *strays(self._reader, self._topics), frames.lost]
+        return [text for text in texts if text]
 
 
 class _Labels(NamedTuple):
