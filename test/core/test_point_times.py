@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from lidar_messages import layout_message
 
 from vmloc_ros.core.messages import decode_point_cloud, observe_point_times
-from vmloc_ros.core.point_times import PointTimes, compare_times, reading_from, time_fields
+from vmloc_ros.core.point_time_fields import time_fields
+from vmloc_ros.core.point_times import PointTimes
+from vmloc_ros.core.time_readings import compare_times, reading_from
 
 STAMP_NS, PERIOD_NS = 1_700_000_000_250_000_000, 100_000_000
 COUNT = 600

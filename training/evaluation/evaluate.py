@@ -22,7 +22,8 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, read_header
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.localizer import Localizer
-from vmloc_ros.core.point_times import TIMES, compare_times, reading_from
+from vmloc_ros.core.point_times import TIMES
+from vmloc_ros.core.time_readings import compare_times, reading_from
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from vmloc_ros.core.encodings import Narrow, rgb_from_raw, upper_byte
 from vmloc_ros.core.errors import MessageError
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.point_times import PointTimes, time_fields
+from vmloc_ros.core.point_time_fields import time_fields
+from vmloc_ros.core.point_times import PointTimes
 
 # sensor_msgs/PointField datatypes.
 _FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
