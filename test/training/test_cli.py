@@ -549,7 +549,7 @@ def test_training_and_validation_data_of_different_bodies(
     bag = image_bag(tmp_path / "bag")
     only_image = ("--set", "preprocess.modalities=[image]")
     base = ("train", "--config", config, "--out", tmp_path / "m.safetensors", *only_image)
-    assert_one_line(capsys, run(*base, "--data", scene, bag), "poses are of different frames", "base_link")
+    assert_one_line(capsys, run(*base, "--data", scene, bag), "poses are of different frames", "source.body_frame")
     assert_one_line(capsys, run(*base, "--data", scene, "--val-data", bag), "poses are of different frames")
 
 
