@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import float32_tolerance
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import (
@@ -111,8 +112,10 @@ def test_cylindrical_picture_does_not_depend_on_the_order_of_points(
     points, intensity = cloud
     order = list(range(len(points)))
     random.shuffle(order)
-    shuffled = cylindrical(points[order], intensity[order])
-    np.testing.assert_array_equal(shuffled, cylindrical(points, intensity))
+    shuffled, picture = cylindrical(points[order], intensity[order]), cylindrical(points, intensity)
+    np.testing.assert_array_equal(shuffled[VALIDITY], picture[VALIDITY])
+    # The last points of a row are computed without vector units: each of both arc tangents may be off by one rounding.
+    np.testing.assert_allclose(shuffled, picture, rtol=float32_tolerance(2))
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_a_static_publisher_of_the_wrong_qos_is_named_and_heard(
         relay.wait_for_output("publishing")
         lookup = listening(us)
         wait_until(lambda: lookup.find("base_link", "/camera") is not None, "the relay's transform")
-        assert words in lookup.problem
+        wait_until(lambda: words in lookup.problem, "the publisher's name, which is discovered after the publisher")
         assert lookup.hint == f"; {lookup.problem}"
         lookup.close()
 

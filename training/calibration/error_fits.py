@@ -133,9 +133,11 @@ def _fit_floor_and_growth(squares: Array, variances: Array, neg_log_p: Array) ->
         norm = gammaln(degrees / 2) + 1.5 * math.log(degrees) - gammaln((degrees + 3) / 2)
         return float(np.mean(np.log(scale).sum(axis=1) / 2 + falling) + norm)
 
-    # Scale alone, floor alone and both may each be a minimum; where errors do not determine the scale, take the least.
+    # Scale alone, floor alone and both may each be a minimum. Where errors do not determine the scale, by a likelihood
+    # ratio test, take the least.
     bounds = [(0.0, 10.0), (typical - 10.0, typical + 2.0), _LOG_DEGREES, (0.0, _GREATEST_GROWTH)]
     starts = [(scale, typical - depth, 2.0, 0.0) for scale in (0.0, 2.0) for depth in (0.5, 3.0)]
     found = [minimize(loss, start, bounds=bounds) for start in starts]
-    best = min(found, key=lambda one: (round(one.fun, 4), one.x[0]))
+    indistinct = min(one.fun for one in found) + chi2.ppf(0.95, 1) / 2 / len(squares)
+    best = min((one for one in found if one.fun <= indistinct), key=lambda one: one.x[0])
     return math.exp(best.x[1] - best.x[0]), float(best.x[3])
