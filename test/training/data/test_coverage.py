@@ -47,10 +47,10 @@ def test_a_view_is_known_where_a_training_pose_is_near_and_turned_alike() -> Non
     )
     train = [pose for pose in train for _ in range(2)]  # a robot that stands half of the time: the usual step is none
     assert TrainingArea.of(train).cell_m == 0.25
-    expected = []
+    expected, rotations = [], Rotation.from_matrix([other.rotation for other in train])
     for one in held_out:
         apart = [np.linalg.norm(one.position_m - other.position_m) for other in train]
-        turned = [Rotation.from_matrix(one.rotation.T @ other.rotation).magnitude() for other in train]
+        turned = (Rotation.from_matrix(one.rotation).inv() * rotations).magnitude()
         expected.append(bool(np.any((np.array(apart) <= 0.25) & (np.degrees(turned) <= 20))))
     assert 20 < sum(expected) < 180
     assert known_views(train, held_out).tolist() == expected
