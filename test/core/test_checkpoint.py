@@ -7,6 +7,8 @@ import json
 import shutil
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
+from vmloc_ros.core.resources import share_path
 
 HEADER = CheckpointHeader(
     model_config(backbone="shufflenet_v2_x0_5", latent_dim=16, hidden_dim=8, dropout=0.25),
@@ -370,3 +373,30 @@ def test_weights_that_do_not_fit_are_an_error(good: Path, tmp_path: Path, fault:
 def test_an_uncertainty_that_gives_no_covariance_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"residuals must be positive|samples must be at least 2"):
         Uncertainty(**change)
+
+
+OVERWRITTEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from vmloc_ros.core.checkpoint import load_checkpoint, load_confidence
+
+path = Path(sys.argv[1])
+model, confidence = load_checkpoint(path)[1], load_confidence(path)
+before = {name: array.copy() for name, array in confidence.to_tensors().items()}
+weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+with path.open("r+b") as file:  # as cp does: the same file, not a new one under its name
+    file.truncate(0)
+    file.write(bytes(1000))
+for name, array in confidence.to_tensors().items():
+    np.testing.assert_array_equal(array, before[name])
+assert all(tensor.equal(weights[name]) for name, tensor in model.state_dict().items())
+print("unchanged")
+"""
+
+
+def test_a_checkpoint_that_is_overwritten_in_place_does_not_change_what_was_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "map.safetensors"
+    shutil.copyfile(share_path("resource", "dense_street.safetensors"), path)
+    done = subprocess.run([sys.executable, "-c", OVERWRITTEN, str(path)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "unchanged\n"), done.stderr

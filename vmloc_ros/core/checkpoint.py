@@ -202,7 +202,8 @@ def load_confidence(path: Path) -> Confidence | None:
     """
     with _open(path) as file:
         names = [name for name in file.keys() if name.startswith(_CONFIDENCE)]  # noqa: SIM118 (not a dict)
-        arrays = {name.removeprefix(_CONFIDENCE): file.get_tensor(name).numpy() for name in names}
+        # Copies: views of the mapped file would change, or end the process by SIGBUS, when the file is overwritten.
+        arrays = {name.removeprefix(_CONFIDENCE): file.get_tensor(name).numpy().copy() for name in names}
     try:
         return Confidence.from_tensors(arrays) if arrays else None
     except CheckpointError as error:
