@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Any
 
@@ -13,12 +14,19 @@ from rclpy.time import Time
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
-from vmloc_ros.core.transform_tree import TransformLookup, TransformTree
+from vmloc_ros.core.pose_buffer import describe_lag
+from vmloc_ros.core.transform_tree import TransformLookup, TransformTree, describe_break, find_path
 from vmloc_ros.ros.packages import MissingPackageError, message_class
 
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 TF_QOS = QoSProfile(depth=100)  # as in tf2_ros
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# Child, parent, newest and oldest stamp in tf2's list of frames, which is YAML. Callers poll, and a robot may have
+# hundreds of frames: a YAML parser would take 20 ms each time.
+_TF2_FRAME = re.compile(
+    r"^(\S+): *\n +parent: '(.*)'\n(?: .*\n)*? +most_recent_transform: ([\d.]+)\n +oldest_transform: ([\d.]+)$",
+    re.MULTILINE,
+)
 
 
 def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | None = None) -> TransformLookup:
@@ -60,7 +68,22 @@ class _Tf2Lookup:
         try:
             return decode_pose(self._buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns)))
         except self._unavailable as error:
-            raise DataError(f"TF: {error}") from error
+            raise DataError(self._explain(target, source, stamp_ns)) from error
+
+    def _explain(self, target: str, source: str, stamp_ns: int) -> str:
+        """Why there is no transform at a stamp, in the words of our own listener; tf2's name no topic."""
+        rows = {child: row for child, *row in _TF2_FRAME.findall(self._buffer.all_frames_as_yaml())}
+        parents = {child: parent for child, (parent, *_) in rows.items()}
+        path = find_path(((parent, child) for child, parent in parents.items()), target, source)
+        if path is None:
+            return describe_break(parents, target, source)
+        for (parent, child), _ in path:
+            latest_ns, oldest_ns = (round(float(seconds) * 1e9) for seconds in rows[child][1:])
+            if 0 < latest_ns < stamp_ns:  # zero: static
+                return f"{parent} -> {child} on /tf: {describe_lag(latest_ns, stamp_ns)}"
+            if oldest_ns > stamp_ns:
+                return f"{parent} -> {child} on /tf: does not reach back to the image's stamp"
+        return f"{target} -> {source} was not known at the image's stamp a moment ago"
 
     def forget(self) -> None:
         self._buffer.clear()  # keeps static transforms
