@@ -202,7 +202,8 @@ def test_launch_itself_accepts_the_file(name, argument, tmp_path, monkeypatch):
 
 def test_the_parameter_file_lists_declared_parameters_with_their_defaults():
     parameters = yaml.safe_load((ROOT / "config" / "node.yaml").read_text())["/**"]["ros__parameters"]
-    defaults = {row.name: row.default for row in fields(NodeConfig)}
+    rows = {row.name: row.default for row in fields(NodeConfig)}
+    defaults = {name: list(default) if isinstance(default, tuple) else default for name, default in rows.items()}
     assert parameters == {name: defaults.get(name, "not a parameter of the node") for name in parameters}
     assert {"checkpoint", "image_topic", "cloud_topic", "map_frame", "base_frame"} <= set(parameters)
 

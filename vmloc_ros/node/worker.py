@@ -13,6 +13,7 @@ from vmloc_ros.node.preparation import FramePreparation, PreparedFrame
 from vmloc_ros.node.publication import PosePublication
 from vmloc_ros.node.resources import Resources
 from vmloc_ros.ros.frame_errors import FrameErrors
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.smoother import Smoother
 from vmloc_ros.runtime.gate import Gate
 from vmloc_ros.runtime.health import Health
@@ -53,6 +54,14 @@ class Worker:
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=config.lookahead_frames + 1)
         self._model = resources.model
         self._model.reset()
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters, from any thread."""
+        self._gate.allow_degraded = config.allow_degraded
+        self._gate.lost_detector.min_confidence = config.min_confidence
+        self._gate.lost_detector.max_position_std_m = config.max_position_std_m
+        self._debug_images.rate_hz = config.debug_rate_hz
+        self._publication.use(config)
 
     @property
     def smoother(self) -> Smoother | None:
