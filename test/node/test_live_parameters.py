@@ -195,6 +195,20 @@ def test_a_mode_whose_frames_would_be_equal_is_refused(idle_node, checkpoint):
     assert "frames must differ, got map -> odom -> odom" in set_parameter(idle_node, "tf_mode", "map_to_odom").reason
 
 
+def test_frames_of_the_robot_get_the_prefix(idle_node, checkpoint):
+    change(idle_node, checkpoint=str(checkpoint), frame_prefix="robot1/", tf_mode="map_to_base")
+    with peer() as us:
+        sent = us.collect(TFMessage, "/tf")
+        assert idle_node.start()
+        us.wait_for_peers(published=["/tf"])
+        process(idle_node, images(1))
+        wait_until(lambda: sent, "a transform")
+    transform = sent[0].transforms[0]
+    assert (transform.header.frame_id, transform.child_frame_id) == ("map", "robot1/base_link")
+    change(idle_node, tf_mode="map_to_odom")
+    assert idle_node._resources.frames == ["map", "robot1/odom", "robot1/base_link"]
+
+
 def test_odometry_from_tf_is_listened_to_once_it_is_needed(node):
     change(node, tf_mode="map_to_odom")
     assert node.count_subscribers("/tf") == 1

@@ -42,7 +42,7 @@ class Resources:
         self.model = load_configured_model(node, config)
         self.modalities = modalities_in_use(config.modalities, self.localizer.modalities)
         self.map_frame = _choose_frame(config, self.localizer)
-        self.base_frame = config.base_frame or self.localizer.body_frame
+        self.base_frame = config.robot_frame(config.base_frame or self.localizer.body_frame)
         _check_frames(self.frames)
         trained = trained_extrinsics(self.localizer.header.training)
         lookup = listen_to_transforms(node, config.jump_back_s, self._odometry_frame(config))
@@ -79,7 +79,7 @@ class Resources:
         return self._frames(self.config)
 
     def _frames(self, config: NodeConfig) -> list[str]:
-        odom = [config.odom_frame] if config.tf_mode == MAP_TO_ODOM else []
+        odom = [config.robot_frame(config.odom_frame)] if config.tf_mode == MAP_TO_ODOM else []
         parent = [self.map_frame.parent] if self.map_frame.parent is not None else []
         return [*parent, self.map_frame.name, *odom, self.base_frame]
 
@@ -189,7 +189,7 @@ def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
     return {
         "inputs": ", ".join(modalities) + (", camera_info" if _needs_camera_info(localizer, modalities) else ""),
         "map frames": frame.name if frame.parent is None else f"{frame.name} at {origin} in {frame.parent}",
-        "base frames": config.base_frame or localizer.body_frame,
+        "base frames": config.robot_frame(config.base_frame or localizer.body_frame),
     }
 
 

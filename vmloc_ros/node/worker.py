@@ -43,6 +43,7 @@ class Worker:
 
         config = resources.config
         self._node, self._health, self._waiters = resources.node, health, waiters
+        self._robot_frame = config.robot_frame
         self._errors = FrameErrors(self._node, health, waiters)
         lost_detector = LostDetector(config.min_confidence, config.max_position_std_m)
         self._gate = Gate(resources.modalities, config.allow_degraded, lost_detector)
@@ -107,7 +108,7 @@ class Worker:
         self._arrivals.append((bundle.stamp_ns, bundle.arrival_ns))
         for estimate in estimates:  # of this frame, or of earlier ones that waited for it
             with self._errors.handled():
-                self._publish_or_withhold(estimate, model.localizer.body_frame)
+                self._publish_or_withhold(estimate, self._robot_frame(model.localizer.body_frame))
 
     def _adopt(self, model: ServedModel) -> None:
         """Change over to the model of another checkpoint."""

@@ -145,6 +145,10 @@ class NodeConfig:
         "middle of the training area where the checkpoint's coordinates are beyond 10 km (UTM).",
     )
     base_frame: str = _parameter("base_link", "Frame whose pose is published; empty: the checkpoint's body frame.")
+    frame_prefix: str = _parameter(
+        "",
+        "Put before all frames of the robot: base_frame, odom_frame and the checkpoint's body frame; not map_frame.",
+    )
     tf_mode: str = _parameter(
         "map_to_base",
         "On /tf: map_to_base; map_to_odom, on robots whose odometry publishes odom_frame -> base_frame; or none.",
@@ -228,6 +232,10 @@ class NodeConfig:
         for name in ("base_from_body", "camera_from_lidar"):
             _check_numbers(name, getattr(self, name), "x y z roll pitch yaw")
         _check_numbers("map_origin", self.map_origin, "x y z")
+
+    def robot_frame(self, name: str) -> str:
+        """The name of one of the robot's frames in TF."""
+        return f"{self.frame_prefix}{name}"
 
 
 def _check_numbers(name: str, numbers: tuple[float, ...], meaning: str) -> None:

@@ -126,7 +126,7 @@ class MapToOdom:
 
     def __init__(self, node: Node, config: NodeConfig, map_frame: str, odometry: OdometrySource) -> None:
         self._node, self._odometry = node, odometry
-        self._sender = _Sender(node, map_frame, config.odom_frame)
+        self._sender = _Sender(node, map_frame, config.robot_frame(config.odom_frame))
         self._tolerance_ns = round(config.transform_tolerance_s * 1e9)
         self._timeout_ns = round(config.tf_timeout_s * 1e9)
         self._repeats = config.tf_rate_hz > 0
