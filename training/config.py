@@ -27,6 +27,7 @@ from vmloc_ros.core.models import (
     DEFAULT_SYSTEM,
     ModelConfig,
     config_types,
+    find_system,
     model_config,
     own_settings,
     with_former_settings,
@@ -116,6 +117,10 @@ class TrainConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
+        system = find_system(self.model.name)
+        taken = tuple(name for name in self.preprocess.modalities if name in system.takes) or self.preprocess.modalities
+        decided = replace(self.preprocess, modalities=taken).for_system(system.needs_geometry).undistort
+        object.__setattr__(self, "preprocess", replace(self.preprocess, undistort=decided))
         if self.expects_dropout and self.augment.dropped == "zeroed" and self.augment.modality_dropout:
             raise ValueError(
                 "augment.dropped=zeroed needs inputs that are withheld at random: set objective.modality_dropout=drawn"
@@ -329,6 +334,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def checkpoint_source_options(header: CheckpointHeader, overrides: list[str] | None) -> SourceOptions:
     """Options of data sources as used in training, with overrides of the form ``source.key=value``."""
     recorded = header.training.get("config", {}).get("source", {})
+    if (bits := header.training.get("inputs", {}).get("image_bits")) is not None:
+        recorded = {**recorded, "image_bits": bits}
     # A PoseStamped does not name the body frame; the checkpoint's is assumed.
     return parse_source_options({**recorded, "body_frame": header.body_frame}, overrides)
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from training.output import write_figure
 from training.sources.base import Source
-from training.sources.factory import open_sources
+from training.sources.factory import announce, open_sources
 from training.sources.options import SourceOptions
+from vmloc_ros.core.cameras import undistorted
 from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.frame import MODALITIES, Frame, Sample
+from vmloc_ros.core.frame import IMAGE, MODALITIES, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_projection
 
@@ -40,7 +43,9 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
         OutputError: the picture cannot be written.
     """
     sources = [source for path in data for source in _open(path, split, options)]
+    announce(sources)
     chosen = _choose(sources, frames)
+    chosen = [replace(sample, frame=undistorted(sample.frame)) for sample in chosen]
     panels = _panels([sample.frame for sample in chosen])
     figure = Figure(figsize=(3.4 * len(chosen), 2.6 * len(panels) + 5), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[2.6 * len(panels), 5])
@@ -148,26 +153,38 @@ def _draw_overlay(axes: Axes, frame: Frame) -> None:
 
 
 def _draw_poses(axes: Axes, sources: Sequence[Source], chosen: Sequence[Sample]) -> None:
-    """All poses along the two axes of greatest extent, and where each chosen frame looks: the body's x axis.
-
-    Camera frames (REP-103: ``*_optical_frame``) look along z.
-    """
+    """All poses along the two axes of greatest extent, and where each chosen frame looks."""
     positions = [np.stack([pose.position_m for pose in source.poses()]) for source in sources]
     first, second = sorted(np.argsort(np.ptp(np.concatenate(positions), axis=0))[-2:])
     for source, points in zip(sources, positions, strict=True):
         axes.plot(points[:, first], points[:, second], ".", ms=2, label=source.name)
-    forwards = 2 if sources[0].body_frame.endswith("optical_frame") else 0
+    forwards, meaning = _forwards(sources[0])
     length = 0.06 * max(np.ptp(np.concatenate(positions), axis=0).max(), 0.1)
     for number, sample in enumerate(chosen, start=1):
         _draw_arrow(axes, sample.map_from_body, number, (first, second), forwards, length)
     axes.set(xlabel=f"{'xyz'[first]} (m)", ylabel=f"{'xyz'[second]} (m)", aspect="equal")
-    axes.set_title(f"poses of {sources[0].body_frame} in {sources[0].map_frame}; arrows: where the frames above look")
+    axes.set_title(f"{_whose(sources[0])} in {sources[0].map_frame};\narrows: {meaning}")
     if len(sources) <= 10:
         axes.legend(fontsize="small")
 
 
-def _draw_arrow(axes: Axes, pose: Pose, number: int, plane: tuple[int, int], forwards: int, length: float) -> None:
+def _whose(source: Source) -> str:
+    """Whose poses a source has, and whether that is certain."""
+    return f"poses of {source.body_frame}{' (see the warning)' if getattr(source, 'doubts', ()) else ''}"
+
+
+def _forwards(source: Source) -> tuple[NDArray[np.float64], str]:
+    """Direction ``(3,)`` of the arrows in the body frame, and its meaning: where the camera looks, or the x axis."""
+    if (mount := source.mounts.get(IMAGE)) is not None:
+        return mount.rotation[:, 2], "where the camera looks in the frames above"
+    unknown = ", as where the camera is mounted is not known" if IMAGE in source.modalities else ""
+    return np.array([1.0, 0.0, 0.0]), f"x axis of {source.body_frame}{unknown}"
+
+
+def _draw_arrow(
+    axes: Axes, pose: Pose, number: int, plane: tuple[int, int], forwards: NDArray[np.float64], length: float
+) -> None:
     start = pose.position_m[list(plane)]
-    end = start + length * pose.rotation[list(plane), forwards]
+    end = start + length * (pose.rotation @ forwards)[list(plane)]
     axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": "k"})
     axes.annotate(str(number), start, textcoords="offset points", xytext=(4, 4))

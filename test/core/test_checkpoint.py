@@ -90,6 +90,11 @@ def test_the_header_comes_back_equal(good: Path) -> None:
     assert load_checkpoint(good)[0] == HEADER
 
 
+def test_frames_lose_their_leading_slash() -> None:
+    header = dataclasses.replace(HEADER, map_frame="/utm", body_frame="/lidar_link")
+    assert (header.map_frame, header.body_frame) == ("utm", "lidar_link")
+
+
 def test_an_old_header_without_residuals_for_missing_sensors_gives_the_same_for_all_sensors(
     good: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +129,16 @@ def test_an_old_header_without_rotation_and_bounds_has_those_of_its_time(good: P
 
     model = read_header(rewrite(good, tmp_path / "old.safetensors", edit_header(edit))).model
     assert (model.rotation, model.log_variance_range) == ("log_quaternion", (-8.0, 8.0))
+
+
+@pytest.mark.parametrize(("system", "expected"), [("vmloc_dense", True), ("vmloc", False)])
+def test_an_old_header_undistorts_where_the_system_takes_its_camera_for_a_pinhole_camera(
+    tmp_path: Path, system: str, expected: bool
+) -> None:
+    written = write_random_checkpoint(tmp_path / "new.safetensors", system=system, backbone="resnet18")
+    assert written.preprocess.undistort == expected
+    edit = edit_header(lambda header: header["preprocess"].pop("undistort"))
+    assert read_header(rewrite(tmp_path / "new.safetensors", tmp_path / "old.safetensors", edit)) == written
 
 
 def test_weights_come_back_bit_for_bit_in_evaluation_mode(good: Path) -> None:

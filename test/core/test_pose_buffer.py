@@ -81,3 +81,26 @@ def test_the_error_gives_the_reason():
 def test_a_jump_is_detected_with_its_reason(after_ms, after, reason):
     start_ns = 5_000 * MS
     assert find_jump(start_ns, yaw_pose(0.0), start_ns + after_ms * MS, after, MAX_SPEED_M_S, 1.0) == reason
+
+
+def test_two_publishers_of_one_odometry_are_named_and_nothing_is_interpolated_until_one_stops():
+    buffer = PoseBuffer()
+    for i in range(20):
+        buffer.add(i * 20 * MS, yaw_pose(0.02 * i))
+        buffer.add(i * 20 * MS, yaw_pose(100 + 0.02 * i))
+    reason = r"jumped by 100\.0 m within 0\.00 s, and 20 of the latest 20 messages jump .* two publishers\? Stop one"
+    for stamp_ns in (380 * MS, 370 * MS):
+        with pytest.raises(DataError, match=reason):
+            buffer.at(stamp_ns)
+    for i in range(20, 40):
+        buffer.add(i * 20 * MS, yaw_pose(0.02 * i))
+    np.testing.assert_allclose(buffer.at(770 * MS).position_m, [0.77, 0, 0], atol=1e-9)
+    assert buffer.alternation is None
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_few_resets_are_no_second_publisher(count):
+    buffer = PoseBuffer()
+    for i in range(40):
+        buffer.add(i * 20 * MS, yaw_pose(0.02 * i + 100 * min(i, count)))
+    np.testing.assert_allclose(buffer.at(770 * MS).position_m, [0.77 + 100 * count, 0, 0], atol=1e-9)

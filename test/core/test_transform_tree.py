@@ -172,3 +172,13 @@ def test_an_error_names_no_more_than_twenty_of_many_frames() -> None:
         tree.add("base", f"link_{number:03d}", Pose.identity())
     with pytest.raises(DataError, match=r"frames known: base, link_000, .*link_018, and 181 more$"):
         tree.find("map", "base")
+
+
+def test_a_removed_transform_is_unknown(static_tree):
+    assert static_tree.find_static("base_link", "camera") is not None
+    static_tree.remove("base_link", "/mast")
+    static_tree.remove("base_link", "mast")
+    assert static_tree.find_static("base_link", "camera") is None
+    static_tree.add("base_link", "mast", BASE_FROM_MAST)
+    expected = BASE_FROM_MAST @ MAST_FROM_CAMERA
+    np.testing.assert_allclose(static_tree.find_static("base_link", "camera").matrix, expected.matrix, atol=1e-12)

@@ -206,14 +206,16 @@ def test_a_frame_whose_cells_agree_on_nothing_is_lost_and_its_estimate_has_no_co
     assert localizer.localize(room_frame(data.poses[0])).confidence is None  # there are no null distributions
 
 
-def test_a_frame_of_an_unknown_camera_is_lost_but_not_where_a_lidar_saw_enough() -> None:
+def test_pictures_of_an_unknown_camera_are_missing_and_the_lidar_answers() -> None:
     pose = in_room(0)
     frame = replace(room_frame(pose), camera=None)
     localizer = Localizer(CheckpointHeader(TINY, PREPROCESS, CODEC, "map", "base_link"), knowing(MODALITIES))
     localizer.model.truth = [pose]
     estimate = localizer.localize(frame)
     np.testing.assert_allclose(estimate.map_from_body.position_m, pose.position_m, rtol=0, atol=0.03)
-    assert localizer.localize(replace(frame, cloud=None)).confidence == 0.0
+    assert estimate.modalities == ("lidar",)
+    with pytest.raises(ModelError, match=r"the camera of image and depth is not known, and the model needs it"):
+        localizer.localize(replace(frame, cloud=None))
 
 
 def test_a_lidars_points_give_the_image_its_distances_through_both_mounts() -> None:
@@ -283,7 +285,8 @@ def test_a_missing_mount_is_named(names: tuple[str, ...]) -> None:
         replace(TINY, name="vmloc_dense"), {name: Preprocessor(PREPROCESS).channels[name] for name in names}
     )
     mounts = {name: mount for name, mount in MOUNTS.items() if name != names[-1]}
-    with pytest.raises(ModelError, match=f"the mounting of the sensor of {names[-1]} is not known.*tf_static"):
+    typed = rf"--set source\.body_frame=FRAME; .* type --set source\.mounts\.{names[-1]}=\[x,y,z,roll,pitch,yaw\]"
+    with pytest.raises(ModelError, match=rf"mounting of the sensor of {names[-1]} is not known.*tf_static.*{typed}"):
         model.set_mounts(mounts)
     model.set_mounts(MOUNTS)
     np.testing.assert_allclose(model.mounts.numpy(), np.stack([MOUNTS[name].matrix for name in names]))

@@ -54,6 +54,8 @@ def load(name: str) -> ModuleType:
 @pytest.fixture
 def recorder(monkeypatch):
     """Mocks of launch's modules, which record calls."""
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
     modules = {name: MagicMock(name=name) for name in LAUNCH_MODULES}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)

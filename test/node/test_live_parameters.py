@@ -31,6 +31,7 @@ OTHER_VALUES = {bool: lambda x: not x, int: lambda x: x + 1, float: lambda x: x 
 VALID_VALUES = {
     "modalities": ["image"],
     "image_transport": "compressed",
+    "image_kind": "raw",
     "map_origin": [1.0, 2.0, 3.0],
     "base_from_body": [0.0, 0.0, 1.5, 0.0, 0.0, 0.0],
     "camera_from_lidar": [0.0, 0.0, 1.5, 0.0, 0.0, 0.0],

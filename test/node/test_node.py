@@ -168,6 +168,19 @@ def test_messages_that_cannot_be_decoded_are_counted_and_the_others_localized(gr
     assert not node.is_dead
 
 
+def test_the_lidar_answers_at_the_images_stamp_where_the_image_cannot_be_decoded(graph, localizer):
+    us, _ = graph
+    frames = frames_from(next(STARTS_NS), 6)
+    for frame in frames:
+        broken = image_message(frame.stamp_ns, "camera", frame.image, "rgb8")
+        broken.encoding = "nonsense"
+        us.publisher(Image, IMAGES).publish(cdr(broken))
+        us.publisher(PointCloud2, CLOUDS).publish(cdr(point_cloud_message(frame.stamp_ns, "lidar", frame.cloud)))
+        time.sleep(0.02)
+    blind = [replace(frame, image=None) for frame in frames]
+    assert_equals_localizer(messages_for(us, "/vmloc_node/pose", frames), blind, localizer)
+
+
 def test_images_are_localized_alone_when_the_lidar_stops(graph, localizer):
     us, _ = graph
     frames = frames_from(next(STARTS_NS), 6)

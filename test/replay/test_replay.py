@@ -99,7 +99,7 @@ def test_clock_follows_the_log_time_and_stamps_the_recording(bag, tmp_path):
         report = replay(
             bag,
             clock=True,
-            topics=[TRUTH],
+            topics=[TRUTH.lstrip("/")],
             wait_for=["/clock"],
             record=tmp_path / "out",
             record_topics=[TRUTH],

@@ -128,3 +128,8 @@ def test_the_readme_lists_every_parameter_with_its_default():
     quoted = {str: '"{}"', bool: "{}", int: "{}", float: "{}", tuple: "[]"}
     defaults = {row.name: quoted[type(row.default)].format(str(row.default).lower()) for row in fields(NodeConfig)}
     assert table == defaults
+
+
+def test_frames_lose_their_leading_slash():
+    config = NodeConfig(map_frame="/map", base_frame="//base_footprint", odom_frame="/odom")
+    assert (config.map_frame, config.base_frame, config.odom_frame) == ("map", "base_footprint", "odom")

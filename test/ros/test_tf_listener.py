@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+
+from ros_graph import peer, running, wait_until
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 pytest.importorskip("tf2_msgs", reason="tf2_msgs is not installed")
@@ -112,7 +115,7 @@ def test_missing_transforms_are_described_alike_with_tf2_and_without():
         buffer.set_transform(ros_transform_message(stamp_ns, "odom", "base_link", Pose.identity()), "test")
         tree.add("odom", "base_link", Pose.identity(), stamp_ns)
     fake = MagicMock(Buffer=lambda: buffer, TransformException=tf2_ros.TransformException)
-    lookup = tf_listener._Tf2Lookup(MagicMock(), fake)
+    lookup = tf_listener._Tf2Lookup(MagicMock(), fake, TFMessage)
     for target, source, stamp_ns in [
         ("odom", "base_link", 6_000_000_000),
         ("map", "base_link", 5_000_000_000),
@@ -140,3 +143,130 @@ def test_the_listeners_tree_agrees_with_tf2():
     for stamp_ns in range(start_ns, start_ns + 9 * step_ns, 17_000_000):
         theirs = decode_pose(buffer.lookup_transform("odom", "camera", Time(nanoseconds=stamp_ns)))
         np.testing.assert_allclose(tree.find("odom", "camera", stamp_ns).matrix, theirs.matrix, atol=1e-9)
+
+
+def test_names_with_a_leading_slash_are_given_to_tf2_without(monkeypatch):
+    asked = []
+
+    def lookup_transform(target, source, time):
+        asked.append((target, source))
+        return transform_message(0, target, source, BASE_FROM_CAMERA)
+
+    tf2_ros = MagicMock(Buffer=lambda: MagicMock(lookup_transform=lookup_transform), TransformException=KeyError)
+    monkeypatch.setitem(sys.modules, "tf2_ros", tf2_ros)
+    lookup = listen(MagicMock())
+    assert lookup.find("/base_link", "/camera") is not None
+    lookup.find_at("/odom", "/base_link", 5)
+    assert asked == [("base_link", "camera"), ("odom", "base_link")]
+    np.testing.assert_allclose(lookup.find("/camera", "camera").matrix, np.eye(4))  # tf2 may not know it at all
+
+
+# --- publishers that usual listeners do not hear, over real DDS between processes ---------------------------------
+
+RELAY = """
+import sys
+import rclpy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from geometry_msgs.msg import TransformStamped
+from tf2_msgs.msg import TFMessage
+
+topic, durability, reliability, repeats = sys.argv[1:]
+rclpy.init()
+node = rclpy.create_node("tf_relay", namespace="/robot")
+qos = QoSProfile(depth=10, durability=DurabilityPolicy[durability], reliability=ReliabilityPolicy[reliability])
+publisher = node.create_publisher(TFMessage, topic, qos)
+message = TransformStamped(child_frame_id="/camera")
+message.header.frame_id = "/base_link"
+message.transform.translation.x, message.transform.rotation.w = 0.3, 1.0
+publisher.publish(TFMessage(transforms=[message]))
+if repeats == "repeats":
+    node.create_timer(0.1, lambda: publisher.publish(TFMessage(transforms=[message])))
+print("publishing", flush=True)
+rclpy.spin(node)
+"""
+
+
+def listening(us):
+    return listen_to_transforms(us.node, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("durability", "reliability", "words"),
+    [
+        (
+            "VOLATILE",
+            "RELIABLE",
+            "/tf_static: publisher /robot/tf_relay offers volatile durability: late subscribers miss",
+        ),
+        ("TRANSIENT_LOCAL", "BEST_EFFORT", "/tf_static: publisher /robot/tf_relay offers best_effort reliability"),
+    ],
+)
+def test_a_static_publisher_of_the_wrong_qos_is_named_and_heard(
+    durability: str, reliability: str, words: str, tmp_path: Path, monkeypatch, ros_domain
+):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    with (
+        peer() as us,
+        running(["-c", RELAY, "/tf_static", durability, reliability, "repeats"], tmp_path / "log") as relay,
+    ):
+        relay.wait_for_output("publishing")
+        lookup = listening(us)
+        wait_until(lambda: lookup.find("base_link", "/camera") is not None, "the relay's transform")
+        assert words in lookup.problem
+        assert lookup.hint == f"; {lookup.problem}"
+        lookup.close()
+
+
+def test_what_a_volatile_publisher_has_sent_once_is_lost_and_the_reason_is_given(
+    tmp_path: Path, monkeypatch, ros_domain
+):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    with peer() as us, running(["-c", RELAY, "/tf_static", "VOLATILE", "RELIABLE", "once"], tmp_path / "log") as relay:
+        relay.wait_for_output("publishing")
+        lookup = listening(us)
+        problem = wait_until(lambda: lookup.find("base_link", "camera") or lookup.problem, "the problem")
+        assert problem.endswith(
+            "publish it transient local, as static_transform_publisher of tf2_ros does (this node "
+            "hears what it repeats)"
+        )
+        assert lookup.find("base_link", "camera") is None
+        lookup.close()
+
+
+@pytest.mark.parametrize("reliability", ["RELIABLE", "BEST_EFFORT"])
+def test_mounts_that_are_repeated_on_tf_count_as_fixed(reliability: str, tmp_path: Path, monkeypatch, ros_domain):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    monkeypatch.setattr(tf_listener, "_PATIENCE_S", 0.1)
+    with peer() as us, running(["-c", RELAY, "/tf", "VOLATILE", reliability, "repeats"], tmp_path / "log") as relay:
+        relay.wait_for_output("publishing")
+        lookup = listening(us)
+        found = wait_until(lambda: lookup.find("base_link", "camera"), "the repeated transform")
+        np.testing.assert_allclose(found.position_m, [0.3, 0, 0])
+        lookup.close()
+
+
+def test_moving_transforms_by_best_effort_are_heard_and_their_publisher_named(tmp_path: Path, monkeypatch, ros_domain):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    with peer() as us, running(["-c", RELAY, "/tf", "VOLATILE", "BEST_EFFORT", "repeats"], tmp_path / "log") as relay:
+        relay.wait_for_output("publishing")
+        lookup = listen_to_transforms(us.node, 1.0, "/camera")
+
+        def found():
+            try:
+                return lookup.find_at("base_link", "camera", 0)
+            except DataError:
+                return None
+
+        np.testing.assert_allclose(wait_until(found, "the relay's transform").position_m, [0.3, 0, 0])
+        assert "/tf: publisher /robot/tf_relay offers best_effort reliability" in lookup.problem
+        lookup.close()
+
+
+def test_nobody_publishing_static_transforms_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tf2_ros", None)
+    node = MagicMock()
+    node.get_publishers_info_by_topic.return_value = []
+    lookup = listen(node)
+    assert lookup.find("base_link", "camera") is None
+    node.create_timer.call_args.args[1]()
+    assert (lookup.problem, lookup.hint) == (None, "; nobody publishes /tf_static")

@@ -16,8 +16,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from sensor_msgs.msg import Image
 
 from training.testing import write_random_checkpoint
-from vmloc_ros.bags.messages import camera_info_message, image_message, point_cloud_message
-from vmloc_ros.core.frame import PinholeCamera
+from vmloc_ros.bags.messages import image_message, point_cloud_message
 from vmloc_ros.core.messages import decode_image, stamp_ns
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
@@ -73,15 +72,14 @@ def test_images_have_the_stamp_and_frame_of_their_source(viewer):
     debug = DebugImages(node, CONFIG, ALWAYS_HZ)
     received = subscribe("range_image", "overlay")
     frame, bundle = frame_and_bundle()
-    debug.camera_info = camera_info_message(STAMP_NS, "camera", frame.camera)
     publish_until(debug, frame, bundle, lambda: len([topic for topic, seen in received.items() if seen]) == 2)
     ranges, overlay = received["/test_peer/range_image"][0], received["/test_peer/overlay"][0]
     assert (ranges.header.frame_id, stamp_ns(ranges.header)) == ("lidar", CLOUD_STAMP_NS)
     assert (overlay.header.frame_id, stamp_ns(overlay.header)) == ("camera", STAMP_NS)
     np.testing.assert_array_equal(decode_image(ranges), range_picture(frame, Preprocessor(CONFIG)))
-    expected = overlay_picture(frame, frame.camera, CONFIG.lidar_range_m)
+    expected = overlay_picture(frame, CONFIG.lidar_range_m)
     np.testing.assert_array_equal(decode_image(overlay), expected)
-    assert (expected != overlay_picture(frame, None, CONFIG.lidar_range_m)).any()
+    assert (expected != overlay_picture(replace(frame, camera=None), CONFIG.lidar_range_m)).any()
 
 
 def test_without_calibration_only_the_overlays_points_are_missing(viewer):
@@ -89,9 +87,9 @@ def test_without_calibration_only_the_overlays_points_are_missing(viewer):
     debug = DebugImages(node, CONFIG, ALWAYS_HZ)
     received = subscribe("overlay")
     frame, bundle = frame_and_bundle()
-    debug.camera_info = camera_info_message(STAMP_NS, "camera", PinholeCamera(80, 60, 0.0, 0.0, 0.0, 0.0))
+    frame = replace(frame, camera=None)
     publish_until(debug, frame, bundle, lambda: received["/test_peer/overlay"])
-    expected = overlay_picture(frame, None, CONFIG.lidar_range_m)
+    expected = overlay_picture(frame, CONFIG.lidar_range_m)
     np.testing.assert_array_equal(decode_image(received["/test_peer/overlay"][0]), expected)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from helpers import random_frame
 from vmloc_ros.core.errors import ModelError
-from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud
+from vmloc_ros.core.frame import Distortion, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.projection import CylindricalConfig
@@ -83,8 +83,8 @@ def test_a_pinhole_model_without_extrinsics_is_an_error():
 def test_points_are_drawn_where_they_project_to_and_coloured_by_their_range():
     pixels = {(40, 30): 2.0, (50, 40): 18.0}  # (u, v): z
     points = [((u - CAMERA.cx) * z / CAMERA.fx, (v - CAMERA.cy) * z / CAMERA.fy, z) for (u, v), z in pixels.items()]
-    plain = overlay_picture(frame_with(cloud((0.0, 0.0, -1.0))), CAMERA, (0.0, 20.0))
-    picture = overlay_picture(frame_with(cloud(*points)), CAMERA, (0.0, 20.0))
+    plain = overlay_picture(frame_with(cloud((0.0, 0.0, -1.0))), (0.0, 20.0))
+    picture = overlay_picture(frame_with(cloud(*points)), (0.0, 20.0))
     changed = {(u, v) for v, u in np.argwhere((picture != plain).any(axis=2))}
     assert changed == set(pixels)
     assert hue(picture[30, 40]) < 30
@@ -93,16 +93,16 @@ def test_points_are_drawn_where_they_project_to_and_coloured_by_their_range():
 
 def test_colour_is_by_the_distance_from_the_camera_not_by_depth():
     """At 45 degrees a point of depth 10 m is 14.1 m away."""
-    aside = overlay_picture(frame_with(cloud((7.5, 0.0, 10.0))), CAMERA, (0.0, 20.0))
-    ahead = overlay_picture(frame_with(cloud((0.0, 0.0, 12.5))), CAMERA, (0.0, 20.0))
+    aside = overlay_picture(frame_with(cloud((7.5, 0.0, 10.0))), (0.0, 20.0))
+    ahead = overlay_picture(frame_with(cloud((0.0, 0.0, 12.5))), (0.0, 20.0))
     np.testing.assert_allclose(aside[24, 62].astype(int), ahead[24, 32], atol=8)
 
 
 def test_in_larger_images_near_points_are_drawn_wider_and_in_front():
     camera = PinholeCamera(1280, 480, 800.0, 800.0, 639.5, 239.5)
     near, far = (0.5 * 2 / 800, 0.5 * 2 / 800, 2.0), (1.5 * 15 / 800, 0.5 * 15 / 800, 15.0)  # neighbouring pixels
-    frame = replace(frame_with(cloud(near, far)), image=np.zeros((480, 1280, 3), np.uint8))
-    drawn = overlay_picture(frame, camera, (0.0, 20.0))[230:250, 630:650]
+    frame = replace(frame_with(cloud(near, far)), image=np.zeros((480, 1280, 3), np.uint8), camera=camera)
+    drawn = overlay_picture(frame, (0.0, 20.0))[230:250, 630:650]
     hues = np.array([[hue(pixel) if pixel.any() else np.nan for pixel in row] for row in drawn])
     rows, columns = np.argwhere(hues < 60).T
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 12, 8, 12)
@@ -110,25 +110,38 @@ def test_in_larger_images_near_points_are_drawn_wider_and_in_front():
     assert np.isfinite(hues).sum() == 5 * 6
 
 
+def test_points_are_drawn_in_the_undistorted_image():
+    """The lens shows the world at half its size; undistorted, a point is where the pinhole camera has it."""
+    lens = Distortion("plumb_bob", (1e-9, 0.0, 0.0, 0.0), (CAMERA.fx, CAMERA.fy), (CAMERA.cx, CAMERA.cy))
+    raw = replace(CAMERA, fx=CAMERA.fx / 2, fy=CAMERA.fy / 2, distortion=lens)
+    image = np.zeros((CAMERA.height, CAMERA.width, 3), np.uint8)
+    image[26:29, 37:40] = 200  # around (38, 27), half as far from the centre as (44.5, 30.5)
+    frame = replace(frame_with(cloud((12.5 / 40 * 5, 6.5 / 40 * 5, 5.0))), image=image, camera=raw)
+    picture = overlay_picture(frame, (0.0, 20.0))
+    coloured = np.argwhere(np.ptp(picture.astype(int), axis=2) > 20)
+    np.testing.assert_allclose(coloured.mean(axis=0), [30, 44], atol=1)
+    plain = overlay_picture(replace(frame, cloud=None), (0.0, 20.0))
+    assert plain[30, 44].min() > 150
+    assert plain[27, 36].max() < 50
+
+
 def test_an_image_of_another_size_than_the_intrinsics_is_scaled_to_them():
     frame = replace(frame_with(None), image=np.zeros((24, 32, 3), np.uint8), cloud=cloud((0.0, 0.0, 5.0)))
-    assert overlay_picture(frame, CAMERA, (0.0, 20.0)).shape == (48, 64, 3)
+    assert overlay_picture(frame, (0.0, 20.0)).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize("unknown", ["intrinsics", "extrinsics"])
 def test_without_calibration_the_overlay_has_another_text_and_no_points(unknown):
     frame = replace(frame_with(cloud((0.0, 0.2, 1.0))), image=np.full((240, 640, 3), 100, np.uint8))
-    with_text = overlay_picture(replace(frame, cloud=None), None, (0.0, 20.0))
-    camera = None if unknown == "intrinsics" else CAMERA
-    if unknown == "extrinsics":
-        frame = replace(frame, camera_from_lidar=None)
-    picture = overlay_picture(frame, camera, (0.0, 20.0))
+    with_text = overlay_picture(replace(frame, cloud=None, camera=None), (0.0, 20.0))
+    frame = replace(frame, **({"camera": None} if unknown == "intrinsics" else {"camera_from_lidar": None}))
+    picture = overlay_picture(frame, (0.0, 20.0))
     np.testing.assert_array_equal(picture[60:], frame.image[60:])
     assert (picture[:60] != with_text[:60]).any()
 
 
 def test_the_frames_own_image_is_unchanged_and_without_one_there_is_no_overlay():
     frame = frame_with(cloud((0.0, 0.0, 5.0)))
-    overlay_picture(frame, CAMERA, (0.0, 20.0))
+    overlay_picture(frame, (0.0, 20.0))
     assert (frame.image == 100).all()
-    assert overlay_picture(replace(frame, image=None), CAMERA, (0.0, 20.0)) is None
+    assert overlay_picture(replace(frame, image=None), (0.0, 20.0)) is None

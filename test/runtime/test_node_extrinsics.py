@@ -47,7 +47,7 @@ def recorded(**poses: Pose) -> dict:
 )
 def test_extrinsics_from_tf_that_differ_from_training_are_reported_once(metres, degrees, differs):
     trained = trained_extrinsics(recorded(camera_from_lidar=CAMERA_FROM_LIDAR))
-    lookup, warn = MagicMock(), MagicMock()
+    lookup, warn = MagicMock(problem=None), MagicMock()
     lookup.find.return_value = moved(CAMERA_FROM_LIDAR, metres, degrees)
     extrinsics = Extrinsics(lookup, None, None, trained, warn)
     warn.assert_not_called()  # TF is not known at configure
@@ -72,7 +72,7 @@ def test_extrinsics_given_by_parameter_are_compared_at_once():
 
 def test_without_extrinsics_in_the_checkpoint_nothing_is_compared():
     warn = MagicMock()
-    assert not Extrinsics(MagicMock(), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
+    assert not Extrinsics(MagicMock(problem=None), BASE_FROM_CAMERA, None, trained_extrinsics({}), warn).problems
     warn.assert_not_called()
 
 
@@ -80,3 +80,17 @@ def test_without_extrinsics_in_the_checkpoint_nothing_is_compared():
 def test_a_malformed_record_of_extrinsics_is_an_error(record):
     with pytest.raises(CheckpointError, match="record of extrinsics is malformed"):
         trained_extrinsics({"extrinsics": record})
+
+
+def test_frames_that_differ_by_a_slash_are_one():
+    lookup = MagicMock(problem=None)
+    np.testing.assert_allclose(
+        Extrinsics(lookup, None, None).base_from_body("base_link", "/base_link").matrix, np.eye(4)
+    )
+    lookup.find.assert_not_called()
+
+
+def test_publishers_of_tf_that_cannot_be_heard_are_a_problem():
+    lookup = MagicMock(problem="/tf_static: publisher relay offers volatile durability", hint="; and why")
+    extrinsics = Extrinsics(lookup, None, None)
+    assert (extrinsics.problems, extrinsics.hint) == ([lookup.problem], "; and why")

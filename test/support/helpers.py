@@ -71,6 +71,7 @@ class ListSource:
         self.modalities: tuple[str, ...] = ("image", "lidar")
         self.mounts = dict(mounts or {})
         self.report: dict[str, int] = {}
+        self.readings: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -69,3 +69,29 @@ def test_nothing_to_show_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         show([tmp_path / "absent"], tmp_path / "show.png", split="all", options=OPTIONS, frames=2)
     assert not (tmp_path / "show.png").exists()
+
+
+def title(source: ListSource) -> str:
+    axes = Figure().subplots()
+    show_module._draw_poses(axes, [source], source.samples[:1])
+    return axes.get_title()
+
+
+def test_the_title_says_whose_poses_are_drawn_and_whether_that_is_certain() -> None:
+    samples = [Sample(random_frame(i), yaw_pose(float(i))) for i in range(3)]
+    source = ListSource(samples, body_frame="rig", mounts={"image": Pose.identity()})
+    assert title(source) == "poses of rig in map;\narrows: where the camera looks in the frames above"
+    source.doubts = ["assumed: the poses are those of rig"]
+    assert title(source).startswith("poses of rig (see the warning) in map;")
+    source.mounts = {}
+    assert title(source).endswith("arrows: x axis of rig, as where the camera is mounted is not known")
+    source.modalities = ("lidar",)
+    assert title(source).endswith("arrows: x axis of rig")
+
+
+def test_arrows_point_where_the_camera_looks() -> None:
+    """To the robot's left, by a camera that is mounted so."""
+    left = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # optical z along y
+    source = ListSource([Sample(random_frame(0), yaw_pose(0.0))], mounts={"image": Pose.from_matrix(left)})
+    np.testing.assert_allclose(show_module._forwards(source)[0], [0, 1, 0], atol=1e-12)
+    np.testing.assert_allclose(show_module._forwards(ListSource([]))[0], [1, 0, 0])

@@ -18,7 +18,7 @@ from training.config import checkpoint_source_options
 from training.data.cache import load_dataset
 from training.data.dataset import PreparedDataset
 from training.data.splits import Split, ValidationConfig
-from training.sources.factory import open_sources
+from training.sources.factory import announce, open_sources
 from vmloc_ros.core.checkpoint import CheckpointHeader, load_checkpoint, load_confidence, save_checkpoint
 from vmloc_ros.core.config import from_mapping
 from vmloc_ros.core.errors import ConfigError, DataError, OutputError
@@ -120,6 +120,7 @@ def _load(
     options, preprocessor = checkpoint_source_options(header, overrides), Preprocessor(header.preprocess)
     modalities = header.preprocess.modalities
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
+    announce(sources)
     for source in sources:
         if source.body_frame != header.body_frame:
             raise DataError(

@@ -60,7 +60,7 @@ def load_dataset(
 def entry_key(source: Source, config: PreprocessConfig) -> str:
     """Name of an entry: changes with everything that changes its content."""
     # Ranges and crop are applied later, to batches.
-    fields = ("modalities", "shortest_side", "lidar_projection", "cylinder")
+    fields = ("modalities", "shortest_side", "lidar_projection", "cylinder", "undistort")
     settings = {name: value for name, value in asdict(config).items() if name in fields}
     identity = [_LAYOUT_VERSION, PREPARED_VERSION, source.fingerprint(), settings]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from vmloc_ros.core.geometry import (
 )
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.progress import ProgressBar, progress_bar
+
+logger = logging.getLogger(__name__)
 
 _MAX_GAP_NS = 1_000_000_000  # the same as the localizer's Stream
 _LEAST_TWIST_STD = torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.2])  # m/s and rad/s
@@ -144,8 +147,14 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
     poses: list[Pose] = []
     stamps: list[int] = []
     intrinsics = torch.full((capacity, 3, 3), torch.nan)
+    unknown = 0
     with single_threaded():
-        for row, sample in enumerate(source):
+        for sample in source:
+            usable = preprocessor.usable(sample.frame)
+            if usable is not sample.frame and not set(usable.modalities) & set(names):
+                unknown += 1
+                continue
+            row = len(poses)
             for name, x in preprocessor.prepare(sample.frame).items():
                 if name not in tensors:
                     tensors[name] = allocate(name, (capacity, *x.shape), x.dtype)
@@ -157,6 +166,8 @@ def prepare_source(source: Source, preprocessor: Preprocessor, allocate: Allocat
             stamps.append(sample.frame.stamp_ns)
             bar.update()
     count = len(poses)
+    if unknown:
+        logger.warning("%s: %d frames left out: the camera of their pictures is not known", source.name, unknown)
     return PreparedSource(
         source.name,
         {name: tensors[name][:count] for name in names if name in tensors},
@@ -183,7 +194,7 @@ def common_mounts(*datasets: PreparedDataset) -> dict[str, Pose]:
             if apart_m > _SAME_MOUNT_M or apart_deg > _SAME_MOUNT_DEG:
                 raise DataError(
                     f"{part.name}: the mount of {name} is {apart_m:.3f} m and {apart_deg:.1f} deg from {first}'s; "
-                    "train on data of one arrangement of sensors, or correct /tf_static"
+                    "train on data of one arrangement of sensors, or correct /tf_static or source.mounts"
                 )
     return {name: mount for name, (_, mount) in found.items()}
 

@@ -20,7 +20,7 @@ from training.evaluation.metrics import CONFIDENCE_LIMIT, PoseErrors, area_under
 from training.evaluation.out_of_distribution import out_of_distribution_frames
 from training.output import markdown_table, write_csv, write_figure, write_text
 from training.sources.base import Source
-from training.sources.factory import open_sources
+from training.sources.factory import announce, open_sources
 from vmloc_ros.core.errors import ConfigError, DataError
 from vmloc_ros.core.frame import IMAGE, Estimate, Frame
 from vmloc_ros.core.geometry import Pose
@@ -165,6 +165,7 @@ def _open(
         return [x for path in paths for x in open_sources(path, split, options, modalities)]
 
     found = sources([])
+    announce(found)
     every = math.ceil(sum(map(len, found)) / frames)
     if every <= 1:
         return found

@@ -139,7 +139,7 @@ def _mask_cloud(cloud: PointCloud, frame: Frame, preprocess: PreprocessConfig, r
         )
     else:
         window = _square(frame.camera.height, frame.camera.width, rng)
-        row, column = _camera_cells(cloud.xyz_m, frame.camera, frame.camera_from_lidar)
+        row, column = _camera_cells(cloud.xyz_m, frame.camera.undistorted, frame.camera_from_lidar)
     return _select(cloud, ~(_within(row, window[0]) & _within(column, window[1])))
 
 

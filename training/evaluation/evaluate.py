@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vmloc_ros.core.checkpoint import CheckpointHeader, read_header
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.localizer import Localizer
+from vmloc_ros.core.point_times import TIMES, compare_times, reading_from
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,19 @@ def _evaluate(
     localizer = Localizer.load(checkpoint, device)
     localizer.drop_outlier_sensors = not all_sensors
     warn_of_unknown_places(localizer.header.training, [pose for source in sources for pose in source.poses()])
+    _warn_of_other_times(localizer.header.training.get("inputs", {}), sources)
     return replace(evaluate(localizer, sources, progress, lookahead, corruption), checkpoint=str(checkpoint))
+
+
+def _warn_of_other_times(trained: Mapping[str, Any], sources: Sequence[Source]) -> None:
+    """Say where scans' points' times are read otherwise than in training, as the node does."""
+    for source in sources:
+        own = getattr(source, "readings", {})
+        if TIMES in trained and TIMES in own:
+            warning, remark = compare_times(reading_from(trained[TIMES]), reading_from(own[TIMES]))
+            for log, text in ((logger.warning, warning), (logger.info, remark)):
+                if text:
+                    log("%s: points' times: %s", source.name, text)
 
 
 def _common_header(checkpoints: Sequence[Path]) -> CheckpointHeader:

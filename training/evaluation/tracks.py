@@ -126,7 +126,7 @@ def evaluate(
     for source in sources:
         _check_frames(localizer, source)
         bar = with_progress(source, len(source), source.name, "frames", disable=not progress)
-        frames = _corrupted(bar, corruption, localizer.header.preprocess, source.name)
+        frames = _corrupted(bar, corruption, localizer, source.name)
         if every:
             frames = _with_examples(frames, every, sum(len(track.truth) for track in tracks), examples)
         track = _localize(localizer.stream(lookahead), frames, source.name, [track.name for track in tracks])
@@ -186,15 +186,17 @@ def _track_name(name: str, taken: Collection[str]) -> str:
 
 
 def _corrupted(
-    samples: Iterable[Sample], corruption: Corruption, preprocess: PreprocessConfig, name: str
+    samples: Iterable[Sample], corruption: Corruption, localizer: Localizer, name: str
 ) -> Iterator[tuple[Sample, Frame]]:
-    """Samples with their corrupted frames, without those that have no input of the model left."""
+    """Samples with their corrupted frames, without those that have no input left that the model can use."""
     skipped = 0
     for sample in samples:
-        frame = corrupt(sample.frame, corruption.levels, corruption.seed, preprocess)
-        if corruption.tag and not set(frame.modalities) & set(preprocess.modalities):
+        frame = corrupt(sample.frame, corruption.levels, corruption.seed, localizer.header.preprocess)
+        usable = localizer.usable(frame)
+        if (corruption.tag or usable is not frame) and not set(usable.modalities) & set(localizer.modalities):
             skipped += 1
         else:
             yield sample, frame
     if skipped:
-        logger.warning("%s: %d frames skipped: no input of the model is left with %s", name, skipped, corruption)
+        reason = f"with {corruption}" if corruption.tag else "since their camera is not known"
+        logger.warning("%s: %d frames skipped: no input of the model is left %s", name, skipped, reason)

@@ -15,10 +15,11 @@ from training.data.dataset import body_twists
 from training.extrinsics.edges import depth_edges, image_edges, scan_edges
 from training.extrinsics.estimate import Correction, EdgeFrame, estimate_correction
 from training.sources.base import Source
-from training.sources.factory import open_sources
+from training.sources.factory import announce, open_sources
 from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
+from vmloc_ros.core.cameras import undistorted
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame
 from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
@@ -61,6 +62,7 @@ def estimate_mount(
     # Depth must lie in the depth camera's own frame: an offset from the options is where the search begins.
     plain = replace(options, register_depth=True, depth_mount=None)
     sensor, sources = _open(data, split, plain, sensor)
+    announce(sources)
     twists = _twists_by_stamp(sources)
     stride = options.stride * -(-len(twists) // frames)
     _, sources = _open(data, split, replace(plain, stride=stride), sensor)
@@ -108,8 +110,8 @@ def _with_both(source: Source, sensor: str) -> Iterator[Frame]:
         frame = sample.frame
         if {IMAGE, sensor} <= set(frame.modalities):
             if frame.camera is None:
-                raise DataError(f"{source.name}: the camera's intrinsics are not known; give its CameraInfo")
-            yield frame
+                raise DataError(f"{source.name}: the camera's intrinsics are not known; give a CameraInfo that fits it")
+            yield undistorted(frame)
 
 
 def edges_of(source: Source, frame: Frame, sensor: str, given: Pose, twist: Array) -> tuple[EdgeFrame, Pose]:
@@ -123,7 +125,10 @@ def edges_of(source: Source, frame: Frame, sensor: str, given: Pose, twist: Arra
     else:
         assert frame.cloud is not None
         if frame.camera_from_lidar is None:
-            raise DataError(f"{source.name}: /tf_static has no transform to the lidar; give an approximate one")
+            raise DataError(
+                f"{source.name}: /tf_static has no transform to the lidar; give an approximate one: "
+                "--set source.mounts.image=[x,y,z,roll,pitch,yaw] --set source.mounts.lidar=[x,y,z,roll,pitch,yaw]"
+            )
         points, returns = scan_edges(frame.cloud.xyz_m)
         present = frame.camera_from_lidar
         if frame.cloud.time_s is not None and LIDAR in source.mounts:

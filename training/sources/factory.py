@@ -72,12 +72,39 @@ def _open_bags(
     kept: list[Source] = [source for source in sources if len(source)]
     if not kept:
         raise DataError(f"{path}: no frame is in the {split} split; see source.test_from_s and source.test_every")
+    share_image_bits(kept)
     return kept
 
 
 def open_all(paths: Sequence[Path], split: str, options: SourceOptions, modalities: tuple[str, ...]) -> list[Source]:
-    """Open the sources at several paths as :func:`open_sources` does; log the frames and dropped frames of each."""
+    """Open the sources at several paths as :func:`open_sources` does, and :func:`announce` them."""
     sources = [source for path in paths for source in open_sources(path, split, options, modalities)]
-    for source in sources:
-        logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
+    share_image_bits(sources)
+    announce(sources)
     return sources
+
+
+def share_image_bits(sources: Sequence[Source]) -> None:
+    """Read the 16-bit pictures of all bags by one range, the widest: a drive in the dark does not show it."""
+    from training.sources.rosbag.pictures import BITS
+    from training.sources.rosbag.source import RosbagSource
+
+    bags = [source for source in sources if isinstance(source, RosbagSource) and BITS in source.readings]
+    widest = max((bag.readings[BITS] for bag in bags), default=0)
+    for bag in bags:
+        bag.share_image_bits(widest)
+
+
+def announce(sources: Sequence[Source]) -> None:
+    """Log what each source reads (topics, frames), what it assumes, and its frames and dropped frames."""
+    for source in sources:
+        for text in getattr(source, "choices", ()):
+            logger.info("%s: %s", source.name, text)
+        logger.info("%s: %s", source.name, report_text(source.report) or f"{len(source)} frames")
+    # Ten bags of one robot raise one doubt.
+    doubts: dict[str, list[str]] = {}
+    for source in sources:
+        for text in getattr(source, "doubts", ()):
+            doubts.setdefault(text, []).append(source.name)
+    for text, names in doubts.items():
+        logger.warning("%s: %s", ", ".join(names), text)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vmloc_ros.core.encodings import unpack_image
+from vmloc_ros.core.compressed_images import unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 
 _TO_RGB = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}  # by OpenCV's channels

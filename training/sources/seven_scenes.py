@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.files import read_depth, read_rgb
 from training.sources.options import SourceOptions
-from vmloc_ros.core.encodings import depth_metres
+from vmloc_ros.core.depth_images import depth_metres
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, Frame, PinholeCamera, Sample
 from vmloc_ros.core.geometry import Pose

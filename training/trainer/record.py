@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,19 +17,32 @@ from training.sources.base import Source
 from vmloc_ros.core.config import to_mapping
 from vmloc_ros.core.geometry import Pose
 
+logger = logging.getLogger(__name__)
+
 
 def data_record(sources: Sequence[Source]) -> dict[str, Any]:
-    """Names, sizes and reports of the training data, and the extrinsics of the first frame.
+    """Names, sizes and reports of the training data, how its messages were read, and the first frame's extrinsics.
 
-    The node compares the extrinsics with its own.
+    The node compares readings and extrinsics with its own.
     """
     data = [{"name": source.name, "frames": len(source), **source.report} for source in sources]
+    record: dict[str, Any] = {"data": data, "inputs": _common_readings(sources)}
     first = next(iter(sources[0]), None)
     pose = None if first is None else first.frame.camera_from_lidar
     if pose is None:
-        return {"data": data}
+        return record
     values = {"position_m": pose.position_m.tolist(), "quaternion_wxyz": pose.quaternion_wxyz.tolist()}
-    return {"data": data, "extrinsics": {"camera_from_lidar": values}}
+    return {**record, "extrinsics": {"camera_from_lidar": values}}
+
+
+def _common_readings(sources: Sequence[Source]) -> dict[str, Any]:
+    """Readings of the sources by name, see :class:`RosbagSource`; the first that has one decides. Others have none."""
+    common: dict[str, Any] = {}
+    for source in sources:
+        for name, reading in getattr(source, "readings", {}).items():
+            if common.setdefault(name, reading) != reading:
+                logger.info("%s: %s is %s, in recordings before it %s", source.name, name, reading, common[name])
+    return common
 
 
 def training_record(

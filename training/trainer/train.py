@@ -12,7 +12,7 @@ from typing import Any
 from training.config import TrainConfig, load_config
 from training.data.cache import load_dataset
 from training.sources.base import Source
-from training.sources.factory import open_all
+from training.sources.factory import open_all, share_image_bits
 from training.trainer.distributed import join_processes
 from training.trainer.logbook import check_tensorboard
 from training.trainer.record import data_record
@@ -91,6 +91,7 @@ def _read(
     own, others = (
         open_all(paths, split, config.source, config.preprocess.modalities) for paths in (data, validation_data)
     )
+    share_image_bits([*own, *others])
     map_frame, body_frame = _common_frames([*own, *others])
     preprocessor = Preprocessor(config.preprocess)
     prepared = [load_dataset(sources, preprocessor, cache, progress) if sources else None for sources in (own, others)]
@@ -114,5 +115,8 @@ def _common_frames(sources: Sequence[Source]) -> tuple[str, str]:
     frames = {(source.map_frame, source.body_frame) for source in sources}
     if len(frames) != 1:
         listing = "; ".join(f"{source.name}: {source.map_frame} -> {source.body_frame}" for source in sources)
-        raise DataError(f"the sources' poses are of different frames ({listing}); train on one map and one body")
+        raise DataError(
+            f"the sources' poses are of different frames ({listing}); train on one map and one body; of poses "
+            "that name no body, source.body_frame names it"
+        )
     return frames.pop()

@@ -78,18 +78,20 @@ def image_message(stamp_ns: int, frame_id: str, array: NDArray[Any], encoding: s
 
 
 def camera_info_message(stamp_ns: int, frame_id: str, camera: PinholeCamera) -> Any:
-    """A sensor_msgs/CameraInfo of an undistorted camera (plumb_bob with zero coefficients)."""
-    k = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]], np.float64)
+    """A sensor_msgs/CameraInfo; of an undistorted camera it is plumb_bob with zero coefficients."""
+    distortion, plain = camera.distortion, camera.undistorted
+    k, p = (np.array([[x.fx, 0, x.cx], [0, x.fy, x.cy], [0, 0, 1]], np.float64) for x in (camera, plain))
+    rotation = None if distortion is None else distortion.rotation
     return _make(
         "sensor_msgs/msg/CameraInfo",
         header=_header(stamp_ns, frame_id),
         height=camera.height,
         width=camera.width,
-        distortion_model="plumb_bob",
-        d=np.zeros(5),
+        distortion_model="plumb_bob" if distortion is None else distortion.model,
+        d=np.zeros(5) if distortion is None else np.array(distortion.coefficients, np.float64),
         k=k.ravel(),
-        r=np.eye(3).ravel(),
-        p=np.hstack([k, np.zeros((3, 1))]).ravel(),
+        r=np.eye(3).ravel() if rotation is None else np.array(rotation, np.float64),
+        p=np.hstack([p, np.zeros((3, 1))]).ravel(),
         binning_x=0,
         binning_y=0,
         roi=_make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False),

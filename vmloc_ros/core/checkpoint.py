@@ -21,7 +21,16 @@ from vmloc_ros.core.confidence import Confidence
 from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.errors import CheckpointError, ConfigError, ModelError
 from vmloc_ros.core.files import write_aside
-from vmloc_ros.core.models import ModelConfig, PoseModel, build_model, config_types, own_settings, with_former_settings
+from vmloc_ros.core.models import (
+    REGISTRY,
+    ModelConfig,
+    PoseModel,
+    build_model,
+    config_types,
+    own_settings,
+    with_former_settings,
+)
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 
@@ -95,7 +104,7 @@ class Uncertainty:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointHeader:
-    """Contents of a checkpoint except weights and confidence.
+    """Contents of a checkpoint except weights and confidence; frames are without a leading slash.
 
     Attributes:
         map_frame: frame in which poses are estimated.
@@ -112,6 +121,15 @@ class CheckpointHeader:
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("map_frame", "body_frame"):
+            object.__setattr__(self, name, frame_name(getattr(self, name)))
+        # Checkpoints of earlier versions lack `undistort`: geometry is only right for pinhole cameras, which these
+        # versions took all cameras to be; systems without geometry saw the pictures as they came.
+        system = REGISTRY.get(self.model.name)
+        decided = self.preprocess.for_system(system is not None and system.needs_geometry)
+        object.__setattr__(self, "preprocess", decided)
 
     @classmethod
     def field_types(cls, values: Mapping[str, Any]) -> dict[str, type]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,36 @@ IMAGE, DEPTH, LIDAR = "image", "depth", "lidar"
 MODALITIES = (IMAGE, DEPTH, LIDAR)
 
 
+DistortionModel = Literal["plumb_bob", "rational_polynomial", "equidistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Distortion:
+    """What a lens does to a picture, and the pinhole camera whose picture is left when that is undone.
+
+    Attributes:
+        model: of REP-104 and OpenCV: ``plumb_bob`` and ``rational_polynomial`` are functions of the tangent of the
+            angle to the optical axis, ``equidistant`` (fisheye lenses) of the angle.
+        coefficients: of the model, in its order.
+        focal_px: focal lengths x, y of the pinhole camera.
+        centre_px: its principal point x, y.
+        rotation: row-major, pinhole camera's frame from the lens's, as of stereo pairs; None is the identity.
+    """
+
+    model: DistortionModel
+    coefficients: tuple[float, ...]
+    focal_px: tuple[float, float]
+    centre_px: tuple[float, float]
+    rotation: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class PinholeCamera:
-    """Intrinsics of an undistorted camera, in pixels; the optical frame is x right, y down, z forward (REP-103)."""
+    """Intrinsics of a camera, in pixels; the optical frame is x right, y down, z forward (REP-103).
+
+    Attributes:
+        distortion: of a raw picture; None where the picture is that of a pinhole camera.
+    """
 
     width: int
     height: int
@@ -25,6 +53,15 @@ class PinholeCamera:
     fy: float
     cx: float
     cy: float
+    distortion: Distortion | None = None
+
+    @property
+    def undistorted(self) -> PinholeCamera:
+        """The pinhole camera of the picture whose distortion has been undone, of the same size."""
+        if self.distortion is None:
+            return self
+        (fx, fy), (cx, cy) = self.distortion.focal_px, self.distortion.centre_px
+        return PinholeCamera(self.width, self.height, fx, fy, cx, cy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,8 +98,9 @@ class Frame:
         image: ``(H, W, 3)`` uint8 RGB.
         depth_m: ``(H, W)`` float32 metres; 0 is "no measurement" (never NaN).
         cloud: the lidar scan nearest to ``stamp_ns``.
-        camera: intrinsics of ``image`` at its own size.
+        camera: intrinsics of ``image`` at its own size; None where they are unknown or do not fit the picture.
         camera_from_lidar: extrinsics, optical frame from lidar frame; needed by pinhole projection only.
+        depth_is_rectified: ``depth_m`` is what the camera sees without its distortion, also where ``image`` is raw.
     """
 
     stamp_ns: int
@@ -71,6 +109,7 @@ class Frame:
     cloud: PointCloud | None = None
     camera: PinholeCamera | None = None
     camera_from_lidar: Pose | None = None
+    depth_is_rectified: bool = False
 
     @property
     def modalities(self) -> tuple[str, ...]:

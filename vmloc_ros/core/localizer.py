@@ -141,6 +141,10 @@ class Localizer:
             intrinsics=self._preprocessor.crop_intrinsics(intrinsics, prepared),
         )
 
+    def usable(self, frame: Frame) -> Frame:
+        """The frame without what the system cannot use; see :meth:`Preprocessor.usable`."""
+        return self._preprocessor.usable(frame)
+
     def present(self, batch: ModelInput) -> tuple[str, ...]:
         """Modalities that a single frame's input has."""
         return tuple(name for name in self.modalities if bool(batch.present[name]))

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vmloc_ros.core.encodings import depth_from_compressed, depth_from_raw, rgb_from_compressed, rgb_from_raw
+from vmloc_ros.core.compressed_images import rgb_from_compressed
+from vmloc_ros.core.depth_images import depth_from_compressed, depth_from_raw, depth_metres
+from vmloc_ros.core.encodings import Narrow, rgb_from_raw, upper_byte
 from vmloc_ros.core.errors import MessageError
-from vmloc_ros.core.frame import PinholeCamera, PointCloud
+from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.point_times import PointTimes, time_fields
 
 # sensor_msgs/PointField datatypes.
 _FIELD_TYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 _INTENSITY_NAMES = ("intensity", "i", "reflectivity")
-_TIME_NAMES = ("t", "time", "timestamp", "time_stamp", "offset_time")
-# Larger values are absolute stamps: no scan lasts this long, and no robot's clock is set before 1973.
-_ABSOLUTE_SECONDS = 1e8
-_ABSOLUTE_NANOSECONDS = 1e17
+_BYTES = (1, 2)  # datatypes; eight of them are how Luminar sends a 64-bit integer
 
 
 def stamp_ns(header: Any) -> int:
@@ -30,26 +30,39 @@ def stamp_ns(header: Any) -> int:
     return int(header.stamp.sec) * 1_000_000_000 + int(header.stamp.nanosec)
 
 
-def decode_image(msg: Any) -> NDArray[np.uint8]:
-    """``(H, W, 3)`` uint8 RGB of a ``sensor_msgs/Image`` or ``CompressedImage`` (JPEG, PNG).
+def decode_image(msg: Any, narrow: Narrow = upper_byte) -> NDArray[np.uint8]:
+    """``(H, W, 3)`` uint8 RGB of a ``sensor_msgs/Image`` or ``CompressedImage`` (JPEG, PNG, WebP, TIFF, BMP).
 
     The array of an ``rgb8`` image is a view of the message's data: treat it as read-only.
+
+    Args:
+        narrow: brings values of 16 bits to 8. One message does not tell how many bits its sensor has, so without it
+            they are taken to use all; :class:`vmloc_ros.core.image_decoders.ImageDecoder` learns it.
 
     Raises:
         MessageError: unsupported encoding, or data that do not fit it.
     """
     if hasattr(msg, "encoding"):
-        return rgb_from_raw(msg)
+        return rgb_from_raw(msg, narrow)
     if hasattr(msg, "format"):
-        return rgb_from_compressed(msg.data, msg.format)
+        return rgb_from_compressed(msg.data, msg.format, narrow)
     raise MessageError(f"expected sensor_msgs/Image or CompressedImage, got {type(msg).__name__}")
 
 
 def decode_depth(msg: Any) -> NDArray[np.float32]:
     """``(H, W)`` float32 metres, 0 = none, of a ``sensor_msgs/Image`` or ``CompressedImage``.
 
-    16UC1 and mono16 are millimetres with 0 for "none", 32FC1 metres with NaN (REP 118). Other marks of
-    invalid depth, such as the 65535 of 7-Scenes, are the publisher's to remove: 65.535 m is a measurement.
+    Integers are millimetres with 0 for "none", floats metres with NaN (REP 118). Other marks of invalid depth, such as
+    the 65535 of 7-Scenes, are the publisher's to remove: 65.535 m is a measurement.
+
+    Raises:
+        MessageError: unsupported encoding, or data that do not fit it.
+    """
+    return depth_metres(depth_values(msg))
+
+
+def depth_values(msg: Any) -> NDArray[Any]:
+    """Depth ``(H, W)`` of a ``sensor_msgs/Image`` or ``CompressedImage`` in the publisher's unit.
 
     Raises:
         MessageError: unsupported encoding, or data that do not fit it.
@@ -61,18 +74,20 @@ def decode_depth(msg: Any) -> NDArray[np.float32]:
     raise MessageError(f"expected sensor_msgs/Image or CompressedImage for depth, got {type(msg).__name__}")
 
 
-def decode_point_cloud(msg: Any) -> PointCloud:
+def decode_point_cloud(msg: Any, times: PointTimes | None = None) -> PointCloud:
     """Points of a ``sensor_msgs/PointCloud2`` of any field layout, byte order and padding, row by row.
 
-    Intensity comes from the first of the fields ``intensity``, ``i``, ``reflectivity``; time from the first
-    of ``t``, ``time``, ``timestamp``, ``time_stamp``, ``offset_time``. Integer times are nanoseconds, floats
-    are seconds, both since the header's stamp; absolute float stamps (seconds, or nanoseconds as Livox has
-    it) are made relative to it.
+    Intensity comes from the first of the fields ``intensity``, ``i``, ``reflectivity``; for times see
+    :mod:`vmloc_ros.core.point_times`. A cloud without points may lack all fields.
+
+    Args:
+        msg: the message.
+        times: reads the points' times, knowing the scans before; None decides by this scan alone.
 
     Raises:
         MessageError: x, y or z is missing, a field is malformed, or the data are too short.
     """
-    points = _structured_points(msg)
+    points, unreadable = _structured_points(msg)
     xyz_m = np.empty((*points.shape, 3), np.float32)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is "no return"
         for axis, name in enumerate("xyz"):
@@ -80,35 +95,25 @@ def decode_point_cloud(msg: Any) -> PointCloud:
     return PointCloud(
         xyz_m=xyz_m.reshape(-1, 3),
         intensity=_flat(points, _INTENSITY_NAMES),
-        time_s=_relative_time(points, msg.header),
+        time_s=(PointTimes() if times is None else times).seconds(points, stamp_ns(msg.header), unreadable),
     )
 
 
-def decode_camera_info(msg: Any) -> PinholeCamera:
-    """Intrinsics of a ``sensor_msgs/CameraInfo``'s image: K after cropping and binning.
+def observe_point_times(msg: Any, times: PointTimes) -> None:
+    """Show the points' times of a cloud to ``times``; errors as of :func:`decode_point_cloud`."""
+    points, unreadable = _structured_points(msg)
+    times.observe(points, stamp_ns(msg.header), unreadable)
 
-    Distortion is ignored: the image is taken to be rectified.
+
+def has_returns(msg: Any) -> bool:
+    """Whether a ``sensor_msgs/PointCloud2`` has a point that is neither NaN, nor infinite, nor all zero.
 
     Raises:
-        MessageError: the camera is uncalibrated (K is zero), or the image size is zero.
+        MessageError: see :func:`decode_point_cloud`.
     """
-    numbers = msg.k if hasattr(msg, "k") else msg.K  # ROS 1 bags have a capital K
-    k = np.asarray(numbers, np.float64).reshape(3, 3)
-    if not np.all(np.isfinite(k)) or k[0, 0] <= 0 or k[1, 1] <= 0:
-        raise MessageError(f"camera info is uncalibrated: focal lengths of K {k.ravel().tolist()}")
-    binning_x, binning_y = max(int(msg.binning_x), 1), max(int(msg.binning_y), 1)
-    width = (int(msg.roi.width) or int(msg.width)) // binning_x
-    height = (int(msg.roi.height) or int(msg.height)) // binning_y
-    if width < 1 or height < 1:
-        raise MessageError(f"camera info has no image size: width {msg.width}, height {msg.height}")
-    return PinholeCamera(
-        width=width,
-        height=height,
-        fx=float(k[0, 0]) / binning_x,
-        fy=float(k[1, 1]) / binning_y,
-        cx=(float(k[0, 2]) - msg.roi.x_offset) / binning_x,
-        cy=(float(k[1, 2]) - msg.roi.y_offset) / binning_y,
-    )
+    points, _ = _structured_points(msg)
+    some = points[:: max(len(points) // 8, 1), :: max(points.shape[1] // 256, 1)]  # nearly always enough
+    return _has_returns(some) or (some.size < points.size and _has_returns(points))
 
 
 def decode_pose(msg: Any) -> Pose:
@@ -135,13 +140,16 @@ def decode_pose(msg: Any) -> Pose:
         raise MessageError(f"invalid pose in {type(msg).__name__}: {error}") from error
 
 
-def _structured_points(msg: Any) -> NDArray[Any]:
-    """View ``(height, width)`` of a cloud's data as a structured array of the fields that are used here."""
+def _structured_points(msg: Any) -> tuple[NDArray[Any], str]:
+    """View ``(height, width)`` of a cloud's data as a structured array of the fields that are used here.
+
+    Also what is wrong with a field for times that is not among them.
+    """
     height, width = int(msg.height), int(msg.width)
     point_step, row_step = int(msg.point_step), int(msg.row_step)
-    dtype = _point_dtype(msg.fields, point_step, bool(msg.is_bigendian))
-    if height * width == 0:
-        return np.empty((0, 0), dtype)
+    if height * width == 0 or (point_step == 0 and not len(msg.data)):
+        return np.empty((0, 0), _empty_dtype(msg.fields)), ""
+    dtype, unreadable = _point_dtype(msg.fields, point_step, bool(msg.is_bigendian))
     if height == 1:
         row_step = width * point_step  # some drivers leave it 0
     if row_step < width * point_step:
@@ -154,47 +162,65 @@ def _structured_points(msg: Any) -> NDArray[Any]:
     if data.size < needed:
         size = f"{width} x {height}"
         raise MessageError(f"point cloud of {size} points: expected {needed} bytes, got {data.size}")
-    return np.ndarray((height, width), dtype, data, strides=(row_step, point_step))
+    return np.ndarray((height, width), dtype, data, strides=(row_step, point_step)), unreadable
 
 
-def _point_dtype(fields: Any, point_step: int, is_bigendian: bool) -> np.dtype[Any]:
+def _empty_dtype(fields: Any) -> np.dtype[Any]:
+    """Of a cloud without points, whose fields may be missing or malformed."""
+    names = tuple(str(field.name) for field in fields)
+    others = [name for name in (*_INTENSITY_NAMES, *_flattened(time_fields(names))) if name in names]
+    return np.dtype([(name, np.float32) for name in ("x", "y", "z", *others)])
+
+
+def _point_dtype(fields: Any, point_step: int, is_bigendian: bool) -> tuple[np.dtype[Any], str]:
     by_name = {str(field.name): field for field in fields}
     missing = [name for name in "xyz" if name not in by_name]
     if missing:
         present = ", ".join(by_name) or "none"
         raise MessageError(f"point cloud lacks field {', '.join(missing)}; its fields: {present}")
-    wanted = [name for name in ("x", "y", "z", *_INTENSITY_NAMES, *_TIME_NAMES) if name in by_name]
-    formats = []
+    order, unreadable = ">" if is_bigendian else "<", ""
+    wanted = {name: "" for name in ("x", "y", "z", *_INTENSITY_NAMES) if name in by_name}
     for name in wanted:
-        field = by_name[name]
-        if field.datatype not in _FIELD_TYPES or field.count > 1:
-            raise MessageError(
-                f"point cloud field {name!r} has datatype {field.datatype}, count {field.count}; "
-                "expected datatype 1 to 8 and count 1"
-            )
-        formats.append((">" if is_bigendian else "<") + _FIELD_TYPES[field.datatype])
-        end = field.offset + np.dtype(formats[-1]).itemsize
-        if end > point_step:
-            raise MessageError(f"point cloud field {name!r} ends at byte {end} of a {point_step}-byte point")
+        wanted[name] = _format(by_name[name], point_step, order)
+    for name in _flattened(time_fields(tuple(by_name))):
+        try:  # a scan can do without times
+            wanted[name] = _format(by_name[name], point_step, order, bytes_are_integers=True)
+        except MessageError as error:
+            unreadable = str(error)
     offsets = [by_name[name].offset for name in wanted]
-    return np.dtype({"names": wanted, "formats": formats, "offsets": offsets, "itemsize": point_step})
+    names, formats = list(wanted), list(wanted.values())
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": point_step}), unreadable
+
+
+def _flattened(pairs: tuple[tuple[str, ...], ...]) -> list[str]:
+    return [name for names in pairs for name in names]
+
+
+def _format(field: Any, point_step: int, order: str, bytes_are_integers: bool = False) -> str:
+    """Numpy's format of a field. Raises MessageError: it is malformed."""
+    kind = _FIELD_TYPES.get(field.datatype)
+    if bytes_are_integers and field.datatype in _BYTES and field.count == 8:
+        kind = "u8"
+    elif kind is None or field.count > 1:
+        raise MessageError(
+            f"point cloud field {field.name!r} has datatype {field.datatype}, count {field.count}; "
+            "expected datatype 1 to 8 and count 1"
+        )
+    end = field.offset + np.dtype(kind).itemsize
+    if end > point_step:
+        raise MessageError(f"point cloud field {field.name!r} ends at byte {end} of a {point_step}-byte point")
+    return order + kind
+
+
+def _has_returns(points: NDArray[Any]) -> bool:
+    is_zero = True
+    is_finite = np.ones(points.shape, bool)
+    for name in "xyz":
+        is_finite &= np.isfinite(points[name])
+        is_zero = is_zero & (points[name] == 0)
+    return bool(np.any(is_finite & ~is_zero))
 
 
 def _flat(points: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32] | None:
     name = next((name for name in names if name in (points.dtype.names or ())), None)
     return None if name is None else points[name].astype(np.float32).reshape(-1)
-
-
-def _relative_time(points: NDArray[Any], header: Any) -> NDArray[np.float32] | None:
-    name = next((name for name in _TIME_NAMES if name in (points.dtype.names or ())), None)
-    if name is None:
-        return None
-    time: NDArray[np.float64] = points[name].astype(np.float64).reshape(-1)
-    if points[name].dtype.kind in "iu":
-        return (time * 1e-9).astype(np.float32)
-    latest = time[np.isfinite(time)].max(initial=0.0)
-    if latest > _ABSOLUTE_NANOSECONDS:
-        time = (time - stamp_ns(header)) * 1e-9
-    elif latest > _ABSOLUTE_SECONDS:
-        time = time - stamp_ns(header) * 1e-9
-    return time.astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import deque
 
 import numpy as np
 
@@ -13,8 +14,9 @@ from vmloc_ros.core.geometry import Pose, interpolate_poses, rotation_angle_deg
 
 MAX_SPEED_M_S = 60.0  # odometry that moves faster has been reset
 JUMP_BACK_S = 1.0  # stamps that go back by more mean a reset of the clock
-_MAX_TURN_RATE_RAD_S = 10.0  # odometry that turns faster has been reset
-_SLACK_M, _SLACK_RAD = 0.3, 0.3  # added to the limits: jitter of the stamps makes a plausible motion look faster
+MAX_TURN_RATE_RAD_S = 10.0  # odometry that turns faster has been reset
+_WATCHED, _ALTERNATING = 20, 5  # jumps in so many latest poses are no resets but two publishers
+SLACK_M, SLACK_RAD = 0.3, 0.3  # added to the limits: jitter of the stamps makes a plausible motion look faster
 
 
 class PoseBuffer:
@@ -30,6 +32,8 @@ class PoseBuffer:
         self._jump_back_s, self._capacity, self._max_gap_s = jump_back_s, capacity, max_gap_s
         self._stamps_ns: list[int] = []
         self._poses: list[Pose] = []
+        self._latest_jump = ""
+        self._jumps: deque[bool] = deque(maxlen=_WATCHED)  # of place and not of time, among the latest poses
 
     def __len__(self) -> int:
         return len(self._stamps_ns)
@@ -38,7 +42,10 @@ class PoseBuffer:
         """Append a pose. One that is not newer than the latest is dropped; a jump drops all before it instead."""
         if self._stamps_ns:
             latest = (self._stamps_ns[-1], self._poses[-1])
-            if find_jump(*latest, stamp_ns, pose, MAX_SPEED_M_S, self._jump_back_s) is not None:
+            jump = find_jump(*latest, stamp_ns, pose, MAX_SPEED_M_S, self._jump_back_s)
+            self._jumps.append(jump is not None and stamp_ns >= latest[0] - round(self._jump_back_s * 1e9))
+            if jump is not None:
+                self._latest_jump = jump
                 self._stamps_ns.clear()
                 self._poses.clear()
             elif stamp_ns <= self._stamps_ns[-1]:
@@ -47,12 +54,25 @@ class PoseBuffer:
         self._poses.append(pose)
         del self._stamps_ns[: -self._capacity], self._poses[: -self._capacity]
 
+    @property
+    def alternation(self) -> str | None:
+        """Why the latest poses cannot be of one odometry, as text: they jump again and again; None if they do not."""
+        if (count := sum(self._jumps)) < _ALTERNATING:
+            return None
+        return (
+            f"{self._latest_jump}, and {count} of the latest {len(self._jumps)} messages jump like that: does it have "
+            "two publishers? Stop one of them"
+        )
+
     def at(self, stamp_ns: int) -> Pose:
         """The pose at a stamp.
 
         Raises:
-            DataError: the stamp is outside the buffer's time span or in a gap; the message says which.
+            DataError: the stamp is outside the buffer's time span or in a gap, or poses alternate between two tracks;
+                the message says which.
         """
+        if self.alternation is not None:
+            raise DataError(self.alternation)
         right = bisect_left(self._stamps_ns, stamp_ns)
         if right < len(self) and self._stamps_ns[right] == stamp_ns:
             return self._poses[right]
@@ -92,9 +112,9 @@ def find_jump(
     if seconds < -jump_back_s:
         return f"the odometry's stamps went back by {-seconds:.1f} s"
     metres = float(np.linalg.norm(after.position_m - before.position_m))
-    if metres > max_speed_m_s * abs(seconds) + _SLACK_M:
+    if metres > max_speed_m_s * abs(seconds) + SLACK_M:
         return f"the odometry jumped by {metres:.1f} m within {abs(seconds):.2f} s"
     degrees = float(rotation_angle_deg(before.quaternion_wxyz, after.quaternion_wxyz))
-    if degrees > math.degrees(_MAX_TURN_RATE_RAD_S * abs(seconds) + _SLACK_RAD):
+    if degrees > math.degrees(MAX_TURN_RATE_RAD_S * abs(seconds) + SLACK_RAD):
         return f"the odometry turned by {degrees:.0f} deg within {abs(seconds):.2f} s"
     return None

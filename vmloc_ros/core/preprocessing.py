@@ -10,7 +10,7 @@ Two steps, so that training can cache the first and augment between them:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -19,11 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vmloc_ros.core.cameras import resized, undistorted
 from vmloc_ros.core.errors import DataError, ModelError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, MODALITIES, Frame, PinholeCamera, PointCloud
 from vmloc_ros.core.projection import CylindricalConfig, cylindrical_projection, pinhole_projection
 
-PREPARED_VERSION = 3  # increment when :meth:`Preprocessor.prepare` changes its values: caches are then rebuilt
+PREPARED_VERSION = 4  # increment when :meth:`Preprocessor.prepare` changes its values: caches are then rebuilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,9 @@ class PreprocessConfig:
         lidar_range_m: ranges are clipped to it and scaled to [-1, 1].
         lidar_height_m: likewise for heights in the lidar's frame.
         lidar_intensity: likewise for intensities in the sensor's unit.
+        undistort: make pictures and depth those of a pinhole camera: undo a lens's distortion (see
+            :func:`vmloc_ros.core.cameras.undistorted`), and leave out what comes from an unknown camera. None: for
+            systems that need geometry, and for those that see the lidar projected into the camera.
     """
 
     modalities: tuple[str, ...] = (IMAGE, LIDAR)
@@ -54,6 +58,7 @@ class PreprocessConfig:
     lidar_range_m: tuple[float, float] = (0.0, 80.0)
     lidar_height_m: tuple[float, float] = (-3.0, 12.0)
     lidar_intensity: tuple[float, float] = (0.0, 255.0)
+    undistort: bool | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.modalities if name not in MODALITIES]
@@ -68,6 +73,17 @@ class PreprocessConfig:
             if not low < high:
                 raise ValueError(f"{name} must increase, got {low} .. {high}")
 
+    def for_system(self, needs_geometry: bool) -> PreprocessConfig:
+        """With ``undistort`` decided: the same in training, evaluation and on the robot, also for old checkpoints.
+
+        Args:
+            needs_geometry: whether the system takes cameras to be pinhole cameras.
+        """
+        if self.undistort is not None:
+            return self
+        projects = LIDAR in self.modalities and self.lidar_projection == "pinhole"
+        return replace(self, undistort=needs_geometry or projects)
+
 
 class Preprocessor:
     """Turns frames into normalised tensors.
@@ -79,6 +95,7 @@ class Preprocessor:
 
     def __init__(self, config: PreprocessConfig) -> None:
         self.config = config
+        self._undistorts = config.for_system(needs_geometry=False).undistort
 
     @property
     def channels(self) -> dict[str, int]:
@@ -91,7 +108,7 @@ class Preprocessor:
         return name != LIDAR or self.config.lidar_projection == "pinhole"
 
     def prepare(self, frame: Frame) -> dict[str, Tensor]:
-        """Resized and projected tensors ``(C, H, W)`` of the modalities that the frame has.
+        """Undistorted, resized and projected tensors ``(C, H, W)`` of the modalities that the frame has.
 
         Image is uint8 0-255, everything else float32 in metres and the sensor's intensity unit.
 
@@ -99,6 +116,8 @@ class Preprocessor:
             ModelError: the frame has none of the wanted modalities, or lacks the camera or extrinsics that
                 pinhole projection needs.
         """
+        given, frame = frame, self.usable(frame)
+        frame = undistorted(frame) if self._undistorts else frame
         prepared: dict[str, Tensor] = {}
         for name in self.config.modalities:
             if name == IMAGE and frame.image is not None:
@@ -107,12 +126,23 @@ class Preprocessor:
                 prepared[name] = self._prepare_depth(frame.depth_m)
             elif name == LIDAR and frame.cloud is not None:
                 prepared[name] = self._prepare_cloud(frame.cloud, frame)
+        if not prepared and frame is not given:
+            raise ModelError(
+                f"the camera of {' and '.join(given.modalities)} is not known, and the model needs it: there is no "
+                "valid CameraInfo that fits the picture"
+            )
         if not prepared:
             raise ModelError(
                 f"the frame has {', '.join(frame.modalities) or 'nothing'}; the model needs at least one of "
                 f"{', '.join(self.config.modalities)}"
             )
         return prepared
+
+    def usable(self, frame: Frame) -> Frame:
+        """The frame without pictures of an unknown camera, where they must be those of a pinhole camera."""
+        if frame.camera is not None or not self._undistorts or (frame.image is None and frame.depth_m is None):
+            return frame
+        return replace(frame, image=None, depth_m=None)
 
     def normalise(
         self, batch: Mapping[str, Tensor], crop_offset: tuple[float, float] = (0.5, 0.5)
@@ -133,7 +163,8 @@ class Preprocessor:
         """``(3, 3)`` camera matrix of the prepared image; NaN where the camera is unknown."""
         if frame.camera is None:
             return torch.full((3, 3), torch.nan)
-        return _scaled_intrinsics(frame.camera, *self._scaled_size(frame.camera.height, frame.camera.width))
+        camera = frame.camera.undistorted if self._undistorts else frame.camera
+        return _scaled_intrinsics(camera, *self._scaled_size(camera.height, camera.width))
 
     def crop_intrinsics(
         self, intrinsics: Tensor, batch: Mapping[str, Tensor], offset: tuple[float, float] = (0.5, 0.5)
@@ -211,12 +242,6 @@ class Preprocessor:
 
 
 def _scaled_intrinsics(camera: PinholeCamera, height: int, width: int) -> Tensor:
-    """``(3, 3)`` intrinsics after scaling; pixel centres are integers, so the image's corner is at -0.5."""
-    sx, sy = width / camera.width, height / camera.height
-    return torch.tensor(
-        [
-            [camera.fx * sx, 0.0, (camera.cx + 0.5) * sx - 0.5],
-            [0.0, camera.fy * sy, (camera.cy + 0.5) * sy - 0.5],
-            [0.0, 0.0, 1.0],
-        ]
-    )
+    """``(3, 3)`` intrinsics after scaling."""
+    scaled = resized(camera, height, width)
+    return torch.tensor([[scaled.fx, 0.0, scaled.cx], [0.0, scaled.fy, scaled.cy], [0.0, 0.0, 1.0]])

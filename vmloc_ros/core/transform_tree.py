@@ -9,6 +9,7 @@ from typing import Protocol
 
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.core.pose_buffer import JUMP_BACK_S, PoseBuffer
 
 Edge = tuple[str, str]  # parent frame, child frame
@@ -30,7 +31,7 @@ class TransformTree:
 
     def add(self, parent: str, child: str, parent_from_child: Pose, stamp_ns: int | None = None) -> None:
         """Add a transform, static without a stamp. A child has one parent: the latest replaces another one."""
-        edge = parent, child = parent.lstrip("/"), child.lstrip("/")
+        edge = parent, child = frame_name(parent), frame_name(child)
         if (known := self._parents.get(child, parent)) != parent:
             del self._transforms[known, child]
         if edge not in self._transforms:
@@ -43,6 +44,13 @@ class TransformTree:
         if not isinstance(motion, PoseBuffer):
             motion = self._transforms[edge] = PoseBuffer(self._jump_back_s)
         motion.add(stamp_ns, parent_from_child)
+
+    def remove(self, parent: str, child: str) -> None:
+        """Forget a transform; does nothing where it is not known."""
+        edge = parent, child = frame_name(parent), frame_name(child)
+        if self._transforms.pop(edge, None) is not None:
+            del self._parents[child]
+            self._paths.clear()
 
     def ancestors(self, frame: str) -> list[str]:
         """See :func:`ancestors`."""
@@ -58,7 +66,7 @@ class TransformTree:
         """
         path = self._find_path(target, source)
         if path is None:
-            raise DataError(describe_break(self._parents, target.lstrip("/"), source.lstrip("/")))
+            raise DataError(describe_break(self._parents, frame_name(target), frame_name(source)))
         return self._along(path, stamp_ns)
 
     def find_static(self, target: str, source: str) -> Pose | None:
@@ -69,7 +77,7 @@ class TransformTree:
         return self._along(path)
 
     def _find_path(self, target: str, source: str) -> list[tuple[Edge, bool]] | None:
-        ends = target.lstrip("/"), source.lstrip("/")
+        ends = frame_name(target), frame_name(source)
         if ends not in self._paths:
             self._paths[ends] = find_path(self._transforms, *ends)
         return self._paths[ends]
@@ -147,6 +155,14 @@ class TransformLookup(Protocol):
 
     def find_at(self, target: str, source: str, stamp_ns: int) -> Pose:
         """The transform at a stamp, interpolated. Raises DataError: it is not known; the message gives the reason."""
+
+    @property
+    def problem(self) -> str | None:
+        """Publishers of TF that cannot be heard, while a transform is missing; None without any."""
+
+    @property
+    def hint(self) -> str:
+        """What to append to the text of a missing transform; may be empty."""
 
     def forget(self) -> None:
         """Drop moving transforms, after a jump back in time."""

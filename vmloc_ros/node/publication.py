@@ -89,7 +89,7 @@ class PosePublication:
         if base_from_body is None:
             raise DataError(
                 f"no transform from {body_frame} to {base_frame}: publish it on /tf_static, or set parameter "
-                f"base_from_body, or base_frame:={body_frame}"
+                f"base_from_body, or base_frame:={body_frame}{self._resources.extrinsics.hint}"
             )
         map_from_base = estimate.map_from_body @ base_from_body.inverse()
         offset_m = map_from_base.position_m - estimate.map_from_body.position_m

@@ -70,7 +70,7 @@ class Resources:
 
     @property
     def needs_camera_info(self) -> bool:
-        """Whether the model needs camera intrinsics: to project scans into the image, or to solve for the pose."""
+        """Whether the model needs camera intrinsics: to undistort, to project scans into the image, or to solve."""
         return _needs_camera_info(self.localizer, self.modalities)
 
     @property
@@ -177,8 +177,9 @@ def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
 
 
 def _needs_camera_info(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
-    projects = LIDAR in modalities and localizer.header.preprocess.lidar_projection == "pinhole"
-    return projects or (localizer.model.needs_geometry and modalities != (LIDAR,))
+    preprocess = localizer.header.preprocess
+    projects = LIDAR in modalities and preprocess.lidar_projection == "pinhole"
+    return projects or ((localizer.model.needs_geometry or bool(preprocess.undistort)) and modalities != (LIDAR,))
 
 
 def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:

@@ -44,6 +44,10 @@ class Session:
         except VmlocError:
             self.close()
             raise
+        used = [source.description for source in self._inputs]
+        if resources.odometry is not None and not self._config.odometry_topic:
+            used.append(f"odometry from TF, {self._config.odom_frame} -> {resources.base_frame}")
+        self._node.get_logger().info(f"inputs: {', '.join(used)}")
 
     def use(self, config: NodeConfig) -> None:
         """Adopt changed parameters, after the resources have."""

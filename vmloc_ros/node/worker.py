@@ -71,7 +71,6 @@ class Worker:
 
     def take_camera_info(self, message: Any) -> None:
         """Store the latest CameraInfo."""
-        self._debug_images.camera_info = message
         self._preparation.take_camera_info(message)
 
     def prepare(self, bundle: Bundle[Any]) -> PreparedFrame | None:

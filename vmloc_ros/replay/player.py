@@ -18,6 +18,7 @@ from rosgraph_msgs.msg import Clock
 
 from vmloc_ros.bags.files import LATCHED_TOPICS
 from vmloc_ros.core.errors import ConfigError, VmlocError
+from vmloc_ros.core.names import find_topic
 from vmloc_ros.core.progress import ProgressBar
 from vmloc_ros.replay.recorder import Recorder
 from vmloc_ros.ros.packages import MissingPackageError, message_class
@@ -77,11 +78,12 @@ class Player:
     def wait(self, wait_for: Sequence[str], recorder: Recorder | None, timeout_s: float) -> None:
         """Wait for subscribers of ``wait_for`` and for publishers of the topics to record."""
         publishers = self._publishers if self._clock is None else {**self._publishers, "/clock": self._clock}
-        unknown = sorted(set(wait_for) - set(publishers))
+        names = [find_topic(publishers, topic) for topic in wait_for]
+        unknown = sorted(topic for topic, name in zip(wait_for, names, strict=True) if name is None)
         if unknown:
             raise ConfigError(f"cannot wait for subscribers of {', '.join(unknown)}: not played from this bag")
         deadline_s = time.monotonic() + timeout_s
-        while unmatched := [t for t in wait_for if publishers[t].get_subscription_count() == 0]:
+        while unmatched := [t for t in names if t and publishers[t].get_subscription_count() == 0]:
             if self._stop.wait(0.02):
                 return
             if time.monotonic() > deadline_s:
@@ -164,10 +166,11 @@ def _select(reader: AnyReader, topics: Sequence[str] | None) -> list[Connection]
         raise ReplayError("a ROS 1 bag cannot be played; convert it with: rosbags-convert --src IN.bag --dst OUT")
     if topics is None:
         return [connection for connection in reader.connections if connection.topic != "/clock"]
-    unknown = sorted(set(topics) - set(reader.topics))
+    found = {topic: find_topic(reader.topics, topic) for topic in topics}
+    unknown = sorted(topic for topic, name in found.items() if name is None)
     if unknown:
         raise ConfigError(f"topic {', '.join(unknown)} is not in the bag; it has {', '.join(sorted(reader.topics))}")
-    return [connection for connection in reader.connections if connection.topic in topics]
+    return [connection for connection in reader.connections if connection.topic in found.values()]
 
 
 def _offered_qos(connection: Connection) -> QoSProfile:

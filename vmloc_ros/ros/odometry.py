@@ -12,10 +12,11 @@ from rclpy.node import Node
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.core.pose_buffer import PoseBuffer
 from vmloc_ros.core.transform_tree import TransformLookup
 from vmloc_ros.ros.parameters import NodeConfig
-from vmloc_ros.ros.subscriptions import Input
+from vmloc_ros.ros.subscriptions import Input, node_of
 
 _DEPTH = 100  # messages kept while the executor is busy: half a second at 200 Hz
 
@@ -67,6 +68,7 @@ class OdometryFromTopic:
         self._track = PoseBuffer(config.jump_back_s)
         self._child_frame = base_frame
         self._error: str | None = None  # of the latest message
+        self._node: Node | None = None
 
     def at(self, stamp_ns: int) -> Pose:
         with self._lock:
@@ -75,19 +77,28 @@ class OdometryFromTopic:
             try:
                 odom_from_child, child_frame = self._track.at(stamp_ns), self._child_frame
             except DataError as error:
-                raise DataError(f"{self._topic}: {error}") from error
+                raise DataError(f"{self._topic}: {error}{self._publishers()}") from error
         if child_frame == self._base_frame:
             return odom_from_child
         child_from_base = self._lookup.find(child_frame, self._base_frame)
         if child_from_base is None:
             raise DataError(
                 f"{self._topic} has child frame {child_frame}, and TF has no transform from {self._base_frame} to it; "
-                "publish it on /tf_static, or correct parameter base_frame"
+                f"publish it on /tf_static, or correct parameter base_frame{self._lookup.hint}"
             )
         return odom_from_child @ child_from_base
 
     def subscribe(self, node: Node) -> list[Input]:
-        return [Input(node, "odometry", Odometry, self._topic, _DEPTH, self._add)]
+        self._input = Input(node, "odometry", Odometry, self._topic, _DEPTH, self._add)
+        self._node = node
+        return [self._input]
+
+    def _publishers(self) -> str:
+        """Names of the topic's publishers where its odometry alternates; else empty."""
+        if self._node is None or self._track.alternation is None:
+            return ""
+        publishers = self._node.get_publishers_info_by_topic(self._input.topic)
+        return f"; its publishers: {', '.join(sorted(map(node_of, publishers))) or 'unknown'}"
 
     def reset(self) -> None:
         """Do nothing: the track was reset by its first message after the jump, which came before the image."""
@@ -95,7 +106,7 @@ class OdometryFromTopic:
     def _add(self, name: str, message: Any) -> None:
         with self._lock:
             try:
-                if message.header.frame_id.lstrip("/") != self._odom_frame:
+                if frame_name(message.header.frame_id) != self._odom_frame:
                     raise DataError(
                         f"its frame is {message.header.frame_id!r}, expected {self._odom_frame!r}; correct parameter "
                         "odom_frame, or the topic"
@@ -104,4 +115,4 @@ class OdometryFromTopic:
             except (DataError, MessageError) as error:
                 self._error = str(error)
             else:
-                self._child_frame, self._error = message.child_frame_id.lstrip("/") or self._base_frame, None
+                self._child_frame, self._error = frame_name(message.child_frame_id) or self._base_frame, None

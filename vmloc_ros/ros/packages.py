@@ -19,7 +19,7 @@ from vmloc_ros.core.geometry import Pose
 
 # What the node does without each of them.
 OPTIONAL = {
-    "cv_bridge": "rare image encodings are rejected; debug images are built without it",
+    "cv_bridge": "debug images are built without it",
     "sensor_msgs_py": "~/training_area is built without it",
     "tf2_ros": "extrinsics over moving joints are not found; the rest of TF is read without it",
     "tf_transformations": "roll pitch yaw parameters are read without it",

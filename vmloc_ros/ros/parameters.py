@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from rcl_interfaces.msg import (
     FloatingPointRange,
@@ -19,9 +19,11 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.validate_topic_name import validate_topic_name
 
+from vmloc_ros.core.cameras import ImageKind
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.frame import MODALITIES
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.ros.packages import pose_from_xyz_rpy
 
 IMAGE_TRANSPORTS = ("raw", "compressed")
@@ -59,7 +61,7 @@ def _parameter(
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """The parameters of ``vmloc_node``; each row says when a change takes effect.
+    """The parameters of ``vmloc_node``; each row says when a change takes effect. Frames lose leading slashes.
 
     Raises:
         ConfigError: a value is invalid, or two contradict each other.
@@ -80,10 +82,20 @@ class NodeConfig:
     image_topic: str = _parameter("camera/image_raw", "sensor_msgs/Image, for models that take an image.")
     image_transport: str = _parameter("raw", "raw, or compressed: CompressedImage on IMAGE_TOPIC/compressed.")
     depth_topic: str = _parameter("camera/depth/image_raw", "sensor_msgs/Image, for models that take depth.")
+    depth_unit_m: float = _parameter(
+        0.0,
+        "Metres per unit of depth images; 0: as in training, else 0.001 for integers and 1 for floats (REP 118).",
+        high=1000.0,
+    )
     cloud_topic: str = _parameter("lidar/points", "sensor_msgs/PointCloud2, for models that take a lidar scan.")
     camera_info_topic: str = _parameter(
         "camera/camera_info",
         "sensor_msgs/CameraInfo, for dense models, models that project the scan into the image, and ~/overlay.",
+    )
+    image_kind: str = _parameter(
+        "auto",
+        "Whether the image is raw, with K and distortion of its CameraInfo, or rectified, with P; auto: by its topic's "
+        "name.",
     )
     input_depth: int = _parameter(10, "QoS depth of the sensor subscriptions, messages.", low=1, high=1000)
     slop_s: float = _parameter(
@@ -205,7 +217,10 @@ class NodeConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, allowed in (("image_transport", IMAGE_TRANSPORTS), ("tf_mode", TF_MODES)):
+        for name in ("map_frame", "base_frame", "odom_frame", "frame_prefix"):
+            object.__setattr__(self, name, frame_name(getattr(self, name)))
+        choices = {"image_transport": IMAGE_TRANSPORTS, "tf_mode": TF_MODES, "image_kind": get_args(ImageKind)}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"parameter {name} is {getattr(self, name)!r}; expected {' or '.join(allowed)}")
         unknown = [name for name in self.modalities if name not in MODALITIES]

@@ -56,6 +56,7 @@ class Input:
 
     Attributes:
         count: number of received messages.
+        description: what is subscribed to, as text.
 
     Raises:
         ConfigError: a QoS parameter or the topic's name is invalid.
@@ -94,6 +95,7 @@ class Input:
         except (RuntimeError, ParameterException, NameValidationException) as error:
             raise ConfigError(f"cannot subscribe to {topic}: {error}") from error
         self.topic = self._subscription.topic_name
+        self.description = f"{name} {self.topic} ({self._type_name})"
 
     def close(self) -> None:
         self._node.destroy_subscription(self._subscription)
@@ -147,7 +149,7 @@ class Input:
 
     def _mismatches_of(self, publisher: Any) -> Iterator[str]:
         """Mismatches in the graph; where the middleware does not show a publisher's QoS, the event reports them."""
-        who = _node_of(publisher)
+        who = node_of(publisher)
         if publisher.topic_type != self._type_name:
             yield (
                 f"{self.topic} is published as {publisher.topic_type} by {who}, expected {self._type_name}; "
@@ -171,7 +173,7 @@ class Input:
         if not publishers:
             parameter = _parameter_of(self.name)
             return f"no {self.name} on {self.topic}: nobody publishes it; check parameter {parameter}"
-        return f"no {self.name} on {self.topic}: its publisher {_node_of(publishers[0])} is silent"
+        return f"no {self.name} on {self.topic}: its publisher {node_of(publishers[0])} is silent"
 
 
 def modalities_in_use(wanted: tuple[str, ...], offered: tuple[str, ...]) -> tuple[str, ...]:
@@ -222,6 +224,7 @@ def _parameter_of(name: str) -> str:
     return "cloud_topic" if name == LIDAR else f"{name}_topic"
 
 
-def _node_of(publisher: Any) -> str:
+def node_of(publisher: Any) -> str:
+    """The full name of a publisher's node, of an entry of ``Node.get_publishers_info_by_topic``."""
     namespace = publisher.node_namespace.rstrip("/")
     return f"{namespace}/{publisher.node_name}" if namespace else publisher.node_name

@@ -10,9 +10,8 @@ from typing import Any
 from rclpy.node import Node
 from sensor_msgs.msg import Image
 
-from vmloc_ros.core.errors import MessageError, VmlocError
-from vmloc_ros.core.frame import IMAGE, Frame, PinholeCamera
-from vmloc_ros.core.messages import decode_camera_info
+from vmloc_ros.core.errors import VmlocError
+from vmloc_ros.core.frame import IMAGE, Frame
 from vmloc_ros.core.preprocessing import PreprocessConfig, Preprocessor
 from vmloc_ros.core.synchronizer import Bundle
 from vmloc_ros.ros.packages import rgb_message
@@ -28,12 +27,10 @@ class DebugImages:
         rate_hz: highest rate, in steady time.
 
     Attributes:
-        camera_info: the latest CameraInfo message, set as they arrive.
         rate_hz: may be changed from another thread.
     """
 
     def __init__(self, node: Node, preprocess: PreprocessConfig, rate_hz: float) -> None:
-        self.camera_info: Any = None
         self._node, self._preprocessor = node, Preprocessor(preprocess)
         self.rate_hz, self._latest_s = rate_hz, -math.inf
         # Reliable, as RViz and rqt request by default; a slow viewer gets the newest image only.
@@ -75,11 +72,5 @@ class DebugImages:
         return None if modality is None or picture is None else (modality, picture)
 
     def _draw_overlay(self, frame: Frame) -> tuple[str, Picture] | None:
-        picture = overlay_picture(frame, self._camera(), self._preprocessor.config.lidar_range_m)
+        picture = overlay_picture(frame, self._preprocessor.config.lidar_range_m)
         return None if picture is None else (IMAGE, picture)
-
-    def _camera(self) -> PinholeCamera | None:
-        try:
-            return None if self.camera_info is None else decode_camera_info(self.camera_info)
-        except MessageError:  # an uncalibrated camera: the overlay shows "no intrinsics"
-            return None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vmloc_ros.core.cameras import undistorted
 from vmloc_ros.core.frame import DEPTH, LIDAR, Frame, PinholeCamera
 from vmloc_ros.core.preprocessing import Preprocessor
 from vmloc_ros.core.projection import pinhole_projection
@@ -49,13 +50,13 @@ def range_picture(frame: Frame, preprocessor: Preprocessor) -> Picture | None:
     return _colours((normalised[0] + 1) / 2, normalised[-1] > 0)
 
 
-def overlay_picture(frame: Frame, camera: PinholeCamera | None, range_m: tuple[float, float]) -> Picture | None:
+def overlay_picture(frame: Frame, range_m: tuple[float, float]) -> Picture | None:
     """``(H, W, 3)`` uint8 RGB: the image with the lidar's points, and the names of the frame's modalities.
 
-    Where edges of points and image do not align, extrinsics, intrinsics or stamps are wrong.
+    Where edges of points and image do not align, extrinsics, intrinsics or stamps are wrong. The image is undistorted.
+    Without intrinsics or extrinsics no points are drawn.
 
     Args:
-        camera: intrinsics of the image; without them, or without extrinsics, no points are drawn.
         range_m: distances drawn in red and in blue.
 
     Returns:
@@ -63,7 +64,9 @@ def overlay_picture(frame: Frame, camera: PinholeCamera | None, range_m: tuple[f
     """
     if frame.image is None:
         return None
-    picture = frame.image.copy()
+    plain = undistorted(frame)
+    assert plain.image is not None
+    picture, camera = plain.image.copy(), plain.camera
     words = " + ".join(frame.modalities)
     if frame.cloud is not None and (camera is None or frame.camera_from_lidar is None):
         words += ", no intrinsics" if camera is None else ", no extrinsics"

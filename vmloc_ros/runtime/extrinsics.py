@@ -10,6 +10,7 @@ import numpy as np
 
 from vmloc_ros.core.errors import CheckpointError
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
+from vmloc_ros.core.names import frame_name
 from vmloc_ros.core.transform_tree import TransformLookup
 
 _BASE_FROM_BODY, _CAMERA_FROM_LIDAR = "base_from_body", "camera_from_lidar"
@@ -48,12 +49,17 @@ class Extrinsics:
 
     @property
     def problems(self) -> list[str]:
-        """Descriptions of the transforms that differ from training."""
-        return list(self._mismatches.values())
+        """Descriptions of the transforms that differ from training, and of TF's publishers that cannot be heard."""
+        return [*self._mismatches.values(), *filter(None, [self._lookup.problem])]
+
+    @property
+    def hint(self) -> str:
+        """What to append to the text of a missing transform; may be empty."""
+        return self._lookup.hint
 
     def base_from_body(self, base_frame: str, body_frame: str) -> Pose | None:
         """``base_from_body``, or None while unknown."""
-        if base_frame == body_frame:
+        if frame_name(base_frame) == frame_name(body_frame):
             return Pose.identity()
         return self._find(_BASE_FROM_BODY, base_frame, body_frame)
 

@@ -21,11 +21,11 @@ from training.sources.options import SourceOptions
 from training.sources.rosbag.source import RosbagSource
 from training.sources.seven_scenes import SevenScenesSource
 from vmloc_ros.bags.files import open_bag
+from vmloc_ros.core.cameras import decode_camera_info
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import (
-    decode_camera_info,
     decode_depth,
     decode_image,
     decode_point_cloud,
@@ -82,7 +82,7 @@ def test_bag_holds_the_scene_bit_by_bit(scene: Path, tmp_path: Path) -> None:
         assert written_mm[0, 1] == 0
         stored_mm[0, 1] = 0
         np.testing.assert_array_equal(written_mm, stored_mm)
-        assert decode_camera_info(info).fx == 585 * 8 / 640
+        assert decode_camera_info(info).camera.fx == 585 * 8 / 640
         np.testing.assert_array_equal(decode_pose(truth).matrix, pose.matrix)
 
 
@@ -150,7 +150,7 @@ def test_every_modality_of_a_source_has_its_topic(tmp_path: Path) -> None:
         np.testing.assert_allclose(decode_depth(depth), frame.depth_m, rtol=0, atol=0.000501)
         np.testing.assert_array_equal(cloud.xyz_m, frame.cloud.xyz_m)
         np.testing.assert_array_equal(cloud.intensity, frame.cloud.intensity)
-        assert decode_camera_info(info) == frame.camera
+        assert decode_camera_info(info).camera == frame.camera
         np.testing.assert_array_equal(decode_pose(truth).matrix, sample.map_from_body.matrix)
 
 

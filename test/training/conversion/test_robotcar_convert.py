@@ -19,10 +19,11 @@ from training.sources.options import RobotCarOptions, SourceOptions
 from training.sources.robotcar.source import RobotCarSource
 from training.sources.rosbag.source import RosbagSource
 from vmloc_ros.bags.files import BagWriter, open_bag
+from vmloc_ros.core.cameras import decode_camera_info
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.messages import decode_camera_info, decode_image, decode_point_cloud, decode_pose, stamp_ns
+from vmloc_ros.core.messages import decode_image, decode_point_cloud, decode_pose, stamp_ns
 from vmloc_ros.core.transform_tree import TransformTree
 
 TIMES = np.arange(0.3, 0.9, 0.0625)
@@ -82,7 +83,7 @@ def test_bag_holds_the_source_s_frames_in_the_order_of_time(sequence: Path) -> N
         assert (image.header.frame_id, info.header.frame_id) == ("camera_optical_frame",) * 2
         assert (cloud.header.frame_id, truth.header.frame_id) == ("vehicle", "map")
         np.testing.assert_array_equal(decode_image(image), sample.frame.image)
-        assert decode_camera_info(info) == sample.frame.camera
+        assert decode_camera_info(info).camera == sample.frame.camera
         np.testing.assert_array_equal(decode_point_cloud(cloud).xyz_m, sample.frame.cloud.xyz_m)
         np.testing.assert_array_equal(decode_point_cloud(cloud).intensity, sample.frame.cloud.intensity)
         np.testing.assert_array_equal(decode_pose(truth).matrix, sample.map_from_body.matrix)

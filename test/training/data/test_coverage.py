@@ -134,3 +134,14 @@ def test_the_record_of_a_training_holds_the_extrinsics_that_its_frames_came_with
     blind = ListSource([Sample(random_frame(2, names=["image"]), yaw_pose(1.0))])
     blind.samples[0] = Sample(dataclasses.replace(blind.samples[0].frame, camera_from_lidar=None), yaw_pose(1.0))
     assert "extrinsics" not in data_record([blind])
+
+
+def test_the_record_of_a_training_holds_how_its_messages_were_read(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (ListSource([Sample(random_frame(seed), yaw_pose(1.0))], f"drive {seed}") for seed in (1, 2))
+    assert data_record([first])["inputs"] == {}
+    second.readings = {"image_bits": 12}
+    third = ListSource([], "drive 3")
+    third.readings = {"image_bits": 10, "lidar_times": None}
+    with caplog.at_level("INFO"):
+        assert data_record([first, second, third])["inputs"] == {"image_bits": 12, "lidar_times": None}
+    assert "drive 3: image_bits is 10, in recordings before it 12" in caplog.text

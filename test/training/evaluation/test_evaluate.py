@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +52,19 @@ def test_poses_of_another_body_are_rejected_instead_of_compared(localizer: Local
     source = ListSource(samples(1), "garden", body_frame="camera")
     with pytest.raises(DataError, match="garden has poses of 'camera', the checkpoint predicts 'base_link'"):
         evaluate(localizer, [source], progress=False)
+
+
+def test_frames_with_only_pictures_of_an_unknown_camera_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An uncalibrated camera ends no evaluation: the lidar answers where there is one."""
+    write_random_checkpoint(tmp_path / "dense.safetensors", system="vmloc_dense", backbone="resnet18")
+    shown = [replace(x, frame=replace(x.frame, camera=None)) for x in samples(3)]
+    shown[1] = replace(shown[1], frame=replace(shown[1].frame, cloud=None))
+    found = evaluate(Localizer.load(tmp_path / "dense.safetensors", "cpu"), [ListSource(shown)], progress=False)
+    assert [estimate.stamp_ns for estimate in found.estimates] == [shown[i].frame.stamp_ns for i in (0, 2)]
+    assert {estimate.modalities for estimate in found.estimates} == {("lidar",)}
+    assert "1 frames skipped: no input of the model is left since their camera is not known" in caplog.text
 
 
 def test_no_frames_are_an_error(localizer: Localizer) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.files import parse_numbers, read_table
-from vmloc_ros.core.encodings import unpack_image
+from vmloc_ros.core.compressed_images import unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.geometry import Pose

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from training.sources.labels import label_frames
 from training.sources.robotcar.files import StampedPoses, read_stamps
-from vmloc_ros.core.encodings import unpack_image
+from vmloc_ros.core.compressed_images import unpack_image
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import PointCloud
 from vmloc_ros.core.geometry import Array, Pose

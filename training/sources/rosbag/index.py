@@ -15,23 +15,33 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.frames import FrameReader
+from training.sources.rosbag.pictures import PictureSample
 from training.sources.rosbag.poses import PoseCollector
+from training.sources.rosbag.scans import ScanSurvey
 from training.sources.rosbag.topics import (
     choose_pose_topic,
     choose_streams,
     connections_of,
+    describe_streams,
+    describe_topic,
+    is_odometry,
     is_transforms,
+    moving_topics,
+    other_pose_topics,
+    sensor_frames,
     static_topics,
 )
-from vmloc_ros.bags.files import open_bag
+from training.sources.rosbag.tracks import PoseChain
+from vmloc_ros.bags.files import BagReader, open_bag
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.names import frame_name
 
 logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
-RULES_VERSION = 2
+RULES_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,13 +51,20 @@ class BagIndex:
     Attributes:
         streams: topics by modality.
         pose_description: topic, number and time span of the poses, for messages.
-        sensor_frames: ``header.frame_id`` of the first message, by modality.
+        sensor_frames: frame of the first message, by modality.
+        choices: topics and frames that are used, as texts to print.
+        doubts: what was assumed and may be wrong, as texts to warn with.
         counts: numbers of messages and poses that were used, and that were dropped, by reason.
         stamps_ns: ``(N,)`` increasing stamps of frames.
         poses: ``(N, 7)`` x y z qw qx qy qz of ``map_from_body``; NaN where there is none.
         outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
         static_edges: parent and child of M static transforms.
         static_poses: ``(M, 7)`` their ``parent_from_child``.
+        readings: how messages of this recording are read where they leave it open, by name; as JSON has it. See
+            :class:`RosbagSource`.
+        scans: number of lidar messages.
+        empty_scans_ns: ``(K,)`` stamps of those without a return. They are missing scans, and a frame that would hold
+            nothing else is left out.
     """
 
     streams: dict[str, str]
@@ -55,12 +72,17 @@ class BagIndex:
     body_frame: str
     pose_description: str
     sensor_frames: dict[str, str]
+    choices: list[str]
+    doubts: list[str]
     counts: dict[str, int]
     stamps_ns: NDArray[np.int64]
     poses: NDArray[np.float64]
     outside: NDArray[np.bool_]
     static_edges: list[list[str]]
     static_poses: NDArray[np.float64]
+    readings: dict[str, Any]
+    scans: int
+    empty_scans_ns: NDArray[np.int64]
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
@@ -73,9 +95,12 @@ def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...
     """
     if folder is None:
         return build_index(path, options, modalities)
-    # Stride and split choose among the frames of the same index.
+    # Stride and split choose among the frames of the same index; mounts come later.
     every = SourceOptions()
-    same = {name: getattr(every, name) for name in ("stride", "test_from_s", "test_every", "test_block_s", "robotcar")}
+    same = {
+        name: getattr(every, name)
+        for name in ("stride", "test_from_s", "test_every", "test_block_s", "robotcar", "mounts")
+    }
     key = fingerprint(bag_files(path), RULES_VERSION, replace(options, **same), modalities)
     file = folder / f"{key[:32]}.npz"
     if (index := _load(file)) is not None:
@@ -94,43 +119,94 @@ def bag_files(path: Path) -> list[Path]:
 
 
 def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...]) -> BagIndex:
-    """Read a bag through once; only poses and transforms are decoded.
+    """Read a bag through once; only poses, transforms and a sample of the pictures are decoded.
 
     Raises:
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
-            invalid, or transforms do not lead from map to body.
+            invalid, transforms do not lead from map to body, or no picture can be decoded.
     """
     with open_bag(path) as reader:
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
         frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
+        pictures = PictureSample(reader, streams, options)
+        scans = ScanSurvey(reader, streams)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
         stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
         for connection, logged_ns, data in reader.messages(
             connections_of(reader, [*streams.values(), pose_topic, *static])
         ):
             if connection.topic in streams.values():
-                stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.add(connection, logged_ns, data))
+                scans.add(connection, data)
+                pictures.add(connection, data)
+                found = scans.usable(frames.add(connection, logged_ns, data))
+                stamps += ((b.stamp_ns, b.arrival_ns) for b in found)
                 continue
             message: Any = reader.deserialize(data, connection.msgtype)
             if connection.topic in static:
                 poses.add_static(connection.topic, message)
             else:
                 poses.add(message, logged_ns)
-        stamps += ((b.stamp_ns, b.arrival_ns) for b in frames.flush())
-    return _index_of(streams, frames, poses, stamps, options)
+        stamps += ((b.stamp_ns, b.arrival_ns) for b in scans.usable(frames.flush()))
+        _look_for_repeated(reader, pose_topic, static, frames.first_frames, poses)
+        chain = poses.finish(sensor_frames(reader))
+        choices = [describe_streams(reader, options, streams, frames.first_frames)]
+        choices += _describe_poses(reader, pose_topic, chain, poses)
+        doubts = [text for text in (_drift(reader, pose_topic, chain, options), poses.assumption) if text]
+    return _index_of(streams, frames, scans, poses, chain, stamps, options, pictures.readings(), choices, doubts)
+
+
+def _look_for_repeated(
+    reader: BagReader, pose_topic: str, static: list[str], sensors: dict[str, str], poses: PoseCollector
+) -> None:
+    """Read moving transforms too where static ones do not know all sensors: fixed mounts may be among them."""
+    topics = [topic for topic in moving_topics(reader, static) if topic != pose_topic]
+    if not topics or poses.knows(sensors.values()):
+        return
+    for connection, _, data in reader.messages(connections_of(reader, topics)):
+        poses.add_repeated(reader.deserialize(data, connection.msgtype))
+
+
+def _describe_poses(reader: BagReader, pose_topic: str, chain: PoseChain, poses: PoseCollector) -> list[str]:
+    """Which poses are used, which are not, and which transforms were taken for static ones."""
+    others = ", ".join(describe_topic(reader, name) for name in other_pose_topics(reader, pose_topic))
+    texts = [
+        f"poses of {chain.body_frame} in {chain.map_frame} from {describe_topic(reader, pose_topic)}"
+        + (f"; others, which source.pose_topic would choose: {others}" if others else "")
+    ]
+    if fixed := poses.fixed_transforms:
+        listing = ", ".join(" -> ".join(edge) for edge in sorted(fixed))
+        texts.append(f"these transforms are not on /tf_static, and on /tf they never move: taken as fixed: {listing}")
+    return texts
+
+
+def _drift(reader: BagReader, pose_topic: str, chain: PoseChain, options: SourceOptions) -> str:
+    """A warning where poses that drift were taken for the truth without the user's word; else empty."""
+    is_named = options.pose_topic or is_transforms(reader, pose_topic)  # of transforms the user names the frames
+    if is_named or not (is_odometry(reader, pose_topic) or chain.map_frame.rpartition("/")[2] == "odom"):
+        return ""
+    frames = f"{chain.map_frame} -> {chain.body_frame}"
+    return (
+        f"the true poses are those of {describe_topic(reader, pose_topic, frames)}, the only ones there are: odometry "
+        "drifts on most robots, and the model learns the drift. Record poses in a map (SLAM, GNSS, motion capture) and "
+        f"choose them by source.pose_topic; if these do not drift, confirm them: --set source.pose_topic={pose_topic}"
+    )
 
 
 def _index_of(
     streams: dict[str, str],
     frames: FrameReader,
+    scans: ScanSurvey,
     poses: PoseCollector,
+    chain: PoseChain,
     stamps: list[tuple[int, int]],
     options: SourceOptions,
+    readings: dict[str, Any],
+    choices: list[str],
+    doubts: list[str],
 ) -> BagIndex:
     """The index of a bag that was read through; stamps and log times of its frames are in nanoseconds."""
-    chain = poses.finish()
     stamps_ns, frames_logged_ns = np.array(stamps, np.int64).reshape(-1, 2).T
     mixed = chain.is_of_other_pass(stamps_ns, frames_logged_ns)
     stamps_ns = stamps_ns[~mixed]
@@ -140,17 +216,23 @@ def _index_of(
         map_frame=chain.map_frame,
         body_frame=chain.body_frame,
         pose_description=chain.description,
-        sensor_frames=frames.first_frames,
+        sensor_frames={name: frame_name(frame) for name, frame in frames.first_frames.items()},
+        choices=choices,
+        doubts=doubts,
         counts={
             **frames.counts,
             **chain.counts,
             "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
+            "empty scans": scans.empty,
         },
         stamps_ns=stamps_ns,
         poses=_to_rows(labels),
         outside=outside,
         static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
         static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
+        readings={**scans.readings, **readings},
+        scans=scans.count,
+        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
     )
 
 

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
 from training.sources.options import SourceOptions
+from training.sources.rosbag.frames import read_header
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
+from vmloc_ros.core.names import find_topic, frame_name
 
+ODOMETRY = "nav_msgs/msg/Odometry"
 _IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 _CAMERA_INFO = ("sensor_msgs/msg/CameraInfo",)
 # The second is what ROS 1 had before tf2.
@@ -22,13 +27,14 @@ _TYPES = {
     "pose": (
         "geometry_msgs/msg/PoseStamped",
         "geometry_msgs/msg/PoseWithCovarianceStamped",
-        "nav_msgs/msg/Odometry",
+        ODOMETRY,
         "geometry_msgs/msg/TransformStamped",
         *_TRANSFORMS,
     ),
 }
 # Ground truth is usually a PoseStamped; odometry drifts; transforms need a chain of them: the first group found wins.
 _POSE_GROUPS = (*((kind,) for kind in _TYPES["pose"] if kind not in _TRANSFORMS), _TRANSFORMS)
+_SENSORS = (*_IMAGES, "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/LaserScan")
 
 
 def choose_streams(reader: AnyReader, options: SourceOptions, modalities: tuple[str, ...]) -> dict[str, str]:
@@ -48,7 +54,7 @@ def choose_pose_topic(reader: AnyReader, options: SourceOptions) -> str:
 
 def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: str) -> str | None:
     """The topic of the image's intrinsics, None where the bag has none; errors as of :func:`choose_streams`."""
-    topics = [name for name, info in reader.topics.items() if info.msgtype in _CAMERA_INFO]
+    topics = [name for name in reader.topics if _is_of(reader, name, _CAMERA_INFO)]
     if not (topics or options.camera_info_topic):
         return None
     # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
@@ -56,15 +62,32 @@ def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: 
     return _topic(reader, "camera_info", options.camera_info_topic or (beside_image if beside_image in topics else ""))
 
 
+def other_pose_topics(reader: AnyReader, chosen: str) -> list[str]:
+    """The topics that could give poses too."""
+    known = {chosen, *static_topics(reader, chosen)}
+    found = [name for name in reader.topics if _is_of(reader, name, _TYPES["pose"]) and name not in known]
+    return sorted(name for name in found if reader.topics[name].msgcount)
+
+
 def is_transforms(reader: AnyReader, topic: str) -> bool:
     """Whether a topic carries transforms between many frames."""
-    return reader.topics[topic].msgtype in _TRANSFORMS
+    return _is_of(reader, topic, _TRANSFORMS)
+
+
+def is_odometry(reader: AnyReader, topic: str) -> bool:
+    """Whether a topic carries nav_msgs/Odometry."""
+    return _is_of(reader, topic, (ODOMETRY,))
 
 
 def static_topics(reader: AnyReader, pose_topic: str) -> list[str]:
     """Topics of static transforms: the usual one, and in a namespace the one beside the chosen transforms."""
-    names = {"/tf_static", f"{pose_topic}_static"}
+    names = {find_topic(reader.topics, "/tf_static"), f"{pose_topic}_static"}
     return sorted(name for name in names if name in reader.topics and is_transforms(reader, name))
+
+
+def moving_topics(reader: AnyReader, static: list[str]) -> list[str]:
+    """Topics of transforms that are not static."""
+    return sorted(name for name in reader.topics if name not in static and is_transforms(reader, name))
 
 
 def connections_of(reader: AnyReader, topics: list[str]) -> list[Connection]:
@@ -72,29 +95,87 @@ def connections_of(reader: AnyReader, topics: list[str]) -> list[Connection]:
     return [connection for connection in reader.connections if connection.topic in topics]
 
 
+def sensor_frames(reader: AnyReader) -> dict[str, str]:
+    """``header.frame_id`` of the first message of every picture, cloud and laser scan topic of the bag."""
+    topics = [name for name, info in reader.topics.items() if info.msgcount and _is_of(reader, name, _SENSORS)]
+    return {topic: frame for topic in topics if (frame := _first_frame(reader, topic)) is not None}
+
+
+def describe_topic(reader: AnyReader, topic: str, *more: str) -> str:
+    """A topic with types, number and mean rate over the recording of its messages, and more facts, as text."""
+    count, seconds = reader.topics[topic].msgcount, reader.duration * 1e-9
+    rate = f"{count / seconds:.3g} per second" if count > 1 and seconds > 0 else ""
+    return f"{topic} ({', '.join([*_types(reader, topic), str(count), *filter(None, (rate, *more))])})"
+
+
+def describe_streams(
+    reader: AnyReader, options: SourceOptions, streams: Mapping[str, str], frames: Mapping[str, str]
+) -> str:
+    """The topics that are read, and the image's intrinsics, as text."""
+    names = {name: frame_name(frames.get(name, "")) for name in streams}
+    texts = [f"{name} {describe_topic(reader, topic, names[name])}" for name, topic in streams.items()]
+    if IMAGE in streams:
+        try:
+            camera = choose_camera_topic(reader, options, streams[IMAGE])
+        except DataError:
+            camera = None  # named when frames are read, which needs it
+        texts += [f"camera info {describe_topic(reader, camera)}"] if camera else ["no camera info"]
+    return ", ".join(texts)
+
+
 def _topic(reader: AnyReader, role: str, wanted: str) -> str:
     path, types, kind = reader.paths[0], _TYPES[role], role.replace("_", " ")
-    listing = ", ".join(f"{name} ({info.msgtype})" for name, info in sorted(reader.topics.items()))
+    option = f"source.{'cloud' if role == LIDAR else role}_topic"
     if wanted:
-        if wanted not in reader.topics:
-            raise DataError(f"{path} has no {kind} topic {wanted}; it has {listing}")
-        if reader.topics[wanted].msgtype not in types:
-            raise DataError(
-                f"{path}: the {kind} topic {wanted} is {reader.topics[wanted].msgtype}, expected {' or '.join(types)}"
-            )
-        return wanted
+        name = find_topic(reader.topics, wanted)
+        if name is None:
+            raise DataError(f"{path} has no {kind} topic {wanted}; it has {_listing(reader)}")
+        if not _is_of(reader, name, types):
+            found = ", ".join(_types(reader, name))
+            raise DataError(f"{path}: the {kind} topic {wanted} is {found}, expected {' or '.join(types)}")
+        return name
     for group in _POSE_GROUPS if role == "pose" else (types,):
-        found = _candidates(reader, role, group)
-        if len(found) == 1:
-            return found[0]
-        if found:
-            option = f"source.{'cloud' if role == LIDAR else role}_topic"
-            raise DataError(f"{path} has several {kind} topics ({', '.join(sorted(found))}); set {option}")
-    raise DataError(f"{path} has no {kind} topic ({' or '.join(types)}); it has {listing}")
+        candidates = _candidates(reader, role, group)
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            facts = [describe_topic(reader, name, _frame_fact(reader, name)) for name in sorted(candidates)]
+            choice = f"--set {option}={sorted(candidates)[0]}"
+            raise DataError(f"{path} has several {kind} topics: {', '.join(facts)}; set {option}, such as {choice}")
+    raise DataError(f"{path} has no {kind} topic ({' or '.join(types)}); it has {_listing(reader)}")
 
 
 def _candidates(reader: AnyReader, role: str, types: tuple[str, ...]) -> list[str]:
-    found = [name for name, info in reader.topics.items() if info.msgtype in types and info.msgcount]
+    found = [name for name, info in reader.topics.items() if info.msgcount and _is_of(reader, name, types)]
     if role in (IMAGE, DEPTH):
         found = [name for name in found if ("depth" in name.lower()) == (role == DEPTH)]
     return [name for name in found if not (types is _TRANSFORMS and name.endswith("_static"))]
+
+
+def _listing(reader: AnyReader) -> str:
+    return ", ".join(f"{name} ({', '.join(_types(reader, name))})" for name in sorted(reader.topics))
+
+
+def _types(reader: AnyReader, topic: str) -> list[str]:
+    """The types of a topic: several, where publishers of different types shared its name."""
+    return list(dict.fromkeys(connection.msgtype for connection in reader.connections if connection.topic == topic))
+
+
+def _is_of(reader: AnyReader, topic: str, types: tuple[str, ...]) -> bool:
+    """Whether all messages of a topic are of these types."""
+    return set(_types(reader, topic)) <= set(types)
+
+
+def _first_frame(reader: AnyReader, topic: str) -> str | None:
+    """``header.frame_id`` of a topic's first message; None where it cannot be read."""
+    for _, _, data in reader.messages(connections_of(reader, [topic])):
+        try:
+            return frame_name(read_header(data, reader.is2)[1])
+        except ValueError:
+            return None
+    return None
+
+
+def _frame_fact(reader: AnyReader, topic: str) -> str:
+    frame = None if is_transforms(reader, topic) else _first_frame(reader, topic)
+    return f"frame {frame}" if frame else ""

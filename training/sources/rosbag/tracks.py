@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.labels import label_frames
+from training.sources.rosbag.alternation import find_alternation
 from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.fixed_transforms import fixed_pose
 from vmloc_ros.core.geometry import Pose
 
 _JUMP_BACK_NS = 1_000_000_000  # as the synchronizer has it
@@ -62,15 +64,18 @@ class PoseTrack:
         self._numbers.extend(_numbers(message))
 
     def settle(self, where: str, skip_invalid: bool) -> None:
-        """Check and sort the poses.
+        """Check and sort the poses; of equal stamps the first counts.
 
         Args:
             where: name of bag and topic in the error.
             skip_invalid: drop invalid poses instead of raising.
 
         Raises:
-            DataError: a pose has a number that is not finite or a zero quaternion.
+            DataError: a pose has a number that is not finite or a zero quaternion, or poses alternate between two
+                tracks.
         """
+        if (found := find_alternation(*self._arrays())) is not None:
+            raise DataError(f"{where}: {found}")
         stamps, first = np.unique(np.array(self._stamps_ns, np.int64), return_index=True)
         numbers = np.array(self._numbers, np.float64).reshape(-1, 7)[first]
         valid = np.isfinite(numbers).all(axis=1) & (np.linalg.norm(numbers[:, 3:], axis=1) > 1e-9)
@@ -82,6 +87,15 @@ class PoseTrack:
             )
         self.invalid = int((~valid).sum())
         self._stamps_ns, self._numbers = array("q", stamps[valid]), array("d", numbers[valid].ravel())
+
+    def fixed(self) -> Pose | None:
+        """The pose of a track that never moves; None if it does, or has less than two poses."""
+        numbers = self._arrays()[1]
+        return fixed_pose(numbers) if len(numbers) > 1 else None
+
+    def _arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """``(N,)`` stamps and ``(N, 7)`` poses."""
+        return np.array(self._stamps_ns, np.int64), np.array(self._numbers, np.float64).reshape(-1, 7)
 
     def label(self, frames_ns: NDArray[np.int64], gap_s: float) -> tuple[list[Pose | None], NDArray[np.bool_]]:
         """Poses at M stamps, after :meth:`settle`.

@@ -58,6 +58,11 @@ class System:
     config: type[ModelConfig] = ModelConfig
     objective: str | None = "pose"
 
+    @property
+    def needs_geometry(self) -> bool:
+        """See :class:`PoseModel`; False where a function builds the model that does not say so."""
+        return bool(getattr(self.build, "needs_geometry", False))
+
 
 DEFAULT_SYSTEM = "vmloc"
 

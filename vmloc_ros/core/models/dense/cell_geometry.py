@@ -45,9 +45,12 @@ class CellGeometry(PoseModel):
     def set_mounts(self, mounts: Mapping[str, Pose]) -> None:
         sensors = {name: IMAGE if name == LIDAR and self._lidar_in_camera else name for name in self.modalities}
         if missing := [name for name, sensor in sensors.items() if sensor not in mounts]:
+            words = " ".join(f"--set source.mounts.{sensors[name]}=[x,y,z,roll,pitch,yaw]" for name in missing)
             raise ModelError(
                 f"the mounting of the sensor of {', '.join(missing)} is not known, and dense systems need it: "
-                "/tf_static must lead from source.body_frame to the frame of the messages"
+                "/tf_static must lead from source.body_frame to the frame of the messages. Where the poses are those "
+                "of another frame, such as the sensor's own, type --set source.body_frame=FRAME; where the recording "
+                f"has no transform to the sensor, type {words} (metres and radians)"
             )
         self.mounts.copy_(torch.stack([torch.from_numpy(mounts[sensor].matrix) for sensor in sensors.values()]))
 
