@@ -161,7 +161,7 @@ def test_messages_that_cannot_be_decoded_are_counted_and_the_others_localized(gr
         bad.header = image_message(frames[0].stamp_ns, "camera", frames[0].image, "rgb8").header
         bad.header.stamp.nanosec += 1 + int(bad is short)
         us.publisher(Image, IMAGES).publish(cdr(bad))
-    us.publisher(PointCloud2, CLOUDS).publish(PointCloud2())  # stamp 0: also a jump back in time
+    us.publisher(PointCloud2, CLOUDS).publish(PointCloud2())  # stamp 0
     send(us, frames[1:])
     assert_equals_localizer(messages_for(us, "/vmloc_node/pose", frames[1:]), frames[1:], localizer)
     node.wait_for_output("undecodable: image: .*nonsense")
@@ -205,13 +205,13 @@ def test_diagnostics_contain_counts_latency_checkpoint_and_frames(graph, checkpo
 
     def complete():
         values = latest_values(us)
-        return values if float(values.get("latency p95 [ms]") or 0) > 0 else None
+        has_reset = int(values.get("pairing: resets", 0)) >= 1  # in the test before
+        return values if has_reset and float(values.get("latency p95 [ms]") or 0) > 0 else None
 
     values = wait_until(complete, "diagnostics")
     assert values["state"] == "active"
     assert values["checkpoint"] == str(checkpoint)
     assert values["frames"] == "map -> base_link"
-    assert int(values["pairing: resets"]) >= 1
     assert int(values["received image"]) >= int(values["poses published"]) >= 50
     assert us.received["/diagnostics"][-1].status[0].name == "vmloc_node: localization"
 
@@ -251,6 +251,7 @@ def test_a_system_of_clips_gets_a_sliding_window_that_ends_at_gaps(clip_checkpoi
     expected = [estimate for frame in frames for estimate in stream.feed(frame)]
     assert [estimate.stamp_ns for estimate in expected] == [frame.stamp_ns for frame in frames[:-2]]
     parameters = {"checkpoint": clip_checkpoint, "device": "cpu", "lookahead_frames": 2, "deadline_s": 2.0}
+    parameters["queue_depth"] = 100  # no frame is dropped on a busy machine
     with peer() as us, running(node_arguments(parameters), tmp_path / "log") as node:
         us.publisher(Image, IMAGES)
         us.publisher(PointCloud2, CLOUDS)

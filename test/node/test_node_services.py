@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -131,12 +132,13 @@ def graph(ros_domain, confidence_checkpoint, tmp_path_factory):
 def test_localize_returns_the_next_frames_pose_or_why_there_is_none(graph, localizer):
     us, _ = graph
     (good,), sent = in_distribution_frames(1), []
+    stamps_ns = count(next(STARTS_NS), PERIOD_NS)
 
     def localize(frame: Frame):
         """Call the service and send the frame until it responds: discovery may lose the first ones."""
         future = request(us, Trigger, f"{NODE}/localize")
         while not future.done():
-            sent.append(replace(frame, stamp_ns=next(STARTS_NS)))
+            sent.append(replace(frame, stamp_ns=next(stamps_ns)))
             send(us, sent[-1:])
             time.sleep(0.1)
         return future.result()

@@ -99,7 +99,7 @@ def timed_scans(times_s, count=8):
 
 def test_what_was_decided_about_points_times_is_said_once():
     said = []
-    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, said.append, "/points")
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, said.append, lidar_topic="/points")
     times_s = np.linspace(0, 0.1, 300, dtype=np.float32)
     for bundle in timed_scans(1e6 * times_s):
         np.testing.assert_allclose(builder.build(bundle).cloud.time_s, times_s, atol=1e-6)
@@ -216,7 +216,7 @@ def test_a_rectified_topic_has_p_and_a_raw_one_k_and_distortion(messages):
     for topic, expected in {"/camera/image_raw": camera, "/camera/image_rect": camera.undistorted}.items():
         told = []
         pictures = PictureCamera(topic, "auto", told.append, told.append)
-        builder = FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), told.append, told.append, pictures)
+        builder = FrameBuilder(Extrinsics(None, None, CAMERA_FROM_LIDAR), told.append, told.append, camera=pictures)
         builder.take_camera_info(camera_info_message(1, "camera", camera))
         assert builder.build(Bundle(5, 0, messages)).camera == expected
         assert len(told) == 1
@@ -237,7 +237,7 @@ def test_training_and_robot_prepare_the_same_from_the_same_messages(tmp_path, to
     trained = [sample.frame for sample in source(path, ("image",))]
 
     camera = PictureCamera(topic, "auto", lambda text: None, lambda text: None)
-    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, camera)
+    builder = FrameBuilder(Extrinsics(None, None, None), pytest.fail, pytest.fail, camera=camera)
     for info in infos:
         builder.take_camera_info(info)
     preprocessor = Preprocessor(PreprocessConfig(("image",), 32).for_system(needs_geometry=True))

@@ -88,11 +88,11 @@ def _evaluate(
     localizer = Localizer.load(checkpoint, device)
     localizer.drop_outlier_sensors = not all_sensors
     warn_of_unknown_places(localizer.header.training, [pose for source in sources for pose in source.poses()])
-    _warn_of_other_times(localizer.header.training.get("inputs", {}), sources)
+    warn_of_other_times(localizer.header.training.get("inputs", {}), sources)
     return replace(evaluate(localizer, sources, progress, lookahead, corruption), checkpoint=str(checkpoint))
 
 
-def _warn_of_other_times(trained: Mapping[str, Any], sources: Sequence[Source]) -> None:
+def warn_of_other_times(trained: Mapping[str, Any], sources: Sequence[Source]) -> None:
     """Say where scans' points' times are read otherwise than in training, as the node does."""
     for source in sources:
         own = getattr(source, "readings", {})

@@ -16,6 +16,7 @@ from vmloc_ros.core.names import frame_name
 XyzRpy = tuple[float, float, float, float, float, float]
 
 PoseSource = Literal["ins", "rtk", "gps", "vo"]
+Stamps = Literal["header", "log"]
 LidarName = Literal["lms_front", "lms_rear", "ldmrs", "velodyne_left", "velodyne_right"]
 
 
@@ -103,6 +104,8 @@ class SourceOptions:
             :mod:`training.sources.rosbag.body`. Frames compare without a leading slash.
         mounts: bags: where sensors are mounted on the body.
         slop_s: an image and a cloud (or depth image) pair when their stamps differ by no more, seconds.
+        stamps: bags: ``header``, or ``log`` to take the log times of sensors and poses in place of their stamps, for
+            recordings whose headers were never stamped. A sensor's delay is then a delay of its pose.
         pose_gap_s: frames between two poses farther apart in time are dropped, not interpolated, seconds.
         image_bits: bags: pictures of 16 bits use at least so many of them: 8, 10, 12, 14 or 16; 0: what their brightest
             pixels need, or what they used in training.
@@ -128,6 +131,7 @@ class SourceOptions:
     body_frame: str = ""
     mounts: MountOptions = field(default_factory=MountOptions)
     slop_s: float = 0.1
+    stamps: Stamps = "header"
     pose_gap_s: float = 1.0
     image_bits: int = 0
     depth_unit_m: float = 0.0

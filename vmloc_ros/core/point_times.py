@@ -111,7 +111,8 @@ class TimeReading:
     def _place(self) -> str:
         places = {0.0: "at its start", 0.5: "at its middle", 1.0: "at its end"}
         near = (name for at, name in places.items() if abs(self.header_at - at) < 0.1)
-        return next(near, f"{1e3 * self.header_at * self.sweep_s:.0f} ms after its start")
+        after_ms = 1e3 * self.header_at * self.sweep_s
+        return next(near, f"{abs(after_ms):.0f} ms {'after' if after_ms > 0 else 'before'} its start")
 
 
 def reading_from(record: Any) -> TimeReading | None:

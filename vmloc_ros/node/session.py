@@ -8,6 +8,7 @@ from typing import Any
 
 from vmloc_ros.core.errors import VmlocError
 from vmloc_ros.core.messages import stamp_ns
+from vmloc_ros.core.stamp_judge import StampJudge
 from vmloc_ros.core.synchronizer import Synchronizer
 from vmloc_ros.node.resources import Resources
 from vmloc_ros.node.worker import Worker
@@ -17,6 +18,7 @@ from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.runtime.health import Health
 from vmloc_ros.runtime.outcomes import Outcome, OutcomeWaiters
 from vmloc_ros.runtime.pipeline import Pipeline
+from vmloc_ros.runtime.stamp_problems import StampProblems
 
 
 class Session:
@@ -33,9 +35,16 @@ class Session:
         self._health, self._waiters = Health(), OutcomeWaiters()
         self._worker = Worker(resources, self._health, self._waiters)
         is_wanted = None if self._config.continuous else lambda: self._waiters.is_awaited
+        judge: StampJudge[Any] = StampJudge(self._modalities, round(self._config.jump_back_s * 1e9))
         self._pipeline = Pipeline(
-            self._synchronizer(), self._worker.prepare, self._worker.localize, self._config.queue_depth, is_wanted
+            self._synchronizer(),
+            self._worker.prepare,
+            self._worker.localize,
+            self._config.queue_depth,
+            is_wanted,
+            judge,
         )
+        self._stamp_problems = StampProblems(self._pipeline)
         self._inputs: list[Input] = []
         try:
             needs_info = resources.needs_camera_info
@@ -97,6 +106,9 @@ class Session:
         values = values_of(report, self._pipeline.statistics, self._pipeline.dropped, received)
         for source in self._inputs:
             values |= source.values
+        topics = {source.name: source.topic for source in self._inputs if source.name in self._modalities}
+        problems += self._stamp_problems.report(topics)
+        values |= self._stamp_problems.values
         values |= self._outputs.counts
         if (smoother := self._worker.smoother) is not None:
             problems += smoother.problems
@@ -127,4 +139,6 @@ class Session:
         if name == CAMERA_INFO:
             self._worker.take_camera_info(message)
         else:
-            self._pipeline.add(name, stamp_ns(message.header), message)
+            # With simulated time the clock stands at 0 before its first message.
+            clock_ns = self._node.get_clock().now().nanoseconds or None
+            self._pipeline.add(name, stamp_ns(message.header), message, clock_ns)

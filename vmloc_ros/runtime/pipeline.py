@@ -3,9 +3,9 @@
 
 ::
 
-    add -> synchronizer -> queue -> [preparation] -> slot for -> [localization]
-            pairs          drops     decodes,        one frame   runs the model,
-                           oldest    projects                    publishes
+    add -> judge ----> synchronizer -> queue -> [preparation] -> slot for -> [localization]
+           drops false pairs           drops    decodes,         one frame   runs the model,
+           stamps                      oldest   projects                     publishes
 
 While the model runs on one frame the next is prepared, so that the slower of the two threads sets the rate.
 """
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from vmloc_ros.core.stamp_judge import FalseStamps, Stamped, StampJudge
 from vmloc_ros.core.synchronizer import Bundle, Statistics, Synchronizer
 
 Payload = TypeVar("Payload")
@@ -37,6 +38,7 @@ class Pipeline(Generic[Payload, Prepared]):
         queue_depth: bundles that may wait for preparation.
         is_wanted: for work on demand: the newest bundle waits, replaced by each later one, until this returns True.
             Called while no other bundle is in work. None: work on every bundle.
+        judge: drops messages whose stamp cannot be true; used as the synchronizer is. None: all are paired.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Pipeline(Generic[Payload, Prepared]):
         localize: Callable[[Prepared], None],
         queue_depth: int,
         is_wanted: Callable[[], bool] | None = None,
+        judge: StampJudge[Payload] | None = None,
     ) -> None:
-        self._synchronizer = synchronizer
+        self._synchronizer, self._judge = synchronizer, judge
         self._prepare, self._localize, self._is_wanted = prepare, localize, is_wanted
         self._queue: deque[Bundle[Payload]] = deque()
         self._queue_depth = queue_depth if is_wanted is None else 1
@@ -76,10 +79,29 @@ class Pipeline(Generic[Payload, Prepared]):
         with self._condition:
             return self._synchronizer.statistics
 
-    def add(self, name: str, stamp_ns: int, payload: Payload) -> None:
-        """Take a message in; returns at once."""
+    @property
+    def false_stamps(self) -> dict[str, FalseStamps]:
+        """The judge's counts by stream."""
         with self._condition:
-            self._enqueue(self._synchronizer.add(name, stamp_ns, payload, time.monotonic_ns()))
+            return {} if self._judge is None else self._judge.false
+
+    def clock_gap_ns(self, first: str, second: str) -> int | None:
+        """See :meth:`StampJudge.clock_gap_ns`."""
+        with self._condition:
+            return None if self._judge is None else self._judge.clock_gap_ns(first, second, time.monotonic_ns())
+
+    def add(self, name: str, stamp_ns: int, payload: Payload, clock_ns: int | None = None) -> None:
+        """Take a message in; returns at once.
+
+        Args:
+            clock_ns: time of arrival by the clock that stamps are expected to follow; see :class:`StampJudge`.
+        """
+        now_ns = time.monotonic_ns()
+        with self._condition:
+            if self._judge is None:
+                self._enqueue(self._synchronizer.add(name, stamp_ns, payload, now_ns))
+            else:
+                self._pair(self._judge.add(name, stamp_ns, payload, now_ns, clock_ns), now_ns)
             self._condition.notify_all()
 
     def adjust(self, queue_depth: int, **durations_ns: int) -> None:
@@ -102,6 +124,8 @@ class Pipeline(Generic[Payload, Prepared]):
         """
         with self._condition:
             self._synchronizer.reset()
+            if self._judge is not None:
+                self._judge.reset()
             self._queue.clear()
             self._prepared = None
             self._resets += 1  # a bundle that is being prepared is from before the reset
@@ -131,12 +155,18 @@ class Pipeline(Generic[Payload, Prepared]):
         with self._condition:
             while not self._stopping:
                 now_ns = time.monotonic_ns()
+                if self._judge is not None:
+                    self._pair(self._judge.poll(now_ns), now_ns)
                 self._enqueue(self._synchronizer.poll(now_ns))
                 if self._queue and self._prepared is None and self._may_start():
                     return self._queue.popleft(), self._resets
-                deadline_ns = self._synchronizer.next_deadline_ns
+                deadline_ns = self._next_deadline_ns()
                 self._condition.wait(None if deadline_ns is None else (deadline_ns - now_ns) * 1e-9)
             return None
+
+    def _next_deadline_ns(self) -> int | None:
+        deadlines_ns = [self._synchronizer.next_deadline_ns, self._judge and self._judge.next_deadline_ns]
+        return min((deadline_ns for deadline_ns in deadlines_ns if deadline_ns is not None), default=None)
 
     def _may_start(self) -> bool:
         return self._is_wanted is None or (not self._is_localizing and self._is_wanted())
@@ -161,6 +191,10 @@ class Pipeline(Generic[Payload, Prepared]):
             self._is_localizing = True
             self._condition.notify_all()  # the slot is free
             return lambda: self._localize(prepared)
+
+    def _pair(self, messages: list[Stamped[Payload]], now_ns: int) -> None:
+        for message in messages:
+            self._enqueue(self._synchronizer.add(message.name, message.stamp_ns, message.payload, now_ns))
 
     def _enqueue(self, bundles: list[Bundle[Payload]]) -> None:
         self._queue.extend(bundles)

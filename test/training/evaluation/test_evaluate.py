@@ -11,6 +11,7 @@ import torchvision
 
 from helpers import ListSource, random_frame, yaw_pose
 from training.evaluation.corruption import Corruption
+from training.evaluation.evaluate import warn_of_other_times
 from training.evaluation.retrieval import nearest_image_errors
 from training.evaluation.tracks import EvaluatedTrack, evaluate
 from training.testing import write_random_checkpoint
@@ -164,3 +165,21 @@ def test_frames_without_an_image_take_no_part_and_none_at_all_is_an_error(weight
         nearest_image_errors(
             [ListSource(known)], [ListSource([lidar_only], "cellar")], "squeezenet1_1", weights, progress=False
         )
+
+
+@pytest.mark.parametrize(("own", "warns"), [(None, True), ({"unit": "us", "field": "time"}, False)])
+def test_scans_whose_times_are_read_otherwise_than_in_training_are_warned_of(
+    own: dict[str, str] | None, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = {
+        "field": "t", "type": "uint32", "unit": "ns", "clock": "header", "sweep_s": 0.1, "period_s": 0.1,
+        "header_at": 0.0,
+    }  # fmt: skip
+    recording = ListSource([], "drive")
+    recording.readings = {"lidar_times": None if own is None else trained | own}
+    warn_of_other_times({"lidar_times": trained}, [recording])
+    assert ("drive: points' times: none, other than in training" in caplog.text) == warns
+    caplog.clear()
+    warn_of_other_times({}, [recording])
+    warn_of_other_times({"lidar_times": trained}, [ListSource([], "images")])
+    assert not caplog.records

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
+from training.sources.rosbag.message_stamps import FalseStamps, MessageStamps
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.synchronizer import Bundle, Synchronizer
 
@@ -46,8 +47,12 @@ class FrameReader:
         streams: topics by modality; each message of the first one makes a frame.
         slop_s: see :class:`SourceOptions`.
         keep_data: keep the messages in the bundles, not just their stamps.
+        use_log_times: take log times in place of the headers' stamps.
+        false: messages to leave out, of an earlier reading of the same bag. None: the first reading. Then all frames
+            come from :meth:`flush`, since only later messages tell which stamps were false.
 
     Attributes:
+        false: the messages that are left out; of the first reading after :meth:`flush`.
         first_frames: by modality ``header.frame_id`` of its first message.
         repeated: number of frames dropped after the clock jumped back.
 
@@ -55,8 +60,18 @@ class FrameReader:
         DataError: a topic's type does not begin with a header.
     """
 
-    def __init__(self, reader: AnyReader, streams: dict[str, str], slop_s: float, keep_data: bool) -> None:
+    def __init__(
+        self,
+        reader: AnyReader,
+        streams: dict[str, str],
+        slop_s: float,
+        keep_data: bool,
+        use_log_times: bool = False,
+        false: FalseStamps | None = None,
+    ) -> None:
         self._path, self._is_ros2, self._keep_data = reader.paths[0], reader.is2, keep_data
+        self._use_log_times, self.false = use_log_times, false or {}
+        self._read = MessageStamps(streams) if false is None else None
         self._roles = {topic: name for name, topic in streams.items()}
         self._primary, *others = streams
         self._synchronizer: Synchronizer[Serialized | None] = Synchronizer(
@@ -82,12 +97,27 @@ class FrameReader:
             ) from error
         role = self._roles[connection.topic]
         self.first_frames.setdefault(role, frame_id)
+        stamp_ns = logged_ns if self._use_log_times else stamp_ns
+        if self._read is not None:
+            self._read.add(role, stamp_ns, logged_ns)
+            return []
+        if (stamp_ns, logged_ns) in self.false.get(role, ()):
+            return []
         payload = (connection.msgtype, data) if self._keep_data else None
         return self._new(self._synchronizer.add(role, stamp_ns, payload, logged_ns))
 
     def flush(self) -> list[Bundle[Serialized | None]]:
-        """The frames that are still pending at the bag's end."""
-        return self._new(self._synchronizer.flush())
+        """The frames that are still pending at the bag's end; of a first reading all of them.
+
+        Raises:
+            DataError: no message of a topic has a stamp that can be true.
+        """
+        bundles = []
+        if self._read is not None:
+            self.false = self._read.judge(self._path)
+            for role, stamp_ns, logged_ns in self._read.believed():
+                bundles += self._new(self._synchronizer.add(role, stamp_ns, None, logged_ns))
+        return bundles + self._new(self._synchronizer.flush())
 
     @property
     def counts(self) -> dict[str, int]:
@@ -98,6 +128,7 @@ class FrameReader:
             f"{self._primary} alone": counts.primary_only,
             f"without {self._primary}": counts.secondary_only,
             "late or duplicate": counts.late + counts.duplicate,
+            **({} if self._read is None else self._read.counts),
         }
 
     def _new(self, bundles: Iterable[Bundle[Serialized | None]]) -> list[Bundle[Serialized | None]]:

@@ -55,6 +55,7 @@ class BagIndex:
         choices: topics and frames that are used, as texts to print.
         doubts: what was assumed and may be wrong, as texts to warn with.
         counts: numbers of messages and poses that were used, and that were dropped, by reason.
+        false_stamps: stamps and log times of the messages that are left out, by modality.
         stamps_ns: ``(N,)`` increasing stamps of frames.
         poses: ``(N, 7)`` x y z qw qx qy qz of ``map_from_body``; NaN where there is none.
         outside: ``(N,)`` bool, whether a frame lies outside the poses' time span; others without a pose are in a gap.
@@ -75,6 +76,7 @@ class BagIndex:
     choices: list[str]
     doubts: list[str]
     counts: dict[str, int]
+    false_stamps: dict[str, list[list[int]]]
     stamps_ns: NDArray[np.int64]
     poses: NDArray[np.float64]
     outside: NDArray[np.bool_]
@@ -129,7 +131,7 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
-        frames = FrameReader(reader, streams, options.slop_s, keep_data=False)
+        frames = FrameReader(reader, streams, options.slop_s, False, options.stamps == "log")
         pictures = PictureSample(reader, streams, options)
         scans = ScanSurvey(reader, streams)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
@@ -225,6 +227,7 @@ def _index_of(
             "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
             "empty scans": scans.empty,
         },
+        false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in frames.false.items()},
         stamps_ns=stamps_ns,
         poses=_to_rows(labels),
         outside=outside,

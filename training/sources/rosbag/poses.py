@@ -81,10 +81,11 @@ class PoseCollector:
         """Add a message of the pose topic, in the order of logging."""
         if self._is_tree:
             for transform in message.transforms:
-                self._track(_frames(transform)).add(stamp_ns(transform.header), logged_ns, transform)
+                self._track(_frames(transform)).add(self._stamp_ns(transform, logged_ns), logged_ns, transform)
             return
         parent, child = _frames(message)
-        self._track((parent or self._options.map_frame, child)).add(stamp_ns(message.header), logged_ns, message)
+        edge = parent or self._options.map_frame, child
+        self._track(edge).add(self._stamp_ns(message, logged_ns), logged_ns, message)
 
     def finish(self, sensors: Mapping[str, str] = {}) -> PoseChain:
         """The chain of transforms from map to body.
@@ -101,6 +102,9 @@ class PoseCollector:
             if isinstance(transform, PoseTrack):
                 transform.settle(f"{self._path}: {self._topic}", self._options.skip_invalid)
         return chain
+
+    def _stamp_ns(self, message: Any, logged_ns: int) -> int:
+        return logged_ns if self._options.stamps == "log" else stamp_ns(message.header)
 
     def _track(self, edge: Edge) -> PoseTrack:
         if edge not in self._tracks:

@@ -192,7 +192,10 @@ class RosbagSource:
         Args:
             camera_topic: of CameraInfo messages, which are taken in as they come, as the node does.
         """
-        frames = FrameReader(reader, self._index.streams, self._options.slop_s, keep_data=True)
+        false = {name: {(stamp, logged) for stamp, logged in rows} for name, rows in self._index.false_stamps.items()}
+        frames = FrameReader(
+            reader, self._index.streams, self._options.slop_s, True, self._options.stamps == "log", false
+        )
         camera_topics = [] if camera_topic is None else [camera_topic]
         connections = connections_of(reader, [*self._index.streams.values(), *camera_topics])
         left = dict(self._labels)

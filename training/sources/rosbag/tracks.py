@@ -15,28 +15,29 @@ from numpy.typing import NDArray
 
 from training.sources.labels import label_frames
 from training.sources.rosbag.alternation import find_alternation
+from training.sources.rosbag.message_stamps import check_stamps
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.fixed_transforms import fixed_pose
 from vmloc_ros.core.geometry import Pose
+from vmloc_ros.core.stamps import TOLERANCE_NS, StampReport, find_false_stamps
 
-_JUMP_BACK_NS = 1_000_000_000  # as the synchronizer has it
 _NEVER_NS = (1 << 63) - 1
 
 
 class PoseTrack:
-    """All poses of one frame in another that a recording holds, in arrays of 64 bytes a pose.
+    """All poses of one frame in another that a recording holds, in arrays of 72 bytes a pose.
 
     Unlike :class:`vmloc_ros.core.pose_buffer.PoseBuffer` it is unbounded, sorted once and interpolated at many stamps
-    together. Poses may arrive out of order; of equal stamps the first counts. After the clock jumps back (a bag played
-    in a loop, a reset of a simulation), poses are dropped until the clock has caught up.
+    together. Poses may arrive out of order; of equal stamps the first counts. Poses whose stamp cannot be true are
+    dropped. After the clock jumps back (a bag played in a loop, a reset of a simulation), poses are dropped until the
+    clock has caught up.
     """
 
     def __init__(self) -> None:
-        self._stamps_ns, self._numbers = array("q"), array("d")
-        self._newest_ns = -(1 << 63)
-        self._is_behind = False
+        self._stamps_ns, self._logged_ns, self._numbers = array("q"), array("q"), array("d")
         # For each jump back: log time, newest stamp before it, first newer stamp after it.
         self._jumps_ns: list[tuple[int, int, int]] = []
+        self._stamp_report: StampReport | None = None
         self.repeated = 0
         self.invalid = 0
 
@@ -44,36 +45,64 @@ class PoseTrack:
         return len(self._stamps_ns)
 
     @property
+    def false(self) -> int:
+        """Number of poses whose stamp cannot be true."""
+        report = self._stamp_report
+        return 0 if report is None else report.zeros + report.departed
+
+    @property
     def span(self) -> str:
-        """Number of poses and their first and last stamp, as text."""
+        """Number of poses and their first and last stamp, as text; after it no more poses can be added."""
+        self._judge()
         return f"{len(self)} from {min(self._stamps_ns)} to {max(self._stamps_ns)} ns" if len(self) else "0 at all"
 
     def add(self, stamp_ns: int, logged_ns: int, message: Any) -> None:
         """Add a pose, transform or odometry message, unchecked, in the order of logging."""
-        if stamp_ns < self._newest_ns - _JUMP_BACK_NS and not self._is_behind:
-            self._is_behind = True
-            self._jumps_ns.append((logged_ns, self._newest_ns, _NEVER_NS))
-        if self._is_behind and stamp_ns <= self._newest_ns:
-            self.repeated += 1
-            return
-        if self._is_behind:
-            self._is_behind = False
-            self._jumps_ns[-1] = (*self._jumps_ns[-1][:2], stamp_ns)
-        self._newest_ns = max(self._newest_ns, stamp_ns)
         self._stamps_ns.append(stamp_ns)
+        self._logged_ns.append(logged_ns)
         self._numbers.extend(_numbers(message))
+
+    def _judge(self) -> StampReport:
+        """Drop the poses whose stamp cannot be true, and those after a jump back; once."""
+        if self._stamp_report is None:
+            stamps, logged = np.array(self._stamps_ns, np.int64), np.array(self._logged_ns, np.int64)
+            self._stamp_report = find_false_stamps(stamps, logged)
+            rows = np.flatnonzero(~self._stamp_report.false)
+            rows = rows[self._first_pass(stamps[rows], logged[rows])]
+            numbers = np.array(self._numbers, np.float64).reshape(-1, 7)[rows]
+            self._stamps_ns, self._numbers = array("q", stamps[rows]), array("d", numbers.ravel())
+            self._logged_ns = array("q")  # no longer needed
+        return self._stamp_report
+
+    def _first_pass(self, stamps_ns: NDArray[np.int64], logged_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``(N,)`` bool: the pose does not repeat stamps from before a jump back."""
+        newest_ns = np.maximum.accumulate(stamps_ns)
+        before_ns = np.concatenate([newest_ns[:1], newest_ns[:-1]])
+        kept = np.ones(len(stamps_ns), bool)
+        end = 0
+        for row in np.flatnonzero(stamps_ns < before_ns - TOLERANCE_NS).tolist():
+            if row < end:
+                continue
+            newer = np.flatnonzero(stamps_ns[row:] > before_ns[row])
+            end = row + int(newer[0]) if len(newer) else len(stamps_ns)
+            resumed_ns = int(stamps_ns[end]) if len(newer) else _NEVER_NS
+            self._jumps_ns.append((int(logged_ns[row]), int(before_ns[row]), resumed_ns))
+            kept[row:end] = False
+        self.repeated = int((~kept).sum())
+        return kept
 
     def settle(self, where: str, skip_invalid: bool) -> None:
         """Check and sort the poses; of equal stamps the first counts.
 
         Args:
-            where: name of bag and topic in the error.
+            where: name of bag and topic in errors and warnings.
             skip_invalid: drop invalid poses instead of raising.
 
         Raises:
-            DataError: a pose has a number that is not finite or a zero quaternion, or poses alternate between two
-                tracks.
+            DataError: a pose has a number that is not finite or a zero quaternion, none has a stamp, or poses alternate
+                between two tracks.
         """
+        check_stamps(where, self._judge())
         if (found := find_alternation(*self._arrays())) is not None:
             raise DataError(f"{where}: {found}")
         stamps, first = np.unique(np.array(self._stamps_ns, np.int64), return_index=True)
@@ -170,6 +199,7 @@ class PoseChain:
     def counts(self) -> dict[str, int]:
         """Number of dropped poses, by reason."""
         return {
+            "poses with a false stamp": sum(track.false for track in self._tracks),
             "poses after the clock jumped back": sum(track.repeated for track in self._tracks),
             "invalid poses": sum(track.invalid for track in self._tracks),
         }
