@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +21,13 @@ import yaml
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from ros_graph import ament_prefix
 from vmloc_ros.core.synchronizer import Statistics
 from vmloc_ros.initialpose import InitialPose
-from vmloc_ros.ros.diagnostics import values_of
+from vmloc_ros.ros.diagnostics import Diagnostics, values_of
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.health import Health
 
@@ -331,3 +334,21 @@ def test_the_fastdds_profile_replaces_the_builtin_transports():
     values = {element.tag.split("}")[1]: (element.text or "").strip() for element in root.iter()}
     assert int(values["segment_size"]) >= 64 * 2**20
     assert values["useBuiltinTransports"] == "false"
+
+
+def test_the_analyzer_matches_each_nodes_status_and_no_other():
+    text = (ROOT / "config" / "examples" / "diagnostics.yaml").read_text()
+    analyzer = yaml.safe_load(text)["analyzers"]["ros__parameters"]["localization"]
+    (part,) = analyzer["contains"]
+    published = []
+    for name in ("/vmloc_node", "/robot1/vmloc_node"):
+        node = MagicMock(get_fully_qualified_name=lambda name=name: name)
+        node.get_clock().now().to_msg.return_value = Time()
+        diagnostics = Diagnostics(node)
+        diagnostics.publish(DiagnosticStatus.OK, "localizing", {})
+        published += node.create_publisher.return_value.publish.call_args.args[0].status
+    assert [part in status.name for status in published] == [True, True]
+    assert len({status.name for status in published}) == 2
+    assert all(status.hardware_id == socket.gethostname() for status in published)
+    assert part not in "camera_driver: frequency"
+    assert isinstance(analyzer["timeout"], float)

@@ -43,8 +43,7 @@ class PosePublication:
         # The synchronizer releases frames in order of stamps, except after a jump back in time.
         if self._latest_ns is not None and stamp_ns <= self._latest_ns:
             self.reset("stamps have jumped back")
-            if self._resources.odometry is not None:
-                self._resources.odometry.reset()
+            self._resources.forget_motion()  # else tf2 would complain of every transform from now on, also our own
         self._latest_ns = stamp_ns
 
     def publish(self, estimate: Estimate, body_frame: str, arrival_ns: int) -> str:

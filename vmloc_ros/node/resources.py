@@ -53,7 +53,7 @@ class Resources:
             trained,
             node.get_logger().warning,
         )
-        self._more_lookups: list[TransformLookup] = []
+        self._lookup, self._more_lookups = lookup, list[TransformLookup]()
         self.odometry = create_odometry(config, self.base_frame, lookup) if _needs_odometry(config) else None
         self._area = TrainingAreaCloud(node, self.map_frame)
         try:
@@ -114,6 +114,13 @@ class Resources:
             self.odometry = create_odometry(config, self.base_frame, lookup)
         self.outputs.use(config, self.odometry)
         self.config = replace(config, checkpoint=self.config.checkpoint)
+
+    def forget_motion(self) -> None:
+        """Forget moving transforms and odometry so far, after a jump back in time."""
+        for lookup in (self._lookup, *self._more_lookups):
+            lookup.forget()
+        if self.odometry is not None:
+            self.odometry.reset()
 
     def _odometry_frame(self, config: NodeConfig) -> str | None:
         """The frame whose odometry comes from TF; None where it is not needed, or comes from a topic."""
