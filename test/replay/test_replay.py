@@ -129,6 +129,98 @@ def test_topics_whose_package_is_missing_are_skipped_by_name(tmp_path, caplog):
     assert "nowhere_msgs" in caplog.text
 
 
+def write_poses(path: Path, logged_ns: list[int]) -> Path:
+    """A pose logged at each of these times, by which its place is known."""
+    with BagWriter(path) as writer:
+        for number, logged in enumerate(logged_ns):
+            pose = Pose(np.array([number, 0.0, 0.0]), np.array([1.0, 0, 0, 0]))
+            writer.write(TRUTH, pose_stamped_message(START_NS + number, "map", pose), logged)
+    return path
+
+
+HOUR_NS = 3_600_000_000_000
+REGULAR = [START_NS + i * PERIOD_NS for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("logged_ns", "text"),
+    [
+        ([0, *REGULAR], "1 message(s) were logged at 0 or long before the others; they go out at once"),
+        ([START_NS - 24 * HOUR_NS, *REGULAR], "they go out at once, at the start, 2023-11-14 22:13:20 UTC"),
+        (
+            [*REGULAR[:10], *(time + 2 * HOUR_NS for time in REGULAR[10:])],
+            "nothing was recorded for 2 h 0 min after 2023-11-14 22:13:20 UTC; skipped",
+        ),
+        ([*REGULAR, START_NS + 48 * HOUR_NS], "1 gap(s) of more than 10.0 s without messages are left out"),
+    ],
+)
+def test_a_replay_never_waits_for_hours(tmp_path, caplog, logged_ns, text):
+    path = write_poses(tmp_path / "bag", logged_ns)
+    caplog.set_level(logging.INFO)
+    with peer() as us:
+        poses, clock = us.collect(PoseStamped, TRUTH), us.collect(Clock, "/clock")
+        report = replay(path, clock=True, wait_for=[TRUTH, "/clock"], linger_s=0.2)
+        wait_until(lambda: len(poses) == len(logged_ns), "all poses")
+    assert [pose.pose.position.x for pose in poses] == list(range(len(logged_ns)))
+    assert report.published == {TRUTH: len(logged_ns)}
+    times = [message.clock.sec * 1_000_000_000 + message.clock.nanosec for message in clock]
+    assert times == sorted(times)
+    assert START_NS <= times[0] < START_NS + PERIOD_NS * 20
+    assert times[-1] >= logged_ns[-1]
+    assert text in caplog.text
+    assert "100 % (1 of 1 s" in caplog.text.replace("0.9", "1").replace("1.0", "1")
+
+
+def test_the_start_in_the_metadata_is_not_trusted(tmp_path, caplog):
+    path = write_poses(tmp_path / "bag", REGULAR)
+    metadata = (path / "metadata.yaml").read_text()
+    (path / "metadata.yaml").write_text(metadata.replace(str(START_NS), str(START_NS - 24 * HOUR_NS)))
+    assert replay(path, linger_s=0.0, progress=False).published == {TRUTH: 20}
+    assert "begins 1 d 0 h before its first message; the replay starts there" in caplog.text
+
+
+def test_a_gap_may_be_kept(tmp_path, caplog):
+    path = write_poses(tmp_path / "bag", [START_NS, START_NS + 12_000_000_000])
+    caplog.set_level(logging.INFO)
+    report = replay(path, rate=24.0, max_gap_s=float("inf"), linger_s=0.0, progress=False)
+    assert report.published == {TRUTH: 2}
+    assert "skipped" not in caplog.text
+    with pytest.raises(ConfigError, match="the longest gap must be positive, got 0"):
+        replay(path, max_gap_s=0.0)
+
+
+def test_of_a_topic_of_two_types_the_more_frequent_one_is_played(tmp_path):
+    store, topic = get_typestore(Stores.ROS2_JAZZY), "/camera/image_raw"
+    kinds = [("sensor_msgs/msg/Image", 5), ("sensor_msgs/msg/CompressedImage", 2)]
+    with Writer(tmp_path / "bag", version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP) as writer:
+        image = image_message(START_NS, "cam", np.zeros((2, 2, 3), np.uint8), "rgb8")
+        small = store.types[kinds[1][0]](header=image.header, format="jpeg", data=np.zeros(4, np.uint8))
+        for (kind, count), message in zip(kinds, (image, small), strict=True):
+            connection = writer.add_connection(topic, kind, typestore=store)
+            for i in range(count):
+                writer.write(connection, START_NS + i, store.serialize_cdr(message, kind))
+    with peer() as us:
+        received = us.collect(Image, topic)
+        report = replay(tmp_path / "bag", wait_for=[topic], linger_s=0.2, progress=False)
+        wait_until(lambda: len(received) == 5, "all pictures")
+    assert report.published == {topic: 5}
+    assert report.skipped == {
+        topic: "2 messages of type sensor_msgs/msg/CompressedImage; a topic has one type, and most messages are "
+        "sensor_msgs/msg/Image"
+    }
+
+
+def test_a_recording_that_was_cut_off_is_played_as_far_as_it_goes_on_request(bag, tmp_path, caplog):
+    cut = shutil.copytree(bag, tmp_path / "cut")
+    [file] = cut.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(DataError, match="mcap recover"):
+        replay(cut, progress=False)
+    report = replay(cut, rate=4.0, allow_truncated=True, linger_s=0.0, progress=False)
+    assert 0 < sum(report.published.values()) < 37
+    assert f"it is cut off after {sum(report.published.values())} messages" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -399,6 +399,27 @@ def test_an_empty_bag(train_on_bag, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert_one_line(capsys, train_on_bag(tmp_path / "bag"), "bag", "is empty")
 
 
+def test_a_bag_that_was_cut_off_is_used_on_request(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [file] = image_bag(tmp_path / "bag").glob("*.mcap")
+    file.write_bytes(file.read_bytes()[:-100])
+    command = "show", tmp_path / "bag", "--out", tmp_path / "show.png", "--set", "source.stride=1"
+    assert_one_line(capsys, run(*command), "cut off after 6 messages, 0.2 s", "mcap recover", "--allow-truncated")
+    assert run(*command, "--allow-truncated") == 0
+    assert "bag: 3 frames" in capsys.readouterr().out
+    assert (tmp_path / "show.png").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "confidence", "calibrate", "show", "extrinsics", "replay"])
+def test_every_command_that_reads_bags_can_be_told_to_use_what_is_there(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    assert "--allow-truncated" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["bag.mcap", "bag.db3"])
 def test_a_file_that_is_no_bag(train_on_bag, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"no bag at all" * 20)

@@ -25,6 +25,18 @@ def add_split(parser: Parser, default: str, of: str = "of datasets that have spl
 def add_source_overrides(parser: Parser) -> None:
     """``--set source.KEY=VALUE``, for commands that can override how data are read and nothing else."""
     parser.add_argument("--set", action="append", metavar="source.KEY=VALUE", help="override how data are read")
+    add_allow_truncated(parser)
+
+
+def add_allow_truncated(parser: Parser) -> None:
+    """``--allow-truncated``: short for an item of ``--set``."""
+    parser.add_argument(
+        "--allow-truncated",
+        action="append_const",
+        dest="set",
+        const="source.allow_truncated=true",
+        help="use what is there of bags that were cut off",
+    )
 
 
 def add_device(parser: Parser) -> None:

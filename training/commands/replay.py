@@ -25,6 +25,14 @@ def add_replay(commands: Any) -> None:
     parser.add_argument("--wait-for", nargs="+", metavar="TOPIC", help="start when these have a subscriber")
     parser.add_argument("--record", type=Path, help="bag folder for recorded topics")
     parser.add_argument("--record-topics", nargs="+", default=[], metavar="TOPIC", help="what to record")
+    parser.add_argument(
+        "--max-gap",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="skip what is longer without any message (default: 10; inf: never)",
+    )
+    parser.add_argument("--allow-truncated", action="store_true", help="play what is there of a bag that was cut off")
     add_overwrite(parser, "a recording that exists")
 
 
@@ -41,6 +49,8 @@ def _replay(options: argparse.Namespace) -> None:
         record=options.record,
         record_topics=options.record_topics,
         overwrite=options.overwrite,
+        max_gap_s=options.max_gap,
+        allow_truncated=options.allow_truncated,
     )
     for topic, reason in report.skipped.items():
         print(f"not played: {topic}: {reason}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
-from training.commands.options import add_device
+from training.commands.options import add_allow_truncated, add_device
 from vmloc_ros.core.errors import ConfigError
 
 _TABLES = ("table1", "table2", "table3", "table4", "cost", "claims", "recipe", "ablation", "systems")
@@ -47,6 +47,7 @@ def add_reproduce(commands: Any) -> None:
         "repeatable; dense systems' own files (except images and backbone) and --set override it",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of all files")
+    add_allow_truncated(parser)
     add_device(parser)
     _add_more(parser)
     parser.set_defaults(interrupt_hint="; the same command goes on from there")

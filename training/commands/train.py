@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from training.commands import add_command
-from training.commands.options import add_cache, add_checkpoint_out, add_device, add_overwrite, add_split
+from training.commands.options import (
+    add_allow_truncated,
+    add_cache,
+    add_checkpoint_out,
+    add_device,
+    add_overwrite,
+    add_split,
+)
 
 
 def add_train(commands: Any) -> None:
@@ -27,6 +34,7 @@ def add_train(commands: Any) -> None:
     parser.add_argument("--val-data", type=Path, nargs="+", help="validate on these instead of held-out blocks")
     add_checkpoint_out(parser)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, such as optimizer.epochs=20")
+    add_allow_truncated(parser)
     add_device(parser)
     add_cache(parser)
     parser.add_argument("--no-cache", action="store_true", help="hold prepared frames in memory, write none to disk")

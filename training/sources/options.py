@@ -110,6 +110,7 @@ class SourceOptions:
         image_bits: bags: pictures of 16 bits use at least so many of them: 8, 10, 12, 14 or 16; 0: what their brightest
             pixels need, or what they used in training.
         depth_unit_m: bags: metres per unit of depth images; 0: 0.001 for integers, 1 for floats (REP 118).
+        allow_truncated: bags: use what is there of a recording that was cut off, with a warning that says how much.
         skip_invalid: 7-Scenes and bags: skip and count invalid poses instead of raising an error.
         register_depth: 7-Scenes: bring depth into the view of the colour camera; see ``seven_scenes``.
         depth_mount: pose of the depth camera in the colour camera's optical frame, for ``register_depth``: x, y, z in
@@ -135,6 +136,7 @@ class SourceOptions:
     pose_gap_s: float = 1.0
     image_bits: int = 0
     depth_unit_m: float = 0.0
+    allow_truncated: bool = False
     skip_invalid: bool = False
     register_depth: bool = False
     depth_mount: XyzRpy | None = None

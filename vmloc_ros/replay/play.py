@@ -24,6 +24,8 @@ from vmloc_ros.ros.environment import use_fastdds_profile
 
 __all__ = ["ReplayError", "ReplayReport", "replay"]
 
+MAX_GAP_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
@@ -57,9 +59,11 @@ def replay(
     record_topics: Sequence[str] = (),
     overwrite: bool = False,
     linger_s: float = 2.0,
+    max_gap_s: float = MAX_GAP_S,
+    allow_truncated: bool = False,
     progress: bool = True,
 ) -> ReplayReport:
-    """Publish the messages of ``bag`` at the pace of their log times.
+    """Publish the messages of ``bag`` at the pace of their log times, from the first message on.
 
     The bytes are published unchanged, with the QoS that the bag stores. SIGINT and SIGTERM end the replay with the
     recording closed and complete so far. With ``loop`` stamps jump back to the start.
@@ -76,6 +80,9 @@ def replay(
         record_topics: fully qualified names; types and QoS are taken from their publishers.
         overwrite: replace an existing recording.
         linger_s: keep recording this long after the last message, for late results.
+        max_gap_s: where nothing was recorded for longer, the replay and its ``/clock`` jump to the next message;
+            infinity: never.
+        allow_truncated: play what is there of a recording that was cut off.
         progress: show progress.
 
     Raises:
@@ -83,22 +90,22 @@ def replay(
         ConfigError: an argument is out of range or names a topic that is not in the bag.
         ReplayError: no subscriber for ``wait_for`` in time, or no topic can be played.
     """
-    _check(rate, linger_s, record, record_topics)
+    _check(rate, linger_s, max_gap_s, record, record_topics)
     use_fastdds_profile()
     with ExitStack() as stack:
-        reader = stack.enter_context(open_bag(bag))
+        reader = stack.enter_context(open_bag(bag, allow_truncated))
         writer = None
         if record is not None:
             writer = stack.enter_context(BagWriter(record, overwrite, message_types=reader.typestore))
         stop = stack.enter_context(_stop_on_signals())
         node = stack.enter_context(_ros_node())
-        player = Player(node, reader, rate, clock, topics, stop)
+        player = Player(node, reader, rate, clock, topics, stop, max_gap_s)
         recorder = None
         if writer is not None:
             recorder = Recorder(node, writer, record_topics, player.log_time_ns, stop)
             stack.callback(recorder.stop)
         player.wait(wait_for, recorder, wait_timeout_s)
-        duration_s = round(reader.duration * 1e-9, 1)
+        duration_s = round(player.timeline.duration_s, 1)
         playing = True
         while playing:
             with progress_bar(duration_s, "replay", "s", disable=not progress) as bar:
@@ -109,11 +116,15 @@ def replay(
         return ReplayReport(dict(player.published), player.skipped, recorded, player.largest_lag_s, stop.is_set())
 
 
-def _check(rate: float, linger_s: float, record: Path | str | None, record_topics: Sequence[str]) -> None:
+def _check(
+    rate: float, linger_s: float, max_gap_s: float, record: Path | str | None, record_topics: Sequence[str]
+) -> None:
     if not 0 < rate < float("inf"):
         raise ConfigError(f"rate must be positive, got {rate}")
     if linger_s < 0:
         raise ConfigError(f"linger must not be negative, got {linger_s} s")
+    if not max_gap_s > 0:
+        raise ConfigError(f"the longest gap must be positive, got {max_gap_s} s")
     if (record is None) != (not record_topics):
         raise ConfigError("recording needs both a bag to write and the topics to record")
 

@@ -20,7 +20,7 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from bag_builders import CAMERA, MS, T0, Message, calibration, clouds, images, poses, source, true_pose, write_bag
-from training.sources.rosbag.frames import read_header
+from training.sources.rosbag.headers import read_header
 from vmloc_ros.bags.files import BagWriter
 from vmloc_ros.bags.messages import image_message, tf_message, typestore
 from vmloc_ros.core.errors import DataError

@@ -7,14 +7,14 @@ import json
 import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
-from training.sources.rosbag.frames import FrameReader
+from training.sources.rosbag.frames import FirstReading, PairedStamps, pair_stamps
 from training.sources.rosbag.pictures import PictureSample
 from training.sources.rosbag.poses import PoseCollector
 from training.sources.rosbag.scans import ScanSurvey
@@ -30,9 +30,10 @@ from training.sources.rosbag.topics import (
     other_pose_topics,
     sensor_frames,
     static_topics,
+    strays,
 )
 from training.sources.rosbag.tracks import PoseChain
-from vmloc_ros.bags.files import BagReader, open_bag
+from vmloc_ros.bags.files import BagReader, bag_files, open_bag
 from vmloc_ros.core.errors import OutputError
 from vmloc_ros.core.files import write_aside
 from vmloc_ros.core.geometry import Pose
@@ -42,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 # Increase it whenever the same bag and options may give other frames than before.
 RULES_VERSION = 5
+
+
+_BY_STAMPS = "messages that belong together were not logged together: it is read by the stamps in their headers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +70,7 @@ class BagIndex:
         scans: number of lidar messages.
         empty_scans_ns: ``(K,)`` stamps of those without a return. They are missing scans, and a frame that would hold
             nothing else is left out.
+        windows: by modality, where messages are to be read by their stamps (see ``order``); empty: as they were logged.
     """
 
     streams: dict[str, str]
@@ -85,6 +90,7 @@ class BagIndex:
     readings: dict[str, Any]
     scans: int
     empty_scans_ns: NDArray[np.int64]
+    windows: dict[str, int]
 
 
 def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...], folder: Path | None) -> BagIndex:
@@ -115,11 +121,6 @@ def load_or_build(path: Path, options: SourceOptions, modalities: tuple[str, ...
     return index
 
 
-def bag_files(path: Path) -> list[Path]:
-    """The files that a bag consists of."""
-    return [path] if path.is_file() else list(path.iterdir())
-
-
 def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...]) -> BagIndex:
     """Read a bag through once; only poses, transforms and a sample of the pictures are decoded.
 
@@ -127,36 +128,76 @@ def build_index(path: Path, options: SourceOptions, modalities: tuple[str, ...])
         DataError: the bag is missing, empty or damaged, a topic is absent, ambiguous or of the wrong type, a pose is
             invalid, transforms do not lead from map to body, or no picture can be decoded.
     """
-    with open_bag(path) as reader:
+    with open_bag(path, options.allow_truncated) as reader:
         streams = choose_streams(reader, options, modalities)
         pose_topic = choose_pose_topic(reader, options)
         static = static_topics(reader, pose_topic)
-        frames = FrameReader(reader, streams, options.slop_s, False, options.stamps == "log")
+        first = FirstReading(reader, streams, options.stamps == "log")
         pictures = PictureSample(reader, streams, options)
         scans = ScanSurvey(reader, streams)
         poses = PoseCollector(path, pose_topic, is_transforms(reader, pose_topic), options)
-        stamps: list[tuple[int, int]] = []  # and when the message that gave it was logged
-        for connection, logged_ns, data in reader.messages(
-            connections_of(reader, [*streams.values(), pose_topic, *static])
-        ):
+        topics = [*streams.values(), pose_topic, *static]
+        for connection, logged_ns, data in reader.messages(connections_of(reader, topics)):
             if connection.topic in streams.values():
-                scans.add(connection, data)
+                scans.add(connection, data, first.add(connection, logged_ns, data))
                 pictures.add(connection, data)
-                found = scans.usable(frames.add(connection, logged_ns, data))
-                stamps += ((b.stamp_ns, b.arrival_ns) for b in found)
                 continue
             message: Any = reader.deserialize(data, connection.msgtype)
             if connection.topic in static:
                 poses.add_static(connection.topic, message)
             else:
                 poses.add(message, logged_ns)
-        stamps += ((b.stamp_ns, b.arrival_ns) for b in scans.usable(frames.flush()))
-        _look_for_repeated(reader, pose_topic, static, frames.first_frames, poses)
+        first.judge()
+        frames = pair_stamps(first, streams, options.slop_s, scans.usable)
+        _look_for_repeated(reader, pose_topic, static, first.first_frames, poses)
         chain = poses.finish(sensor_frames(reader))
-        choices = [describe_streams(reader, options, streams, frames.first_frames)]
+        choices = [describe_streams(reader, options, streams, first.first_frames)]
         choices += _describe_poses(reader, pose_topic, chain, poses)
-        doubts = [text for text in (_drift(reader, pose_topic, chain, options), poses.assumption) if text]
-    return _index_of(streams, frames, scans, poses, chain, stamps, options, pictures.readings(), choices, doubts)
+        if frames.windows:
+            choices.append(_BY_STAMPS)
+        doubts = [_drift(reader, pose_topic, chain, options), poses.assumption, *strays(reader, topics), frames.lost]
+    mixed, labels = _label(frames, chain, options)
+    return BagIndex(
+        streams=streams,
+        map_frame=chain.map_frame,
+        body_frame=chain.body_frame,
+        pose_description=chain.description,
+        sensor_frames={name: frame_name(frame) for name, frame in first.first_frames.items()},
+        choices=choices,
+        doubts=[text for text in doubts if text],
+        counts={
+            **frames.counts,
+            **first.counts,
+            **chain.counts,
+            "frames after the clock jumped back": frames.repeated + mixed,
+            "empty scans": scans.empty,
+        },
+        false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in first.false.items()},
+        stamps_ns=labels.stamps_ns,
+        poses=_to_rows(labels.poses),
+        outside=labels.outside,
+        static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
+        static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
+        readings={**scans.readings, **pictures.readings()},
+        scans=scans.count,
+        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
+        windows=frames.windows,
+    )
+
+
+class _Labels(NamedTuple):
+    """Stamps ``(N,)`` of frames, their poses or None, and ``(N,)`` bool: outside the poses' time span."""
+
+    stamps_ns: NDArray[np.int64]
+    poses: list[Pose | None]
+    outside: NDArray[np.bool_]
+
+
+def _label(frames: PairedStamps, chain: PoseChain, options: SourceOptions) -> tuple[int, _Labels]:
+    """The frames' poses, and the number of frames that are left out since their poses are of another pass."""
+    stamps_ns, frames_logged_ns = np.array(frames.stamps, np.int64).reshape(-1, 2).T
+    mixed = chain.is_of_other_pass(stamps_ns, frames_logged_ns)
+    return int(mixed.sum()), _Labels(stamps_ns[~mixed], *chain.label(stamps_ns[~mixed], options.pose_gap_s))
 
 
 def _look_for_repeated(
@@ -193,49 +234,6 @@ def _drift(reader: BagReader, pose_topic: str, chain: PoseChain, options: Source
         f"the true poses are those of {describe_topic(reader, pose_topic, frames)}, the only ones there are: odometry "
         "drifts on most robots, and the model learns the drift. Record poses in a map (SLAM, GNSS, motion capture) and "
         f"choose them by source.pose_topic; if these do not drift, confirm them: --set source.pose_topic={pose_topic}"
-    )
-
-
-def _index_of(
-    streams: dict[str, str],
-    frames: FrameReader,
-    scans: ScanSurvey,
-    poses: PoseCollector,
-    chain: PoseChain,
-    stamps: list[tuple[int, int]],
-    options: SourceOptions,
-    readings: dict[str, Any],
-    choices: list[str],
-    doubts: list[str],
-) -> BagIndex:
-    """The index of a bag that was read through; stamps and log times of its frames are in nanoseconds."""
-    stamps_ns, frames_logged_ns = np.array(stamps, np.int64).reshape(-1, 2).T
-    mixed = chain.is_of_other_pass(stamps_ns, frames_logged_ns)
-    stamps_ns = stamps_ns[~mixed]
-    labels, outside = chain.label(stamps_ns, options.pose_gap_s)
-    return BagIndex(
-        streams=streams,
-        map_frame=chain.map_frame,
-        body_frame=chain.body_frame,
-        pose_description=chain.description,
-        sensor_frames={name: frame_name(frame) for name, frame in frames.first_frames.items()},
-        choices=choices,
-        doubts=doubts,
-        counts={
-            **frames.counts,
-            **chain.counts,
-            "frames after the clock jumped back": frames.repeated + int(mixed.sum()),
-            "empty scans": scans.empty,
-        },
-        false_stamps={name: [list(pair) for pair in sorted(pairs)] for name, pairs in frames.false.items()},
-        stamps_ns=stamps_ns,
-        poses=_to_rows(labels),
-        outside=outside,
-        static_edges=[[parent, child] for parent, child, _ in poses.static_transforms],
-        static_poses=_to_rows([pose for _, _, pose in poses.static_transforms]),
-        readings={**scans.readings, **readings},
-        scans=scans.count,
-        empty_scans_ns=np.array(sorted(scans.empty_ns), np.int64),
     )
 
 

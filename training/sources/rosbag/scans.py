@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from rosbags.interfaces import Connection
 
-from training.sources.rosbag.frames import Serialized, read_header
+from training.sources.rosbag.frames import Bundles
 from vmloc_ros.bags.files import BagReader
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import LIDAR
 from vmloc_ros.core.messages import has_returns, observe_point_times
 from vmloc_ros.core.point_times import TIMES, PointTimes
-from vmloc_ros.core.synchronizer import Bundle
 
 _OBSERVED = 20  # first scans with points, by which the times' reading is chosen
 
@@ -35,7 +33,7 @@ class ScanSurvey:
         self.count = self.empty = 0
         self.empty_ns: set[int] = set()
 
-    def add(self, connection: Connection, data: bytes) -> None:
+    def add(self, connection: Connection, data: bytes, stamp_ns: int) -> None:
         """Take a message of any stream in; one that cannot be decoded is the business of those who read its frame."""
         if connection.topic != self._topic:
             return
@@ -44,14 +42,14 @@ class ScanSurvey:
             message: Any = self._reader.deserialize(data, connection.msgtype)
             if not has_returns(message):
                 self.empty += 1
-                self.empty_ns.add(read_header(data, self._reader.is2)[0])
+                self.empty_ns.add(stamp_ns)
             elif self._observed < _OBSERVED:
                 self._observed += 1
                 observe_point_times(message, self._times)
         except (DataError, MessageError):
             return
 
-    def usable(self, bundles: Iterable[Bundle[Serialized | None]]) -> list[Bundle[Serialized | None]]:
+    def usable(self, bundles: Bundles) -> Bundles:
         """The frames that hold more than an empty scan."""
         return [b for b in bundles if set(b.messages) != {LIDAR} or b.messages[LIDAR][0] not in self.empty_ns]
 

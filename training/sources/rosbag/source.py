@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from training.sources.caching import fingerprint
 from training.sources.options import SourceOptions
 from training.sources.rosbag.body import unknown_mounts
-from training.sources.rosbag.frames import FrameReader, Serialized
-from training.sources.rosbag.index import RULES_VERSION, BagIndex, bag_files, load_or_build
+from training.sources.rosbag.frames import FrameReader, Pairing, Serialized
+from training.sources.rosbag.index import RULES_VERSION, BagIndex, load_or_build
+from training.sources.rosbag.order import read_by_stamps
 from training.sources.rosbag.pictures import BITS, UNITS
 from training.sources.rosbag.topics import choose_camera_topic, connections_of
 from training.sources.rosbag.undecodable import Undecodable
-from vmloc_ros.bags.files import BagReader, open_bag
+from vmloc_ros.bags.files import BagReader, bag_files, is_unfinished, open_bag
 from vmloc_ros.core.cameras import PictureCamera, is_rectified
 from vmloc_ros.core.errors import DataError, MessageError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame, Sample
@@ -49,8 +50,10 @@ class _Decoding:
 
 
 def is_bag(path: Path) -> bool:
-    """Whether the path looks like a bag: a folder with metadata.yaml, or a .mcap, .db3 or .bag file."""
-    return (path / "metadata.yaml").is_file() or (path.is_file() and path.suffix in (".mcap", ".db3", ".bag"))
+    """Whether the path looks like a bag, maybe one that was cut off: a folder with metadata.yaml, or a storage file."""
+    if path.is_dir():
+        return (path / "metadata.yaml").is_file() or is_unfinished(path)
+    return path.is_file() and (path.suffix in (".mcap", ".db3", ".bag") or path.name.endswith(".bag.active"))
 
 
 class RosbagSource:
@@ -146,7 +149,7 @@ class RosbagSource:
     def __iter__(self) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
         decoding = self._new_decoding()
-        with open_bag(self._path) as reader:
+        with open_bag(self._path, self._options.allow_truncated) as reader:
             camera_topic = self._find_camera(reader)
             for bundle, pose in self._labelled(reader, camera_topic):
                 frame = self._frame(reader, bundle, sizes, decoding)
@@ -173,7 +176,7 @@ class RosbagSource:
             DataError: the bag's /tf_static does not connect the lidar with the body.
         """
         clouds, decoding = [np.empty((0, 3))], self._new_decoding()
-        with open_bag(self._path) as reader:
+        with open_bag(self._path, self._options.allow_truncated) as reader:
             for number, (bundle, pose) in enumerate(self._labelled(reader)):
                 if number % every or LIDAR not in self._present(bundle):
                     continue
@@ -190,16 +193,22 @@ class RosbagSource:
         """Frames that have a pose, still serialized; reading stops after the last one.
 
         Args:
-            camera_topic: of CameraInfo messages, which are taken in as they come, as the node does.
+            camera_topic: of CameraInfo messages, which are taken in as they come, as the node does; not where messages
+                are read by their stamps.
         """
-        false = {name: {(stamp, logged) for stamp, logged in rows} for name, rows in self._index.false_stamps.items()}
-        frames = FrameReader(
-            reader, self._index.streams, self._options.slop_s, True, self._options.stamps == "log", false
-        )
-        camera_topics = [] if camera_topic is None else [camera_topic]
-        connections = connections_of(reader, [*self._index.streams.values(), *camera_topics])
+        index, options = self._index, self._options
+        false = {name: {(stamp, logged) for stamp, logged in rows} for name, rows in index.false_stamps.items()}
+        pairing = Pairing(index.streams, options.slop_s, by_stamps=bool(index.windows))
+        frames = FrameReader(reader, index.streams, pairing, false, options.stamps == "log")
+        if index.windows:
+            messages = read_by_stamps(
+                self._path, options.allow_truncated, index.streams, index.windows, frames.stamp_of
+            )
+        else:
+            camera_topics = [] if camera_topic is None else [camera_topic]
+            messages = reader.messages(connections_of(reader, [*index.streams.values(), *camera_topics]))
         left = dict(self._labels)
-        for message in reader.messages(connections):
+        for message in messages:
             if not left:
                 return
             if message[0].topic == camera_topic:

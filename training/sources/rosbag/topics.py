@@ -9,7 +9,8 @@ from rosbags.highlevel import AnyReader
 from rosbags.interfaces import Connection
 
 from training.sources.options import SourceOptions
-from training.sources.rosbag.frames import read_header
+from training.sources.rosbag.headers import read_header
+from vmloc_ros.bags.files import types_of
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.names import find_topic, frame_name
@@ -35,6 +36,8 @@ _TYPES = {
 # Ground truth is usually a PoseStamped; odometry drifts; transforms need a chain of them: the first group found wins.
 _POSE_GROUPS = (*((kind,) for kind in _TYPES["pose"] if kind not in _TRANSFORMS), _TRANSFORMS)
 _SENSORS = (*_IMAGES, "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/LaserScan")
+# Types that are read alike, where one topic has messages of several.
+_FAMILIES = (_IMAGES, _TYPES[LIDAR], _CAMERA_INFO, *_POSE_GROUPS)
 
 
 def choose_streams(reader: AnyReader, options: SourceOptions, modalities: tuple[str, ...]) -> dict[str, str]:
@@ -54,7 +57,7 @@ def choose_pose_topic(reader: AnyReader, options: SourceOptions) -> str:
 
 def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: str) -> str | None:
     """The topic of the image's intrinsics, None where the bag has none; errors as of :func:`choose_streams`."""
-    topics = [name for name in reader.topics if _is_of(reader, name, _CAMERA_INFO)]
+    topics = [name for name in reader.topics if _has(reader, name, _CAMERA_INFO)]
     if not (topics or options.camera_info_topic):
         return None
     # By ROS convention the intrinsics of /camera/image_raw are on /camera/camera_info.
@@ -65,18 +68,18 @@ def choose_camera_topic(reader: AnyReader, options: SourceOptions, image_topic: 
 def other_pose_topics(reader: AnyReader, chosen: str) -> list[str]:
     """The topics that could give poses too."""
     known = {chosen, *static_topics(reader, chosen)}
-    found = [name for name in reader.topics if _is_of(reader, name, _TYPES["pose"]) and name not in known]
+    found = [name for name in reader.topics if _has(reader, name, _TYPES["pose"]) and name not in known]
     return sorted(name for name in found if reader.topics[name].msgcount)
 
 
 def is_transforms(reader: AnyReader, topic: str) -> bool:
     """Whether a topic carries transforms between many frames."""
-    return _is_of(reader, topic, _TRANSFORMS)
+    return _has(reader, topic, _TRANSFORMS)
 
 
 def is_odometry(reader: AnyReader, topic: str) -> bool:
     """Whether a topic carries nav_msgs/Odometry."""
-    return _is_of(reader, topic, (ODOMETRY,))
+    return _has(reader, topic, (ODOMETRY,))
 
 
 def static_topics(reader: AnyReader, pose_topic: str) -> list[str]:
@@ -91,21 +94,49 @@ def moving_topics(reader: AnyReader, static: list[str]) -> list[str]:
 
 
 def connections_of(reader: AnyReader, topics: list[str]) -> list[Connection]:
-    """Connections of topics; a topic has one for each of its publishers."""
-    return [connection for connection in reader.connections if connection.topic in topics]
+    """Connections of topics; a topic has one for each of its publishers.
+
+    Where a topic has messages of several types, those that are read alike are taken: raw and compressed pictures.
+    """
+    families = {topic: _family(reader, topic) for topic in topics}
+    return [connection for connection in reader.connections if connection.msgtype in families.get(connection.topic, ())]
+
+
+def strays(reader: AnyReader, topics: list[str]) -> list[str]:
+    """What :func:`connections_of` leaves out, for warnings."""
+    found = []
+    for topic in topics:
+        family, types = _family(reader, topic), types_of(reader, topic)
+        if others := ", ".join(f"{count} of {kind}" for kind, count in types.items() if kind not in family):
+            used = " and ".join(kind for kind in types if kind in family)
+            found.append(f"{topic} has messages of several types; used are those of {used}, left out are {others}")
+    return found
+
+
+def _family(reader: AnyReader, topic: str) -> tuple[str, ...]:
+    """The types by which a topic is read: those that have most of its messages."""
+    types = types_of(reader, topic)
+    count, family = max(
+        ((sum(types.get(kind, 0) for kind in family), family) for family in _FAMILIES), key=lambda found: found[0]
+    )
+    return family if count else tuple(types)
+
+
+def _has(reader: AnyReader, topic: str, types: tuple[str, ...]) -> bool:
+    return any(kind in types for kind in _family(reader, topic))
 
 
 def sensor_frames(reader: AnyReader) -> dict[str, str]:
     """``header.frame_id`` of the first message of every picture, cloud and laser scan topic of the bag."""
-    topics = [name for name, info in reader.topics.items() if info.msgcount and _is_of(reader, name, _SENSORS)]
+    topics = [name for name, info in reader.topics.items() if info.msgcount and _has(reader, name, _SENSORS)]
     return {topic: frame for topic in topics if (frame := _first_frame(reader, topic)) is not None}
 
 
 def describe_topic(reader: AnyReader, topic: str, *more: str) -> str:
     """A topic with types, number and mean rate over the recording of its messages, and more facts, as text."""
     count, seconds = reader.topics[topic].msgcount, reader.duration * 1e-9
-    rate = f"{count / seconds:.3g} per second" if count > 1 and seconds > 0 else ""
-    return f"{topic} ({', '.join([*_types(reader, topic), str(count), *filter(None, (rate, *more))])})"
+    rate = f"{count / seconds:.3g} per second" if count > 1 and seconds > 1 else ""
+    return f"{topic} ({', '.join([*types_of(reader, topic), str(count), *filter(None, (rate, *more))])})"
 
 
 def describe_streams(
@@ -130,8 +161,8 @@ def _topic(reader: AnyReader, role: str, wanted: str) -> str:
         name = find_topic(reader.topics, wanted)
         if name is None:
             raise DataError(f"{path} has no {kind} topic {wanted}; it has {_listing(reader)}")
-        if not _is_of(reader, name, types):
-            found = ", ".join(_types(reader, name))
+        if not _has(reader, name, types):
+            found = ", ".join(types_of(reader, name))
             raise DataError(f"{path}: the {kind} topic {wanted} is {found}, expected {' or '.join(types)}")
         return name
     for group in _POSE_GROUPS if role == "pose" else (types,):
@@ -146,24 +177,14 @@ def _topic(reader: AnyReader, role: str, wanted: str) -> str:
 
 
 def _candidates(reader: AnyReader, role: str, types: tuple[str, ...]) -> list[str]:
-    found = [name for name, info in reader.topics.items() if info.msgcount and _is_of(reader, name, types)]
+    found = [name for name, info in reader.topics.items() if info.msgcount and _has(reader, name, types)]
     if role in (IMAGE, DEPTH):
         found = [name for name in found if ("depth" in name.lower()) == (role == DEPTH)]
     return [name for name in found if not (types is _TRANSFORMS and name.endswith("_static"))]
 
 
 def _listing(reader: AnyReader) -> str:
-    return ", ".join(f"{name} ({', '.join(_types(reader, name))})" for name in sorted(reader.topics))
-
-
-def _types(reader: AnyReader, topic: str) -> list[str]:
-    """The types of a topic: several, where publishers of different types shared its name."""
-    return list(dict.fromkeys(connection.msgtype for connection in reader.connections if connection.topic == topic))
-
-
-def _is_of(reader: AnyReader, topic: str, types: tuple[str, ...]) -> bool:
-    """Whether all messages of a topic are of these types."""
-    return set(_types(reader, topic)) <= set(types)
+    return ", ".join(f"{name} ({', '.join(types_of(reader, name))})" for name in sorted(reader.topics))
 
 
 def _first_frame(reader: AnyReader, topic: str) -> str | None:
