@@ -151,6 +151,9 @@ install_packages() {
     else
         # The distribution's compiled packages (messages, cv_bridge) need the major version of numpy they were built with.
         "$python" -c 'import numpy; print(f"numpy<{int(numpy.__version__.split(chr(46))[0]) + 1}")' >"$venv/constraints.txt"
+        # `colcon build --symlink-install` runs `setup.py develop`, which later versions lack or no longer link with:
+        # colcon then fails ("option --editable not recognized"), or copies the sources in silence.
+        echo 'setuptools>=77.0.3,<80' >>"$venv/constraints.txt"
         arguments+=(-c "$venv/constraints.txt")
     fi
     run_step "installing PyTorch and all other packages (several GB with CUDA; minutes the first time)" \

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,18 @@ from pathlib import Path
 import pytest
 
 from ros_graph import private_domain
+
+logging.setLoggerClass(logging.Logger)  # see ordinary_loggers; here for the modules that tests import at their head
+
+
+@pytest.fixture(autouse=True)
+def ordinary_loggers() -> None:
+    """Loggers made from here on pass their records on to the root logger, where ``caplog`` listens.
+
+    Importing launch, which its pytest plugins do in every run on a ROS distribution, makes later loggers keep their
+    records to themselves (``launch.logging.LaunchLogger``).
+    """
+    logging.setLoggerClass(logging.Logger)
 
 
 @pytest.fixture(scope="session")

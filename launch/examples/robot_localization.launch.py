@@ -40,7 +40,8 @@ def generate_launch_description():
                 name="ekf_filter_node_map",
                 namespace=LaunchConfiguration("namespace"),
                 parameters=[LaunchConfiguration("ekf_params_file"), {"use_sim_time": use_sim_time}],
-                remappings=[("odometry/filtered", "odometry/global")],
+                # In a namespace the robot's TF is its own, as vmloc.launch.py has it.
+                remappings=[("odometry/filtered", "odometry/global"), ("/tf", "tf"), ("/tf_static", "tf_static")],
                 output="screen",
             ),
         ]

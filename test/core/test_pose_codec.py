@@ -14,7 +14,7 @@ from vmloc_ros.core.config import from_mapping, to_mapping
 from vmloc_ros.core.geometry import Pose, rotation_angle_deg
 from vmloc_ros.core.pose_codec import PoseCodec
 
-components = st.floats(-1, 1).filter(lambda x: abs(x) > 1e-3)
+components = st.floats(1e-3, 1) | st.floats(-1, -1e-3)
 quaternions = st.tuples(components, components, components, components)
 extents = st.floats(-500, 500)
 # Zero, and the kind of origin that UTM has.

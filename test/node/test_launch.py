@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import socket
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +21,13 @@ import yaml
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
 
 from ros_graph import ament_prefix
 from vmloc_ros.core.synchronizer import Statistics
 from vmloc_ros.initialpose import InitialPose
-from vmloc_ros.ros.diagnostics import values_of
+from vmloc_ros.ros.diagnostics import Diagnostics, values_of
 from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.runtime.health import Health
 
@@ -38,6 +41,7 @@ LAUNCH_MODULES = (
     "launch_ros",
     "launch_ros.actions",
     "launch_ros.parameter_descriptions",
+    "launch_ros.ros_adapters",
     "ament_index_python",
     "ament_index_python.packages",
 )
@@ -53,6 +57,8 @@ def load(name: str) -> ModuleType:
 @pytest.fixture
 def recorder(monkeypatch):
     """Mocks of launch's modules, which record calls."""
+    for name in ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE"):
+        monkeypatch.delenv(name, raising=False)
     modules = {name: MagicMock(name=name) for name in LAUNCH_MODULES}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -65,33 +71,41 @@ def declared(recorder) -> dict[str, str | None]:
     return {call.args[0]: call.kwargs.get("default_value") for call in calls}
 
 
+def start(module: ModuleType, given: dict[str, str]) -> None:
+    """Run the node's launch file with arguments, the others at their defaults."""
+    defaults = {"params_file": str(ROOT / "config" / "node.yaml"), "use_sim_time": "false", "respawn": "false"}
+    values = {**defaults, "rviz": "false", "log_level": "info", **given}
+
+    def configuration(name):
+        return MagicMock(perform=lambda context: values.get(name, ""))
+
+    module.LaunchConfiguration.side_effect = configuration
+    module.ParameterValue.side_effect = lambda value, value_type: value
+    module._start(MagicMock())
+
+
 def test_the_nodes_launch_file_overrides_only_what_is_given(recorder):
     module = load("vmloc.launch.py")
     module.generate_launch_description()
     assert set(module.OVERRIDES) <= {row.name for row in fields(NodeConfig)}
     assert all(declared(recorder)[name] == "" for name in module.OVERRIDES)
     given = {"checkpoint": "model.safetensors"}
-
-    def configuration(name):
-        return MagicMock(perform=lambda context: given.get(name, ""))
-
-    module.LaunchConfiguration.side_effect = configuration
-    module.ParameterValue.side_effect = lambda value, value_type: value
-    module._vmloc_node(MagicMock())
+    start(module, given)
     overrides = module.Node.call_args.kwargs["parameters"][-1]
-    assert overrides.pop("use_sim_time") is not None
+    assert overrides.pop("use_sim_time") is False
     assert overrides == given
 
 
 def test_rviz_is_off_by_default_and_every_file_named_exists(recorder):
-    load("vmloc.launch.py").generate_launch_description()
+    module = load("vmloc.launch.py")
+    module.generate_launch_description()
     arguments = declared(recorder)
     assert arguments["rviz"] == "false"
     assert Path(arguments["params_file"]).is_file()
-    rviz = recorder["launch_ros.actions"].Node.call_args.kwargs
+    start(module, {"rviz": "true"})
+    node, rviz = (call.kwargs for call in recorder["launch_ros.actions"].Node.call_args_list)
     assert Path(rviz["arguments"][1]).is_file()
-    for call in recorder["launch.actions"].SetEnvironmentVariable.call_args_list:
-        assert Path(call.args[1]).is_file()
+    assert {Path(path) for path in node["additional_env"].values()} == {ROOT / "config" / "fastdds.xml"}
 
 
 def test_the_readme_names_every_argument(recorder):
@@ -103,11 +117,65 @@ def test_the_readme_names_every_argument(recorder):
 
 def test_a_fastdds_profile_of_the_user_is_kept(recorder, monkeypatch):
     monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", "/my/own.xml")
-    load("vmloc.launch.py").generate_launch_description()
+    start(load("vmloc.launch.py"), {})
+    assert recorder["launch_ros.actions"].Node.call_args.kwargs["additional_env"] == {}
+
+
+def test_the_environment_of_what_is_launched_later_is_left_alone(recorder):
+    start(load("vmloc.launch.py"), {})
     recorder["launch.actions"].SetEnvironmentVariable.assert_not_called()
 
 
-@pytest.mark.parametrize(("loop", "expected"), [("true", ["--loop"]), ("false", [])])
+def test_a_missing_parameter_file_is_an_error(recorder, tmp_path):
+    with pytest.raises(RuntimeError, match=r"params_file /nowhere\.yaml does not exist"):
+        start(load("vmloc.launch.py"), {"params_file": "/nowhere.yaml"})
+
+
+@pytest.mark.parametrize(
+    ("text", "namespace", "fits"),
+    [
+        ("/**: {ros__parameters: {a: 1}}", "robot1", True),
+        ("vmloc_node: {ros__parameters: {a: 1}}", "", True),
+        ("/vmloc_node: {ros__parameters: {a: 1}}", "robot1", False),
+        ("robot1: {vmloc_node: {ros__parameters: {a: 1}}}", "/robot1", True),
+        ("/robot1/vmloc_node: {ros__parameters: {a: 1}}", "robot1", True),
+        ("/*/vmloc_node: {ros__parameters: {a: 1}}", "robot1", True),
+        ("/**/vmloc_node: {ros__parameters: {a: 1}}", "fleet/robot1", True),
+        ("amcl: {ros__parameters: {a: 1}}\ncontroller_server: {ros__parameters: {b: 2}}", "", False),
+        ("", "", False),
+    ],
+)
+def test_a_parameter_file_of_other_nodes_is_an_error(recorder, tmp_path, text, namespace, fits):
+    file = tmp_path / "parameters.yaml"
+    file.write_text(text)
+    module = load("vmloc.launch.py")
+    if fits:
+        module.check_params_file(str(file), namespace)
+        return
+    with pytest.raises(RuntimeError, match=r"has no parameters for /(robot1/)?vmloc_node, only for"):
+        module.check_params_file(str(file), namespace)
+
+
+@pytest.mark.parametrize(
+    ("given", "remapped"),
+    [({}, False), ({"namespace": "robot1"}, True), ({"namespace": "robot1", "frame_prefix": "robot1/"}, False)],
+)
+def test_a_namespace_has_its_own_tf_unless_frames_have_a_prefix(recorder, given, remapped):
+    start(load("vmloc.launch.py"), given)
+    started = recorder["launch_ros.actions"].Node.call_args.kwargs
+    assert started["namespace"] == given.get("namespace", "")
+    assert started["remappings"] == ([("/tf", "tf"), ("/tf_static", "tf_static")] if remapped else [])
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_flags_become_truth_values(recorder, text, value):
+    start(load("vmloc.launch.py"), {"autostart": text, "respawn": text, "use_sim_time": text})
+    started = recorder["launch_ros.actions"].Node.call_args.kwargs
+    assert started["respawn"] is value
+    assert (started["parameters"][-1]["use_sim_time"], started["parameters"][-1]["autostart"]) == (value, value)
+
+
+@pytest.mark.parametrize(("loop", "expected"), [("true", ["--loop"]), ("false", ["--delay", "1.0"])])
 def test_replay_plays_with_the_bags_clock(recorder, loop, expected):
     module = load("replay.launch.py")
     module.generate_launch_description()
@@ -116,8 +184,7 @@ def test_replay_plays_with_the_bags_clock(recorder, loop, expected):
     assert dict(module.IncludeLaunchDescription.call_args.kwargs["launch_arguments"]) == {"use_sim_time": "true"}
     values = {"bag": "drive", "rate": "2.0", "delay": "1.0", "loop": loop}
     module.LaunchConfiguration.side_effect = lambda name: MagicMock(perform=lambda context: values[name])
-    module._player(MagicMock())
-    command = module.ExecuteProcess.call_args.kwargs["cmd"]
+    command = module._command(MagicMock())
     assert command[:4] == ["ros2", "bag", "play", "drive"]
     assert "--clock" in command
     assert command[command.index("--rate") + 1] == "2.0"
@@ -202,7 +269,8 @@ def test_launch_itself_accepts_the_file(name, argument, tmp_path, monkeypatch):
 
 def test_the_parameter_file_lists_declared_parameters_with_their_defaults():
     parameters = yaml.safe_load((ROOT / "config" / "node.yaml").read_text())["/**"]["ros__parameters"]
-    defaults = {row.name: row.default for row in fields(NodeConfig)}
+    rows = {row.name: row.default for row in fields(NodeConfig)}
+    defaults = {name: list(default) if isinstance(default, tuple) else default for name, default in rows.items()}
     assert parameters == {name: defaults.get(name, "not a parameter of the node") for name in parameters}
     assert {"checkpoint", "image_topic", "cloud_topic", "map_frame", "base_frame"} <= set(parameters)
 
@@ -266,3 +334,21 @@ def test_the_fastdds_profile_replaces_the_builtin_transports():
     values = {element.tag.split("}")[1]: (element.text or "").strip() for element in root.iter()}
     assert int(values["segment_size"]) >= 64 * 2**20
     assert values["useBuiltinTransports"] == "false"
+
+
+def test_the_analyzer_matches_each_nodes_status_and_no_other():
+    text = (ROOT / "config" / "examples" / "diagnostics.yaml").read_text()
+    analyzer = yaml.safe_load(text)["analyzers"]["ros__parameters"]["localization"]
+    (part,) = analyzer["contains"]
+    published = []
+    for name in ("/vmloc_node", "/robot1/vmloc_node"):
+        node = MagicMock(get_fully_qualified_name=lambda name=name: name)
+        node.get_clock().now().to_msg.return_value = Time()
+        diagnostics = Diagnostics(node)
+        diagnostics.publish(DiagnosticStatus.OK, "localizing", {})
+        published += node.create_publisher.return_value.publish.call_args.args[0].status
+    assert [part in status.name for status in published] == [True, True]
+    assert len({status.name for status in published}) == 2
+    assert all(status.hardware_id == socket.gethostname() for status in published)
+    assert part not in "camera_driver: frequency"
+    assert isinstance(analyzer["timeout"], float)

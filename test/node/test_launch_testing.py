@@ -14,7 +14,7 @@ from ros_graph import ament_prefix
 from training.testing import write_random_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("launch_ros.actions", "launch_testing")
+NEEDED = ("launch_ros.actions", "launch_testing", "launch_xml", "launch_yaml")
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -37,7 +37,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return {**os.environ, **paths, "PYTHONPATH": python_path}
 
 
-@pytest.mark.parametrize("name", ["node_launch_test.py", "replay_launch_test.py"])
+@pytest.mark.parametrize("name", ["node_launch_test.py", "replay_launch_test.py", "robots_launch_test.py"])
 def test_the_launch_test_passes(name: str, environment: dict[str, str], tmp_path: Path) -> None:
     checkpoint = tmp_path / "model.safetensors"
     write_random_checkpoint(checkpoint, ("image",))

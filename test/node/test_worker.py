@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from vmloc_ros.core.localizer import Localizer
 from vmloc_ros.core.messages import decode_pose
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.core.synchronizer import Bundle
+from vmloc_ros.node import worker
 from vmloc_ros.node.resources import load_configured_model
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
@@ -181,6 +183,34 @@ def test_a_limit_on_the_covariance_withholds_poses_of_any_checkpoint(idle_node, 
     assert level == DiagnosticStatus.WARN
     assert re.match(r"lost: position std \S+ m above 0.9 m for 0.2 s", message)
     assert (values["poses published"], values["poses withheld"]) == (0, 3)
+
+
+def test_transforms_so_far_are_forgotten_when_stamps_jump_back(idle_node, checkpoint, monkeypatch):
+    set_parameter(idle_node, "checkpoint", str(checkpoint))
+    assert idle_node.start()  # tf_mode is map_to_base: no odometry
+    forgotten = []
+    monkeypatch.setattr(idle_node._resources._lookup, "forget", lambda: forgotten.append(True))
+    later, earlier = frames_from(next(STARTS_NS), 2)[::-1]
+    process(idle_node, later)
+    assert not forgotten
+    process(idle_node, earlier)
+    assert forgotten
+
+
+def test_the_end_of_being_lost_is_logged_where_its_beginning_was(monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now_s)
+    node = MagicMock()
+    log = worker._LostLog(node)
+    for _ in range(20):  # ten times a second
+        log.lost("confidence 0.04 below 0.05")
+        log.found()
+        now_s += 0.1
+    assert node.get_logger().warning.call_count == node.get_logger().info.call_count == 1
+    now_s += 5.0
+    log.lost("confidence 0.03 below 0.05")
+    log.found()
+    assert node.get_logger().warning.call_count == node.get_logger().info.call_count == 2
 
 
 def write_bursting_checkpoint(path: Path, frames: Sequence[Frame]) -> list[bool]:

@@ -3,6 +3,7 @@
 
 import ast
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -45,6 +46,19 @@ def test_package_xml_says_what_colcon_needs(declared: dict[str, Any], package_xm
     assert package_xml.get_build_type() == "ament_python"
     assert package_xml.name == declared["name"]
     assert package_xml.licenses == ["Apache-2.0"]
+
+
+def test_a_released_package_depends_on_nothing_that_pip_alone_has(package_xml: Any) -> None:
+    """Bloom refuses such rosdep keys; torch's exist for some Ubuntu releases."""
+    dependencies = [*package_xml.exec_depends, *package_xml.test_depends]
+    assert not [dependency.name for dependency in dependencies if dependency.name.endswith("-pip")]
+
+
+def test_the_commands_in_the_documents_skip_only_declared_keys(package_xml: Any) -> None:
+    declared = {dependency.name for dependency in package_xml.exec_depends}
+    for name in ("README.md", "CONTRIBUTING.md", ".github/workflows/ci.yml"):
+        (skipped,) = set(re.findall(r'--skip-keys "(.*?)"', (ROOT / name).read_text()))
+        assert set(skipped.split()) <= declared
 
 
 def test_colcon_finds_pytest_in_the_test_extra(declared: dict[str, Any]) -> None:

@@ -12,17 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = "bash cat cp df dirname env flock grep mkdir mv rm sed sha256sum tail uname"
 
-# A python3 without rclpy, that lacks ensurepip or Python.h where files of these names say so; its `-m venv`
-# makes a venv in which pip fails with a text of the test's choice.
+# A python3 that has rclpy, or lacks ensurepip or Python.h, where files of these names say so; its `-m venv` makes
+# a venv in which pip fails with a text of the test's choice.
 FAKE_PYTHON = """#!{bash}
 case "$*" in
     *ensurepip*) [ ! -e {state}/no_ensurepip ]; exit ;;
     *Python.h*) [ ! -e {state}/no_headers ]; exit ;;
-    *"import rclpy"*) exit 1 ;;
+    *"import rclpy"*) [ -e {state}/has_rclpy ]; exit ;;
+    *"import numpy"*) echo "numpy<2"; exit ;;
     *"version_info"*) [ ! -e {state}/too_old ]; exit ;;
     "-m venv "*) mkdir -p "${{@: -1}}/bin" && cp "$0" "${{@: -1}}/bin/python"; exit ;;
     "-m pip --version") exit ;;
-    "-m pip install "*) cat {state}/pip_says >&2; exit 1 ;;
+    "-m pip install "*) echo "$*" >{state}/pip_arguments; cat {state}/pip_says >&2; exit 1 ;;
     --version) echo Python 3.12.0; exit ;;
 esac
 exit 1
@@ -151,3 +152,11 @@ def test_test_script_stops_where_the_setup_fails(machine: Machine) -> None:
     )
     assert result.returncode == 1
     assert "[test]" not in result.stdout
+
+
+def test_a_distribution_s_packages_and_colcon_bound_the_versions_in_the_venv(machine: Machine) -> None:
+    (machine.state / "has_rclpy").touch()
+    machine.set_up(ROS_DISTRO="jazzy")
+    constraints = machine.project / ".venv" / "constraints.txt"
+    assert f"-c {constraints}" in (machine.state / "pip_arguments").read_text()
+    assert constraints.read_text().split() == ["numpy<2", "setuptools>=77.0.3,<80"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from vmloc_ros.core.models import build_model, model_config
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import PreprocessConfig
 from vmloc_ros.ros.parameters import NodeConfig
-from vmloc_ros.ros.subscriptions import Input, create_inputs, modalities_in_use
+from vmloc_ros.ros.subscriptions import Input, create_inputs, modalities_in_use, node_of
 
 pytestmark = pytest.mark.usefixtures("ros_domain")
 
@@ -304,3 +305,9 @@ def test_without_allow_degraded_frames_that_lack_an_input_are_rejected_and_count
         clouds.publish(cdr(point_cloud_message(frames[3].stamp_ns, "lidar", frames[3].cloud)))
         wait_until(lambda: us.received["/vmloc_node/pose"], "a pose")
         assert [stamp_ns(pose.header) for pose in us.received["/vmloc_node/pose"]] == [frames[3].stamp_ns]
+
+
+def test_a_publisher_without_a_known_name_is_called_so():
+    assert node_of(SimpleNamespace(node_namespace="/robot1", node_name="camera")) == "/robot1/camera"
+    unknown = SimpleNamespace(node_namespace="_NODE_NAMESPACE_UNKNOWN_", node_name="_NODE_NAME_UNKNOWN_")
+    assert node_of(unknown) == "(name unknown)"

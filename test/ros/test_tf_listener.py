@@ -48,7 +48,7 @@ def test_tf2_ros_is_used_where_it_is_installed(monkeypatch):
             raise UnknownFrameError("no such frame")
         return transform_message(0, target, source, BASE_FROM_CAMERA)
 
-    buffer = MagicMock(lookup_transform=lookup_transform)
+    buffer = MagicMock(lookup_transform=lookup_transform, all_frames_as_yaml=lambda: "")
     tf2_ros = MagicMock(Buffer=lambda: buffer, TransformException=UnknownFrameError)
     monkeypatch.setitem(sys.modules, "tf2_ros", tf2_ros)
     lookup = listen(MagicMock())
@@ -58,7 +58,7 @@ def test_tf2_ros_is_used_where_it_is_installed(monkeypatch):
     np.testing.assert_allclose(found.matrix, BASE_FROM_CAMERA.matrix, atol=1e-12)
     assert requested_ns == [0, 1_700_000_000_123_456_789]  # 0 is "the latest"
     assert lookup.find("base_link", "elsewhere") is None
-    with pytest.raises(DataError, match="TF: no such frame"):
+    with pytest.raises(DataError, match="TF does not lead from elsewhere to base_link; above elsewhere: nothing"):
         lookup.find_at("base_link", "elsewhere", 5)
     lookup.forget()
     buffer.clear.assert_called_once_with()
@@ -106,6 +106,28 @@ def test_without_tf2_msgs_parameters_are_the_only_source(monkeypatch):
     assert "parameters only" in node.get_logger().warning.call_args.args[0]
     with pytest.raises(DataError, match="tf2_msgs is not installed"):
         lookup.find_at("odom", "base_link", 0)
+
+
+def test_missing_transforms_are_described_alike_with_tf2_and_without():
+    tf2_ros = pytest.importorskip("tf2_ros", reason="tf2_ros is not installed (no ROS distribution)")
+    buffer, tree = tf2_ros.Buffer(), TransformTree(jump_back_s=1.0)
+    for stamp_ns in (5_000_000_000, 5_100_000_000):
+        buffer.set_transform(ros_transform_message(stamp_ns, "odom", "base_link", Pose.identity()), "test")
+        tree.add("odom", "base_link", Pose.identity(), stamp_ns)
+    fake = MagicMock(Buffer=lambda: buffer, TransformException=tf2_ros.TransformException)
+    lookup = tf_listener._Tf2Lookup(MagicMock(), fake, TFMessage)
+    for target, source, stamp_ns in [
+        ("odom", "base_link", 6_000_000_000),
+        ("map", "base_link", 5_000_000_000),
+        ("odom", "base", 5_000_000_000),
+    ]:
+        with pytest.raises(DataError) as expected:
+            tree.find(target, source, stamp_ns)
+        with pytest.raises(DataError) as found:
+            lookup.find_at(target, source, stamp_ns)
+        assert str(found.value) == str(expected.value)
+    with pytest.raises(DataError, match="odom -> base_link on /tf: does not reach back to the image's stamp"):
+        lookup.find_at("odom", "base_link", 4_000_000_000)
 
 
 def test_the_listeners_tree_agrees_with_tf2():

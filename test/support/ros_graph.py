@@ -41,7 +41,8 @@ def private_domain() -> Iterator[None]:
         patch.setenv("ROS_DOMAIN_ID", str(domain))
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(_ROOT))
+        inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # a distribution's packages
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(_ROOT), *filter(None, inherited)]))
         yield
 
 

@@ -51,6 +51,7 @@ class BagWriter:
         self._overwrite = overwrite
         self._message_types = message_types
         self._connections: dict[str, Connection] = {}
+        self._latched = set(LATCHED_TOPICS)
         self._check_target()
 
     def _check_target(self) -> None:
@@ -101,6 +102,10 @@ class BagWriter:
                 replaced.rename(self.path)
             raise
 
+    def latch(self, topic: str) -> None:
+        """Store transient local durability for a topic, before its first message; players then offer it."""
+        self._latched.add(topic)
+
     def write(self, topic: str, message: Any, stamp_ns: int) -> None:
         """Write a message (a dataclass of :func:`typestore`) received at ``stamp_ns``."""
         type_name = message.__msgtype__
@@ -122,7 +127,7 @@ class BagWriter:
         for store in (self._message_types, typestore()):
             if store is not None and type_name in store.fielddefs:
                 return self._writer.add_connection(
-                    topic, type_name, typestore=store, offered_qos_profiles=[_offered_qos(topic)]
+                    topic, type_name, typestore=store, offered_qos_profiles=[_offered_qos(topic in self._latched)]
                 )
         raise DataError(f"topic {topic}: no definition of type {type_name} is known, so it cannot be recorded")
 
@@ -130,8 +135,7 @@ class BagWriter:
         return DataError(f"cannot write bag {self.path}: {error.strerror or error}")
 
 
-def _offered_qos(topic: str) -> Qos:
-    latched = topic in LATCHED_TOPICS
+def _offered_qos(latched: bool) -> Qos:
     return Qos(
         QosHistory.KEEP_LAST,
         1 if latched else 10,

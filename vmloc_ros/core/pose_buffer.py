@@ -79,8 +79,7 @@ class PoseBuffer:
         if not self._stamps_ns:
             raise DataError("nothing received yet")
         if right == len(self):
-            late_s = (stamp_ns - self._stamps_ns[-1]) * 1e-9
-            raise DataError(f"the latest is {late_s:.3f} s older than the image's stamp")
+            raise DataError(describe_lag(self._stamps_ns[-1], stamp_ns))
         if right == 0 or self._stamps_ns[right] - self._stamps_ns[right - 1] > round(self._max_gap_s * 1e9):
             raise DataError(
                 f"does not reach back to the image's stamp, or has a gap of more than {self._max_gap_s} s there"
@@ -89,6 +88,11 @@ class PoseBuffer:
         [pose] = interpolate_poses(self._stamps_ns[around], self._poses[around], [stamp_ns])
         assert pose is not None, "the stamp lies between these two"
         return pose
+
+
+def describe_lag(latest_ns: int, stamp_ns: int) -> str:
+    """Say by how much the latest pose is too old for an image."""
+    return f"the latest is {(stamp_ns - latest_ns) * 1e-9:.3f} s older than the image's stamp"
 
 
 def find_jump(

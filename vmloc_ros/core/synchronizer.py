@@ -120,6 +120,10 @@ class Synchronizer(Generic[Payload]):
         self._heard_ns: int | None = None  # arrival of the last primary, or of the very first message
         self._clear()
 
+    def adjust(self, *, slop_ns: int, deadline_ns: int, silence_ns: int) -> None:
+        """Change durations; messages that wait are judged by the new ones."""
+        self._slop_ns, self._deadline_ns, self._silence_ns = slop_ns, deadline_ns, silence_ns
+
     @property
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""

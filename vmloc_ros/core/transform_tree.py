@@ -66,14 +66,7 @@ class TransformTree:
         """
         path = self._find_path(target, source)
         if path is None:
-            source, above = frame_name(source), self.ancestors(frame_name(source))[1:]
-            known = sorted({frame for edge in self._transforms for frame in edge})
-            if len(known) > _MOST_NAMES:
-                known = [*known[:_MOST_NAMES], f"and {len(known) - _MOST_NAMES} more"]
-            raise DataError(
-                f"TF does not lead from {source} to {target.lstrip('/')}; above {source}: "
-                f"{', '.join(above) or 'nothing'}; frames known: {', '.join(known) or 'none'}"
-            )
+            raise DataError(describe_break(self._parents, frame_name(target), frame_name(source)))
         return self._along(path, stamp_ns)
 
     def find_static(self, target: str, source: str) -> Pose | None:
@@ -116,6 +109,17 @@ def ancestors(parents: Mapping[str, str], frame: str) -> list[str]:
     while (parent := parents.get(chain[-1])) is not None and parent not in chain:  # else a loop, in a broken TF
         chain.append(parent)
     return chain
+
+
+def describe_break(parents: Mapping[str, str], target: str, source: str) -> str:
+    """Say that two frames are not connected, and which frames there are; ``parents`` maps child to parent."""
+    known = sorted({*parents, *parents.values()})
+    if len(known) > _MOST_NAMES:
+        known = [*known[:_MOST_NAMES], f"and {len(known) - _MOST_NAMES} more"]
+    return (
+        f"TF does not lead from {source} to {target}; above {source}: "
+        f"{', '.join(ancestors(parents, source)[1:]) or 'nothing'}; frames known: {', '.join(known) or 'none'}"
+    )
 
 
 def find_path(edges: Iterable[Edge], start: str, goal: str) -> list[tuple[Edge, bool]] | None:

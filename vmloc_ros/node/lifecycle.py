@@ -23,7 +23,7 @@ from vmloc_ros.node.session import Session
 from vmloc_ros.ros.diagnostics import Diagnostics
 from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros.packages import missing_packages
-from vmloc_ros.ros.parameters import declare_parameters, read_config
+from vmloc_ros.ros.parameters import NodeConfig, declare_parameters, read_config
 from vmloc_ros.ros.services import Services
 from vmloc_ros.ros.spin import run_node
 
@@ -44,10 +44,10 @@ class VmlocNode(LifecycleNode):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(NODE_NAME, **kwargs)
-        declare_parameters(self)
         self._state = "unconfigured"
         self._resources: Resources | None = None
         self._session: Session | None = None
+        declare_parameters(self, self)
         self._is_loading = False
         self._diagnostics = Diagnostics(self)
         self._trigger_services = Services(self)
@@ -58,6 +58,23 @@ class VmlocNode(LifecycleNode):
         ):
             self._trigger_services.offer(name, callback)
         self.create_timer(_SLOW_PERIOD_S, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether model, publishers and frames are in use: they cannot change then."""
+        return self._resources is not None
+
+    def check(self, config: NodeConfig) -> None:
+        """Raise VmlocError where the running node cannot adopt changed parameters."""
+        assert self._resources is not None, "asked only while configured"
+        self._resources.check(config)
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters from the next frame on."""
+        assert self._resources is not None, "asked only while configured"
+        self._resources.use(config)
+        if self._session is not None:
+            self._session.use(self._resources.config)
 
     def start(self) -> bool:
         """Configure and activate; False when either fails, after logging why."""

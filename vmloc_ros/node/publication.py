@@ -11,6 +11,7 @@ from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.uncertainty import moved_covariance, position_std_m
 from vmloc_ros.node.resources import Resources
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.smoother import Smoother
 
 
@@ -22,20 +23,27 @@ class PosePublication:
     """
 
     def __init__(self, resources: Resources) -> None:
-        config, odometry = resources.config, resources.odometry
         self._resources, self._outputs = resources, resources.outputs
         self._latest_ns: int | None = None
         self.smoother: Smoother | None = None
-        if config.smoothing and odometry is not None:
-            self.smoother = Smoother(resources.node, config, odometry)
+        self.use(resources.config)
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters, from any thread."""
+        odometry = self._resources.odometry
+        if not config.smoothing or odometry is None:
+            self.smoother = None
+        elif self.smoother is None:
+            self.smoother = Smoother(self._resources.node, config, odometry)
+        else:
+            self.smoother.use(config)
 
     def follow(self, stamp_ns: int) -> None:
         """Note the stamp of an estimate, published or not; one that goes back starts all outputs anew."""
         # The synchronizer releases frames in order of stamps, except after a jump back in time.
         if self._latest_ns is not None and stamp_ns <= self._latest_ns:
             self.reset("stamps have jumped back")
-            if self._resources.odometry is not None:
-                self._resources.odometry.reset()
+            self._resources.forget_motion()  # else tf2 would complain of every transform from now on, also our own
         self._latest_ns = stamp_ns
 
     def publish(self, estimate: Estimate, body_frame: str, arrival_ns: int) -> str:
@@ -52,8 +60,8 @@ class PosePublication:
         base_frame, map_frame = self._resources.base_frame, self._resources.map_frame
         map_from_base, covariance = self._base_pose(estimate, body_frame)
         map_from_base = map_frame.from_checkpoint(map_from_base)
-        if self.smoother is not None:
-            filtered = self.smoother.smooth(estimate.stamp_ns, map_from_base, covariance, arrival_ns)
+        if (smoother := self.smoother) is not None:
+            filtered = smoother.smooth(estimate.stamp_ns, map_from_base, covariance, arrival_ns)
             map_from_base, covariance = filtered.map_from_base, filtered.covariance
         self._outputs.publish(estimate.stamp_ns, map_from_base, covariance)
         return f"{base_frame} in {map_frame.name}: {_describe(map_from_base, covariance, estimate)}"
@@ -64,8 +72,8 @@ class PosePublication:
 
     def restart_smoothing(self, reason: str) -> None:
         """Start the filter anew at the next pose."""
-        if self.smoother is not None:
-            self.smoother.reset(reason)
+        if (smoother := self.smoother) is not None:
+            smoother.reset(reason)
 
     def reset(self, reason: str) -> None:
         """Forget the poses so far: path, transforms and the filter's state."""

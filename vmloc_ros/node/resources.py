@@ -10,10 +10,12 @@ from rclpy.node import Node
 
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.core.frame import LIDAR
+from vmloc_ros.core.transform_tree import TransformLookup
 from vmloc_ros.ros.odometry import create_odometry
 from vmloc_ros.ros.parameters import MAP_TO_ODOM, NodeConfig, pose_of
 from vmloc_ros.ros.publishers import Outputs
 from vmloc_ros.ros.subscriptions import modalities_in_use
+from vmloc_ros.ros.tf_broadcaster import check_broadcast
 from vmloc_ros.ros.tf_listener import listen_to_transforms
 from vmloc_ros.ros.training_area import TrainingAreaCloud
 from vmloc_ros.runtime.extrinsics import Extrinsics, trained_extrinsics
@@ -38,14 +40,12 @@ class Resources:
     def __init__(self, node: Node, config: NodeConfig) -> None:
         self.node, self.config = node, config
         self.model = load_configured_model(node, config)
-        self.modalities = modalities_in_use(config.modalities or (), self.localizer.modalities)
+        self.modalities = modalities_in_use(config.modalities, self.localizer.modalities)
         self.map_frame = _choose_frame(config, self.localizer)
-        self.base_frame = config.base_frame or self.localizer.body_frame
+        self.base_frame = config.robot_frame(config.base_frame or self.localizer.body_frame)
         _check_frames(self.frames)
         trained = trained_extrinsics(self.localizer.header.training)
-        needs_odometry = config.smoothing or config.tf_mode == MAP_TO_ODOM
-        by_tf = needs_odometry and not config.odometry_topic
-        lookup = listen_to_transforms(node, config.jump_back_s, self.base_frame if by_tf else None)
+        lookup = listen_to_transforms(node, config.jump_back_s, self._odometry_frame(config))
         self.extrinsics = Extrinsics(
             lookup,
             pose_of(config.base_from_body),
@@ -53,7 +53,8 @@ class Resources:
             trained,
             node.get_logger().warning,
         )
-        self.odometry = create_odometry(config, self.base_frame, lookup) if needs_odometry else None
+        self._lookup, self._more_lookups = lookup, list[TransformLookup]()
+        self.odometry = create_odometry(config, self.base_frame, lookup) if _needs_odometry(config) else None
         self._area = TrainingAreaCloud(node, self.map_frame)
         try:
             self._area.publish(self.localizer.header.training)
@@ -75,7 +76,10 @@ class Resources:
     @property
     def frames(self) -> list[str]:
         """Names from the root of TF to the base, as far as this node and the odometry publish it."""
-        odom = [self.config.odom_frame] if self.config.tf_mode == MAP_TO_ODOM else []
+        return self._frames(self.config)
+
+    def _frames(self, config: NodeConfig) -> list[str]:
+        odom = [config.robot_frame(config.odom_frame)] if config.tf_mode == MAP_TO_ODOM else []
         parent = [self.map_frame.parent] if self.map_frame.parent is not None else []
         return [*parent, self.map_frame.name, *odom, self.base_frame]
 
@@ -91,6 +95,36 @@ class Resources:
         if self.map_frame.parent is not None:
             facts["map origin [m]"] = " ".join(f"{x:.10g}" for x in self.map_frame.origin_m)
         return facts
+
+    def check(self, config: NodeConfig) -> None:
+        """Raise what :meth:`use` would.
+
+        Raises:
+            ConfigError: two frames have the same name, or parameters contradict each other.
+            MissingPackageError: tf2_msgs is not installed.
+        """
+        _check_frames(self._frames(config))
+        check_broadcast(config, self.map_frame.name, self.base_frame)
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters; the checkpoint waits for :meth:`adopt`."""
+        if self.odometry is None and _needs_odometry(config):
+            lookup = listen_to_transforms(self.node, config.jump_back_s, self._odometry_frame(config))
+            self._more_lookups.append(lookup)
+            self.odometry = create_odometry(config, self.base_frame, lookup)
+        self.outputs.use(config, self.odometry)
+        self.config = replace(config, checkpoint=self.config.checkpoint)
+
+    def forget_motion(self) -> None:
+        """Forget moving transforms and odometry so far, after a jump back in time."""
+        for lookup in (self._lookup, *self._more_lookups):
+            lookup.forget()
+        if self.odometry is not None:
+            self.odometry.reset()
+
+    def _odometry_frame(self, config: NodeConfig) -> str | None:
+        """The frame whose odometry comes from TF; None where it is not needed, or comes from a topic."""
+        return self.base_frame if _needs_odometry(config) and not config.odometry_topic else None
 
     def adopt(self, model: ServedModel) -> None:
         """Use another model from the next frame on; topics and frames stay as they are.
@@ -115,6 +149,8 @@ class Resources:
         self.outputs.close()
         self._area.close()
         self.extrinsics.close()
+        for lookup in self._more_lookups:
+            lookup.close()
         del self.model  # frees its memory, even where something still refers to these resources
 
 
@@ -137,10 +173,14 @@ def load_configured_model(node: Node, config: NodeConfig) -> ServedModel:
     return model
 
 
+def _needs_odometry(config: NodeConfig) -> bool:
+    return config.smoothing or config.tf_mode == MAP_TO_ODOM
+
+
 def _choose_frame(config: NodeConfig, localizer: Localizer) -> MapFrame:
     """The frame in which poses of this localizer are published."""
     centre_m = localizer.header.pose_codec.origin_m
-    return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin)
+    return choose_map_frame(localizer.map_frame, centre_m, config.map_frame, config.map_origin or None)
 
 
 def _needs_camera_info(localizer: Localizer, modalities: tuple[str, ...]) -> bool:
@@ -151,13 +191,13 @@ def _needs_camera_info(localizer: Localizer, modalities: tuple[str, ...]) -> boo
 
 def _settings(config: NodeConfig, localizer: Localizer) -> dict[str, str]:
     """Inputs and frames of a localizer, in words: what :meth:`Resources.adopt` must not change."""
-    modalities = modalities_in_use(config.modalities or (), localizer.modalities)
+    modalities = modalities_in_use(config.modalities, localizer.modalities)
     frame = _choose_frame(config, localizer)
     origin = " ".join(f"{x:.10g}" for x in frame.origin_m)
     return {
         "inputs": ", ".join(modalities) + (", camera_info" if _needs_camera_info(localizer, modalities) else ""),
         "map frames": frame.name if frame.parent is None else f"{frame.name} at {origin} in {frame.parent}",
-        "base frames": config.base_frame or localizer.body_frame,
+        "base frames": config.robot_frame(config.base_frame or localizer.body_frame),
     }
 
 

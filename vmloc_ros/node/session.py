@@ -13,6 +13,7 @@ from vmloc_ros.core.synchronizer import Synchronizer
 from vmloc_ros.node.resources import Resources
 from vmloc_ros.node.worker import Worker
 from vmloc_ros.ros.diagnostics import judge, values_of
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.subscriptions import CAMERA_INFO, Input, create_inputs
 from vmloc_ros.runtime.health import Health
 from vmloc_ros.runtime.outcomes import Outcome, OutcomeWaiters
@@ -28,6 +29,7 @@ class Session:
     """
 
     def __init__(self, resources: Resources) -> None:
+        self._resources = resources
         self._node, self._config, self._outputs = resources.node, resources.config, resources.outputs
         self._extrinsics, self._modalities = resources.extrinsics, resources.modalities
         self._health, self._waiters = Health(), OutcomeWaiters()
@@ -47,8 +49,7 @@ class Session:
         try:
             needs_info = resources.needs_camera_info
             self._inputs += create_inputs(self._node, self._config, self._modalities, needs_info, self._receive)
-            if resources.odometry is not None:
-                self._inputs += resources.odometry.subscribe(self._node)
+            self._subscribe_to_odometry()
         except VmlocError:
             self.close()
             raise
@@ -56,6 +57,16 @@ class Session:
         if resources.odometry is not None and not self._config.odometry_topic:
             used.append(f"odometry from TF, {self._config.odom_frame} -> {resources.base_frame}")
         self._node.get_logger().info(f"inputs: {', '.join(used)}")
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters, after the resources have."""
+        self._config = config
+        durations_ns = self._durations_ns()
+        del durations_ns["jump_back_ns"]  # read-only while configured
+        self._pipeline.adjust(config.queue_depth, **durations_ns)
+        if not self._hears_odometry:
+            self._subscribe_to_odometry()
+        self._worker.use(config)
 
     def close(self) -> None:
         """Unsubscribe, and end the worker threads after the frames in work."""
@@ -106,14 +117,22 @@ class Session:
 
     def _synchronizer(self) -> Synchronizer[Any]:
         primary, *secondary = self._modalities
+        return Synchronizer(primary, tuple(secondary), **self._durations_ns(), learns_periods=True)
+
+    def _durations_ns(self) -> dict[str, int]:
         seconds = {
             "slop_ns": self._config.slop_s,
             "deadline_ns": self._config.deadline_s,
             "silence_ns": self._config.silence_s,
             "jump_back_ns": self._config.jump_back_s,
         }
-        times_ns = {name: round(value * 1e9) for name, value in seconds.items()}
-        return Synchronizer(primary, tuple(secondary), **times_ns, learns_periods=True)
+        return {name: round(value * 1e9) for name, value in seconds.items()}
+
+    def _subscribe_to_odometry(self) -> None:
+        odometry = self._resources.odometry
+        self._hears_odometry = odometry is not None
+        if odometry is not None:
+            self._inputs += odometry.subscribe(self._node)
 
     def _receive(self, name: str, message: Any) -> None:
         """Take a message of any subscription in; returns at once."""

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
+
+from rclpy.node import Node
 
 from vmloc_ros.core.frame import Estimate
 from vmloc_ros.core.synchronizer import Bundle
@@ -13,6 +16,7 @@ from vmloc_ros.node.preparation import FramePreparation, PreparedFrame
 from vmloc_ros.node.publication import PosePublication
 from vmloc_ros.node.resources import Resources
 from vmloc_ros.ros.frame_errors import FrameErrors
+from vmloc_ros.ros.parameters import NodeConfig
 from vmloc_ros.ros.smoother import Smoother
 from vmloc_ros.runtime.gate import Gate
 from vmloc_ros.runtime.health import Health
@@ -42,6 +46,7 @@ class Worker:
 
         config = resources.config
         self._node, self._health, self._waiters = resources.node, health, waiters
+        self._robot_frame = config.robot_frame
         self._errors = FrameErrors(self._node, health, waiters)
         lost_detector = LostDetector(config.min_confidence, config.max_position_std_m)
         self._gate = Gate(resources.modalities, config.allow_degraded, lost_detector)
@@ -50,9 +55,18 @@ class Worker:
         preprocess = resources.localizer.header.preprocess
         self._debug_images = DebugImages(self._node, preprocess, config.debug_rate_hz)
         # Stamps and arrival times of the frames whose estimates the model may return next.
+        self._lost_log = _LostLog(self._node)
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=config.lookahead_frames + 1)
         self._model = resources.model
         self._model.reset()
+
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters, from any thread."""
+        self._gate.allow_degraded = config.allow_degraded
+        self._gate.lost_detector.min_confidence = config.min_confidence
+        self._gate.lost_detector.max_position_std_m = config.max_position_std_m
+        self._debug_images.rate_hz = config.debug_rate_hz
+        self._publication.use(config)
 
     @property
     def smoother(self) -> Smoother | None:
@@ -97,7 +111,7 @@ class Worker:
         self._arrivals.append((bundle.stamp_ns, bundle.arrival_ns))
         for estimate in estimates:  # of this frame, or of earlier ones that waited for it
             with self._errors.handled():
-                self._publish_or_withhold(estimate, model.localizer.body_frame)
+                self._publish_or_withhold(estimate, self._robot_frame(model.localizer.body_frame))
 
     def _adopt(self, model: ServedModel) -> None:
         """Change over to the model of another checkpoint."""
@@ -118,11 +132,29 @@ class Worker:
         text = self._publication.publish(estimate, body_frame, arrival_ns)
         self._health.published((time.monotonic_ns() - arrival_ns) * 1e-6, estimate)
         if was_lost:
-            self._node.get_logger().info("no longer lost")
+            self._lost_log.found()
         self._waiters.resolve(Outcome(True, text))
 
     def _withhold(self, reason: str, confidence: float | None) -> None:
         self._publication.suspend()
         self._health.withheld(reason, confidence)
-        self._node.get_logger().warning(f"lost: {reason}", throttle_duration_sec=_LOG_PERIOD_S)
+        self._lost_log.lost(reason)
         self._waiters.resolve(Outcome(False, f"lost: {reason}"))
+
+
+class _LostLog:
+    """Logs that the robot is lost at most once in 5 s, and the end of it where the beginning was logged."""
+
+    def __init__(self, node: Node) -> None:
+        self._node, self._latest_s, self._is_logged = node, -math.inf, False
+
+    def lost(self, reason: str) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._latest_s + _LOG_PERIOD_S:
+            self._latest_s, self._is_logged = now_s, True
+            self._node.get_logger().warning(f"lost: {reason}")
+
+    def found(self) -> None:
+        if self._is_logged:
+            self._is_logged = False
+            self._node.get_logger().info("no longer lost")

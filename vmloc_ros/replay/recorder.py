@@ -85,14 +85,16 @@ class Recorder:
             self.all_found.set()
 
     def _subscribe(self, topic: str, publishers: Sequence[TopicEndpointInfo]) -> None:
-        type_name = publishers[0].topic_type
+        type_name, qos = publishers[0].topic_type, _matching_qos(publishers)
+        if qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+            self._writer.latch(topic)
 
         def write(cdr_bytes: bytes) -> None:
             self._writer.write_raw(topic, type_name, cdr_bytes, self._now_ns())
             self._counts[topic] += 1
 
         try:
-            self._node.create_subscription(message_class(type_name), topic, write, _matching_qos(publishers), raw=True)
+            self._node.create_subscription(message_class(type_name), topic, write, qos, raw=True)
         except MissingPackageError as error:
             logger.warning("topic %s is not recorded: %s", topic, error)
 

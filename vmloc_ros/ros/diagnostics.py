@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,7 @@ class Diagnostics:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._hardware_id = socket.gethostname()  # as other monitors of programs have it
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
 
     def publish(self, level: bytes, message: str, values: Mapping[str, Any]) -> None:
@@ -27,7 +29,7 @@ class Diagnostics:
             level=level,
             name=f"{self._node.get_fully_qualified_name().lstrip('/')}: localization",
             message=message,
-            hardware_id="vmloc",
+            hardware_id=self._hardware_id,
             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
         )
         array = DiagnosticArray(status=[status])

@@ -38,7 +38,7 @@ def create_odometry(config: NodeConfig, base_frame: str, lookup: TransformLookup
     """Create the source that the parameters choose."""
     if config.odometry_topic:
         return OdometryFromTopic(config, base_frame, lookup)
-    return OdometryFromTf(config.odom_frame, base_frame, lookup)
+    return OdometryFromTf(config.robot_frame(config.odom_frame), base_frame, lookup)
 
 
 class OdometryFromTf:
@@ -61,7 +61,8 @@ class OdometryFromTopic:
     """Odometry from nav_msgs/Odometry of ``base_frame``, or of a frame that static TF connects with it."""
 
     def __init__(self, config: NodeConfig, base_frame: str, lookup: TransformLookup) -> None:
-        self._topic, self._odom_frame, self._base_frame = config.odometry_topic, config.odom_frame, base_frame
+        self._topic, self._base_frame = config.odometry_topic, base_frame
+        self._odom_frame = config.robot_frame(config.odom_frame)
         self._lookup = lookup
         self._lock = threading.Lock()
         self._track = PoseBuffer(config.jump_back_s)

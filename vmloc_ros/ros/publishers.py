@@ -26,6 +26,10 @@ _OUTPUT_DEPTH = 10
 _UNKNOWN_TWIST_COVARIANCE = np.diag(np.full(6, 1e6)).ravel()
 
 
+def _broadcast_settings(config: NodeConfig) -> tuple[Any, ...]:
+    return config.tf_mode, config.transform_tolerance_s, config.tf_rate_hz, config.tf_timeout_s
+
+
 class Outputs:
     """Publishers of poses of ``base_frame`` in a map frame.
 
@@ -42,15 +46,14 @@ class Outputs:
     ) -> None:
         self._broadcaster = create_broadcaster(node, config, map_frame.name, base_frame, odometry)
         self._map_origin = MapOrigin(node, map_frame) if map_frame.parent is not None else None
-        self._node = node
+        self._node, self._config = node, config
         self._map_frame, self._base_frame = map_frame.name, base_frame
         self._path_poses: deque[PoseStamped] = deque(maxlen=config.path_length)
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one thread publishes, another adopts changed parameters
         self._publishers: list[Any] = []
         self._pose = self._create(PoseStamped, "~/pose", _OUTPUT_DEPTH)
         self._pose_with_covariance = self._create(PoseWithCovarianceStamped, "~/pose_with_covariance", _OUTPUT_DEPTH)
-        self._odometry = self._create(Odometry, "~/odometry", _OUTPUT_DEPTH) if config.publish_odometry else None
-        self._path = self._create(Path, "~/path", 1) if config.path_length else None
+        self._odometry, self._path = self._optional_publishers()
 
     @property
     def problems(self) -> list[str]:
@@ -71,6 +74,28 @@ class Outputs:
             ModelError: a number is not finite or a variance not positive; nothing is published.
         """
         check_pose(stamp_ns, map_from_base, covariance)
+        with self._lock:
+            self._publish(stamp_ns, map_from_base, covariance)
+
+    def use(self, config: NodeConfig, odometry: OdometrySource | None) -> None:
+        """Adopt changed parameters, from any thread.
+
+        Raises:
+            MissingPackageError, ConfigError: as the constructor; nothing is changed then.
+        """
+        with self._lock:
+            before, self._config = self._config, config
+            if _broadcast_settings(config) != _broadcast_settings(before):
+                self._replace_broadcaster(odometry)
+            self._path_poses = deque(self._path_poses, maxlen=config.path_length)
+            unused = [self._odometry, self._path]
+            self._odometry, self._path = self._optional_publishers(self._odometry, self._path)
+            for publisher in unused:
+                if publisher is not None and publisher not in (self._odometry, self._path):
+                    self._publishers.remove(publisher)
+                    self._node.destroy_publisher(publisher)
+
+    def _publish(self, stamp_ns: int, map_from_base: Pose, covariance: NDArray[np.float64]) -> None:
         pose = self._pose_message(stamp_ns, map_from_base)
         self._pose.publish(pose)
         with_covariance = PoseWithCovarianceStamped(header=pose.header)
@@ -83,8 +108,7 @@ class Outputs:
             self._odometry.publish(odometry)
         if self._broadcaster is not None:
             self._broadcaster.fix(stamp_ns, map_from_base)
-        with self._lock:
-            self._path_poses.append(pose)
+        self._path_poses.append(pose)
 
     def publish_path(self) -> None:
         """Publish the path if it has subscribers; for a slow timer: a thousand poses take 10 ms to convert."""
@@ -97,8 +121,8 @@ class Outputs:
 
     def suspend(self) -> None:
         """Publish nothing until the next pose, not even repeated transforms."""
-        if self._broadcaster is not None:
-            self._broadcaster.reset()
+        if (broadcaster := self._broadcaster) is not None:
+            broadcaster.reset()
 
     def reset(self) -> None:
         """Forget the poses so far, as after a jump back in time."""
@@ -112,6 +136,23 @@ class Outputs:
                 part.close()
         for publisher in self._publishers:
             self._node.destroy_publisher(publisher)
+
+    def _replace_broadcaster(self, odometry: OdometrySource | None) -> None:
+        old = self._broadcaster
+        self._broadcaster = create_broadcaster(self._node, self._config, self._map_frame, self._base_frame, odometry)
+        if old is not None:
+            old.close()
+            if self._broadcaster is not None:
+                self._broadcaster.published += old.published
+                self._broadcaster.withheld += old.withheld
+
+    def _optional_publishers(self, odometry: Any = None, path: Any = None) -> tuple[Any, Any]:
+        """Publishers of ~/odometry and ~/path where the parameters ask for them; given ones are kept."""
+        if self._config.publish_odometry:
+            odometry = odometry or self._create(Odometry, "~/odometry", _OUTPUT_DEPTH)
+        if self._config.path_length:
+            path = path or self._create(Path, "~/path", 1)
+        return odometry if self._config.publish_odometry else None, path if self._config.path_length else None
 
     def _create(self, message_type: Any, topic: str, depth: int) -> Any:
         publisher = self._node.create_publisher(message_type, topic, depth)

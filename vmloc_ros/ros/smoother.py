@@ -64,6 +64,10 @@ class Smoother:
         self._count(result)
         return result.filtered
 
+    def use(self, config: NodeConfig) -> None:
+        """Adopt changed parameters, from any thread."""
+        self._filter.config = filter_config(config)
+
     def reset(self, reason: str) -> None:
         """Discard the filter's state; the next fix starts anew."""
         self._filter.reset(reason)

@@ -24,7 +24,7 @@ from vmloc_ros.core.errors import ConfigError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR
 from vmloc_ros.core.messages import stamp_ns
 from vmloc_ros.ros.parameters import NodeConfig
-from vmloc_ros.runtime.health import Arrivals
+from vmloc_ros.runtime.health import Arrivals, describe_delay
 
 try:
     from rclpy.event_handler import SubscriptionEventCallbacks
@@ -34,6 +34,7 @@ except ImportError:  # Humble
 CAMERA_INFO = "camera_info"
 
 _OVERRIDABLE = (QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY, QoSPolicyKind.DURABILITY)
+_UNKNOWN_NAME = "_NODE_NAME_UNKNOWN_"  # of rmw: before the name is discovered, and of programs that are no nodes
 # Requested and offered values that do not match. This node requests no deadline and no liveliness, which every
 # publisher satisfies.
 _UNMET = {
@@ -104,7 +105,7 @@ class Input:
     def values(self) -> dict[str, str]:
         """Rate and delay, for diagnostics."""
         rate_hz, delay_ms = self._arrivals.report(time.monotonic())
-        delay = "" if delay_ms is None else f"{delay_ms:.1f}"
+        delay = "" if delay_ms is None else describe_delay(delay_ms)
         return {f"rate {self.name} [Hz]": f"{rate_hz:.1f}", f"delay {self.name} [ms]": delay}
 
     def problem(self, timeout_s: float) -> str | None:
@@ -226,5 +227,7 @@ def _parameter_of(name: str) -> str:
 
 def node_of(publisher: Any) -> str:
     """The full name of a publisher's node, of an entry of ``Node.get_publishers_info_by_topic``."""
+    if publisher.node_name == _UNKNOWN_NAME:
+        return "(name unknown)"
     namespace = publisher.node_namespace.rstrip("/")
     return f"{namespace}/{publisher.node_name}" if namespace else publisher.node_name

@@ -59,17 +59,24 @@ def create_broadcaster(
         MissingPackageError: tf2_msgs is not installed.
         ConfigError: parameters contradict each other.
     """
-    if config.tf_rate_hz and config.tf_mode != MAP_TO_ODOM:
-        raise ConfigError(
-            f"tf_rate_hz is {config.tf_rate_hz:g}, but {map_frame} -> {base_frame} cannot be repeated while the robot "
-            f"moves; set tf_mode to {MAP_TO_ODOM}, or tf_rate_hz to 0"
-        )
+    check_broadcast(config, map_frame, base_frame)
     if config.tf_mode == NO_TF:
         return None
     if config.tf_mode == MAP_TO_BASE:
         return MapToBase(node, map_frame, base_frame)
     assert odometry is not None, "map_to_odom comes with odometry"
     return MapToOdom(node, config, map_frame, odometry)
+
+
+def check_broadcast(config: NodeConfig, map_frame: str, base_frame: str) -> None:
+    """Raise what :func:`create_broadcaster` would."""
+    if config.tf_rate_hz and config.tf_mode != MAP_TO_ODOM:
+        raise ConfigError(
+            f"tf_rate_hz is {config.tf_rate_hz:g}, but {map_frame} -> {base_frame} cannot be repeated while the robot "
+            f"moves; set tf_mode to {MAP_TO_ODOM}, or tf_rate_hz to 0"
+        )
+    if config.tf_mode != NO_TF:
+        message_class(TF_TYPE)
 
 
 class _Sender:
@@ -119,7 +126,7 @@ class MapToOdom:
 
     def __init__(self, node: Node, config: NodeConfig, map_frame: str, odometry: OdometrySource) -> None:
         self._node, self._odometry = node, odometry
-        self._sender = _Sender(node, map_frame, config.odom_frame)
+        self._sender = _Sender(node, map_frame, config.robot_frame(config.odom_frame))
         self._tolerance_ns = round(config.transform_tolerance_s * 1e9)
         self._timeout_ns = round(config.tf_timeout_s * 1e9)
         self._repeats = config.tf_rate_hz > 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from vmloc_ros.core.fixed_transforms import FixedTransforms
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.messages import decode_pose, stamp_ns
 from vmloc_ros.core.names import frame_name
-from vmloc_ros.core.transform_tree import Edge, TransformLookup, TransformTree
+from vmloc_ros.core.pose_buffer import describe_lag
+from vmloc_ros.core.transform_tree import Edge, TransformLookup, TransformTree, describe_break, find_path
 from vmloc_ros.ros.packages import MissingPackageError, message_class
 from vmloc_ros.ros.tf_watch import HEAR_ALL_QOS, MOVING_TOPIC, STATIC_TOPIC, TransformWatch
 
@@ -25,6 +27,12 @@ TF_TYPE = "tf2_msgs/msg/TFMessage"
 TF_QOS = QoSProfile(depth=100)  # as in tf2_ros
 TF_STATIC_QOS = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _PATIENCE_S = 2.0  # time for /tf_static to arrive before fixed transforms are looked for on /tf
+# Child, parent, newest and oldest stamp in tf2's list of frames, which is YAML. Callers poll, and a robot may have
+# hundreds of frames: a YAML parser would take 20 ms each time.
+_TF2_FRAME = re.compile(
+    r"^(\S+): *\n +parent: '(.*)'\n(?: .*\n)*? +most_recent_transform: ([\d.]+)\n +oldest_transform: ([\d.]+)$",
+    re.MULTILINE,
+)
 
 
 def listen_to_transforms(node: Node, jump_back_s: float, moving_frame: str | None = None) -> TransformLookup:
@@ -83,7 +91,23 @@ class _Tf2Lookup:
             return decode_pose(self._buffer.lookup_transform(frame_name(target), frame_name(source), time))
         except self._unavailable as error:
             self._watch.missing()
-            raise DataError(f"TF: {error}{self.hint}") from error
+            raise DataError(f"{self._explain(target, source, stamp_ns)}{self.hint}") from error
+
+    def _explain(self, target: str, source: str, stamp_ns: int) -> str:
+        """Why there is no transform at a stamp, in the words of our own listener; tf2's name no topic."""
+        target, source = frame_name(target), frame_name(source)
+        rows = {child: row for child, *row in _TF2_FRAME.findall(self._buffer.all_frames_as_yaml())}
+        parents = {child: parent for child, (parent, *_) in rows.items()}
+        path = find_path(((parent, child) for child, parent in parents.items()), target, source)
+        if path is None:
+            return describe_break(parents, target, source)
+        for (parent, child), _ in path:
+            latest_ns, oldest_ns = (round(float(seconds) * 1e9) for seconds in rows[child][1:])
+            if 0 < latest_ns < stamp_ns:  # zero: static
+                return f"{parent} -> {child} on /tf: {describe_lag(latest_ns, stamp_ns)}"
+            if oldest_ns > stamp_ns:
+                return f"{parent} -> {child} on /tf: does not reach back to the image's stamp"
+        return f"{target} -> {source} was not known at the image's stamp a moment ago"
 
     def forget(self) -> None:
         self._buffer.clear()  # keeps static transforms

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -24,11 +25,14 @@ class DebugImages:
 
     Args:
         rate_hz: highest rate, in steady time.
+
+    Attributes:
+        rate_hz: may be changed from another thread.
     """
 
     def __init__(self, node: Node, preprocess: PreprocessConfig, rate_hz: float) -> None:
         self._node, self._preprocessor = node, Preprocessor(preprocess)
-        self._period_s, self._next_s = 1 / rate_hz, 0.0
+        self.rate_hz, self._latest_s = rate_hz, -math.inf
         # Reliable, as RViz and rqt request by default; a slow viewer gets the newest image only.
         self._range_image = node.create_publisher(Image, "~/range_image", 1)
         self._overlay = node.create_publisher(Image, "~/overlay", 1)
@@ -36,13 +40,13 @@ class DebugImages:
     def publish(self, bundle: Bundle[Any], frame: Frame) -> None:
         """Draw a decoded bundle for subscribers if one is due; log what cannot be drawn."""
         now_s = time.monotonic()
-        if now_s < self._next_s:
+        if now_s < self._latest_s + 1 / self.rate_hz:
             return
         draws = {self._range_image: self._draw_range, self._overlay: self._draw_overlay}
         watched = [publisher for publisher in draws if publisher.get_subscription_count()]
         if not watched:
             return
-        self._next_s = now_s + self._period_s
+        self._latest_s = now_s
         for publisher in watched:
             try:
                 drawn = draws[publisher](frame)

@@ -13,6 +13,8 @@ from vmloc_ros.core.frame import Estimate
 _WINDOW = 200  # latencies kept for the percentiles
 _ARRIVALS_S = 5.0  # window of an input's rate and delay
 _MOST_ARRIVALS = 5000
+_MOST_DELAY_S = 60.0  # no queue is that long
+_UNITS = {"years": 365.25 * 86_400, "days": 86_400, "hours": 3600, "minutes": 60}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,15 @@ class Arrivals:
     def _forget(self, now_s: float) -> None:
         while self._recent and self._recent[0][0] < now_s - _ARRIVALS_S:
             self._recent.popleft()
+
+
+def describe_delay(delay_ms: float) -> str:
+    """A delay in milliseconds; beyond a minute, in words, how far the clocks of sensor and computer are apart."""
+    seconds = abs(delay_ms) * 1e-3
+    if seconds <= _MOST_DELAY_S:
+        return f"{delay_ms:.1f}"
+    unit, size_s = next((unit, size_s) for unit, size_s in _UNITS.items() if seconds >= size_s)
+    return f"clocks differ by {seconds / size_s:.1f} {unit}"
 
 
 def _percentiles(ordered: list[float]) -> tuple[float, float] | None:

@@ -17,10 +17,13 @@ class LostDetector:
         min_confidence: estimates of lower confidence are withheld; those without a confidence pass.
         max_position_std_m: estimates with a larger standard deviation of the position in any direction are withheld;
             0: no limit.
+
+    Attributes:
+        min_confidence, max_position_std_m: may be changed from another thread.
     """
 
     def __init__(self, min_confidence: float, max_position_std_m: float) -> None:
-        self._min_confidence, self._max_position_std_m = min_confidence, max_position_std_m
+        self.min_confidence, self.max_position_std_m = min_confidence, max_position_std_m
         self._since_ns: int | None = None
 
     @property
@@ -44,10 +47,10 @@ class LostDetector:
 
     def _reason(self, estimate: Estimate) -> str | None:
         confidence = estimate.confidence
-        if confidence is not None and not confidence >= self._min_confidence:  # also withholds NaN
-            return f"confidence {confidence:.2g} below {self._min_confidence:g}"
-        if self._max_position_std_m > 0:
+        if confidence is not None and not confidence >= self.min_confidence:  # also withholds NaN
+            return f"confidence {confidence:.2g} below {self.min_confidence:g}"
+        if self.max_position_std_m > 0:
             std_m = position_std_m(estimate.covariance)
-            if not std_m <= self._max_position_std_m:
-                return f"position std {std_m:.2g} m above {self._max_position_std_m:g} m"
+            if not std_m <= self.max_position_std_m:
+                return f"position std {std_m:.2g} m above {self.max_position_std_m:g} m"
         return None

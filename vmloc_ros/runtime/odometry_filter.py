@@ -143,7 +143,7 @@ class OdometryFilter:
     """Turns fixes and odometry into a smooth trajectory, see the module's docstring; not thread-safe."""
 
     def __init__(self, config: FilterConfig) -> None:
-        self._config = config
+        self.config = config
         self.reset("")
 
     def reset(self, reason: str) -> None:
@@ -169,11 +169,11 @@ class OdometryFilter:
         if self._state is None:
             self._state, self._newest_ns = fix, stamp_ns
             return UpdateResult(Verdict.STARTED, None, self._reset_reason or "first fix", fix.filtered)
-        prior = _carried(self._state, stamp_ns, odom_from_base, self._config)
+        prior = _carried(self._state, stamp_ns, odom_from_base, self.config)
         if stamp_ns <= self._newest_ns:
             return UpdateResult(Verdict.REJECTED, None, "not newer than the fix before", prior.filtered)
         self._newest_ns = stamp_ns
-        updated, distance = _gated_update(fix, prior, self._state, self._config)
+        updated, distance = _gated_update(fix, prior, self._state, self.config)
         if updated is None:
             return self._reject(fix, prior, distance)
         self._state, self._alternative = updated, None
@@ -184,12 +184,12 @@ class OdometryFilter:
         self._reset_at_jump(stamp_ns, odom_from_base)
         if self._state is None:
             return None
-        return _carried(self._state, stamp_ns, odom_from_base, self._config).filtered
+        return _carried(self._state, stamp_ns, odom_from_base, self.config).filtered
 
     def _reset_at_jump(self, stamp_ns: int, odom_from_base: Pose) -> None:
         if self._state is None:
             return
-        limits = (self._config.max_speed_m_s, self._config.jump_back_s)
+        limits = (self.config.max_speed_m_s, self.config.jump_back_s)
         jump = find_jump(self._state.stamp_ns, self._state.odom_from_base, stamp_ns, odom_from_base, *limits)
         if jump is not None:
             self.reset(jump)
@@ -198,11 +198,11 @@ class OdometryFilter:
         """Update the alternative with a rejected fix; it takes over once enough fixes have agreed with it."""
         updated = None
         if self._alternative is not None:
-            carried = _carried(self._alternative, fix.stamp_ns, fix.odom_from_base, self._config)
-            updated, _ = _gated_update(fix, carried, self._alternative, self._config)
+            carried = _carried(self._alternative, fix.stamp_ns, fix.odom_from_base, self.config)
+            updated, _ = _gated_update(fix, carried, self._alternative, self.config)
         self._alternative_fixes = 1 if updated is None else self._alternative_fixes + 1
         self._alternative = updated or fix
-        if self._alternative_fixes < self._config.restart_after:
+        if self._alternative_fixes < self.config.restart_after:
             return UpdateResult(Verdict.REJECTED, distance, "too far from the prediction", prior.filtered)
         self._state, self._alternative = self._alternative, None
         reason = f"{self._alternative_fixes} rejected fixes in a row agree with each other"

@@ -104,6 +104,13 @@ class Pipeline(Generic[Payload, Prepared]):
                 self._pair(self._judge.add(name, stamp_ns, payload, now_ns, clock_ns), now_ns)
             self._condition.notify_all()
 
+    def adjust(self, queue_depth: int, **durations_ns: int) -> None:
+        """Change the depth of the queue, and the synchronizer's durations, see :meth:`Synchronizer.adjust`."""
+        with self._condition:
+            self._queue_depth = queue_depth if self._is_wanted is None else 1
+            self._synchronizer.adjust(**durations_ns)
+            self._condition.notify_all()
+
     def wake(self) -> None:
         """Have ``is_wanted`` evaluated again."""
         with self._condition:

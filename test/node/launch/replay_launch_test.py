@@ -16,13 +16,14 @@ from launch.substitutions import LaunchConfiguration
 from launch import LaunchDescription
 
 LIMIT_S = 60.0
+COMMAND = "bag play drive --clock 100 --rate 2.0 --loop"  # no --delay, which would pause before every round
 
 
 def generate_test_description():
     share = get_package_share_directory("vmloc_ros")
     replay = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(os.path.join(share, "launch", "replay.launch.py")),
-        launch_arguments={"bag": LaunchConfiguration("bag"), "rate": "2.0", "loop": "true", "delay": "0.5"}.items(),
+        launch_arguments={"bag": LaunchConfiguration("bag"), "rate": "2.0", "loop": "true"}.items(),
     )
     arguments = [DeclareLaunchArgument("checkpoint"), DeclareLaunchArgument("bag")]
     return LaunchDescription([*arguments, replay, launch_testing.actions.ReadyToTest()])
@@ -31,7 +32,8 @@ def generate_test_description():
 class TestReplay(unittest.TestCase):
     """Node and player run together."""
 
-    def test_the_player_gets_the_bag_and_the_node_starts(self, proc_output):
-        command = "bag play drive --clock 100 --rate 2.0 --delay 0.5 --loop"
-        proc_output.assertWaitFor(command, timeout=LIMIT_S)
-        proc_output.assertWaitFor("now active", timeout=LIMIT_S)
+    def test_the_player_gets_the_bag_and_starts_once_the_node_is_active(self, proc_output):
+        proc_output.assertWaitFor(COMMAND, timeout=LIMIT_S)
+        lines = [line.text.decode() for line in proc_output]
+        (active,) = [number for number, line in enumerate(lines) if "now active" in line]
+        assert all(COMMAND not in line for line in lines[:active])
