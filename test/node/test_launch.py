@@ -251,6 +251,32 @@ def test_amcl_alone_publishes_the_transform_and_gets_one_pose(recorder, initialp
     assert set(started["parameters"][0]) == set(initialpose_defaults)
 
 
+@pytest.mark.parametrize("navigation", ["true", "false"])
+def test_nav2_manages_the_node_in_the_place_of_amcl(recorder, tmp_path, navigation):
+    module = load("examples/nav2.launch.py")
+    module.generate_launch_description()
+    assert included(module) == {"tf_mode": "map_to_odom", "autostart": "false"}
+    given = {name: default for name, (default, _) in module.ARGUMENTS.items()}
+    given |= {"map": str(tmp_path / "floor.yaml"), "navigation": navigation, "namespace": "robot1"}
+    module.LaunchConfiguration = lambda name: MagicMock(perform=lambda context: given[name])
+    with pytest.raises(RuntimeError, match=r"floor\.yaml' does not exist"):
+        module._nav2(None)
+    (tmp_path / "floor.yaml").write_text("image: floor.pgm\n")
+    module.IncludeLaunchDescription.reset_mock()
+    module._nav2(None)
+    server, manager = (call.kwargs for call in module.Node.call_args_list)
+    assert server["parameters"][0]["yaml_filename"] == given["map"]
+    assert manager["parameters"][0]["node_names"] == ["map_server", "vmloc_node"]
+    assert manager["parameters"][0]["bond_timeout"] == 4.0
+    assert {server["namespace"], manager["namespace"]} == {"robot1"}
+    assert module.IncludeLaunchDescription.called == (navigation == "true")
+    if navigation == "true":
+        # The configurations of vmloc.launch.py's arguments hold here, too, unless they are given.
+        arguments = dict(module.IncludeLaunchDescription.call_args.kwargs["launch_arguments"])
+        assert arguments["autostart"] == "true"
+        assert arguments["params_file"].endswith("nav2_params.yaml")
+
+
 @pytest.mark.parametrize(
     ("name", "argument"),
     [
@@ -258,6 +284,7 @@ def test_amcl_alone_publishes_the_transform_and_gets_one_pose(recorder, initialp
         ("replay.launch.py", "bag"),
         ("examples/robot_localization.launch.py", "ekf_params_file"),
         ("examples/initialpose.launch.py", "max_yaw_std_rad"),
+        ("examples/nav2.launch.py", "nav2_params_file"),
     ],
 )
 def test_launch_itself_accepts_the_file(name, argument, tmp_path, monkeypatch):

@@ -93,4 +93,4 @@ def test_missing_packages_are_named_with_the_consequence(packages, monkeypatch: 
     (tmp_path / "tf_transformations.py").write_text("raise AttributeError('module numpy has no attribute float')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tf_transformations")
-    assert set(missing_packages()) == {"sensor_msgs_py", "tf2_ros", "tf_transformations"}
+    assert set(missing_packages()) == {"bond", "sensor_msgs_py", "tf2_ros", "tf_transformations"}

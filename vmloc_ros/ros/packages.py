@@ -19,6 +19,7 @@ from vmloc_ros.core.geometry import Pose
 
 # What the node does without each of them.
 OPTIONAL = {
+    "bond": "nav2_lifecycle_manager gets no heartbeats: its bond_timeout must be 0.0",
     "cv_bridge": "debug images are built without it",
     "sensor_msgs_py": "~/training_area is built without it",
     "tf2_ros": "extrinsics over moving joints are not found; the rest of TF is read without it",

@@ -70,6 +70,12 @@ class NodeConfig:
     checkpoint: str = _parameter("", "Path of the model's checkpoint (.safetensors).", change=AT_LOAD)
     device: str = _parameter("auto", "Where the model runs: auto, cpu, cuda or cuda:N.")
     autostart: bool = _parameter(True, "Configure and activate by itself at start.", change=AT_START)
+    bond_heartbeat_period_s: float = _parameter(
+        0.1,
+        "Seconds between heartbeats for nav2_lifecycle_manager while the node is active, where package bond is "
+        "installed; 0: none, for managers whose bond_timeout is 0.",
+        high=1.0,
+    )
     modalities: tuple[str, ...] = _parameter(
         (), "Inputs to subscribe to, of image, depth and lidar. Empty: all that the model takes.", elements=str
     )
