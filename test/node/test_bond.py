@@ -52,14 +52,13 @@ def test_an_active_node_sends_heartbeats_until_it_is_deactivated_and_says_so(con
         assert {beat.heartbeat_timeout for beat in beats} == {4.0}
 
 
-def test_without_the_package_or_with_a_period_of_zero_there_is_no_bond(monkeypatch):
+def test_without_the_package_there_is_no_bond(monkeypatch):
+    monkeypatch.setattr(bond, "TYPE", "no_such_package/msg/Status")
     with node_in_process() as node:
-        assert bond.open_bond(node, 0.0) is None
-        monkeypatch.setattr(bond, "TYPE", "no_such_package/msg/Status")
-        assert bond.open_bond(node, 0.1) is None
+        assert bond.bond_of(node) is None
 
 
-def test_a_bond_says_three_times_that_it_ends(monkeypatch):
+def test_a_bond_begins_as_a_new_instance_and_says_three_times_that_it_ends(monkeypatch):
     sent = []
     node = SimpleNamespace(
         get_name=lambda: "vmloc_node",
@@ -67,12 +66,18 @@ def test_a_bond_says_three_times_that_it_ends(monkeypatch):
         create_publisher=lambda kind, topic, depth: SimpleNamespace(publish=sent.append, topic=topic),
         create_timer=lambda period_s, callback, clock: callback,
         destroy_timer=lambda timer: None,
-        destroy_publisher=lambda publisher: None,
     )
-    monkeypatch.setattr(
-        bond, "message_class", lambda _: lambda **values: SimpleNamespace(header=SimpleNamespace(), **values)
-    )
-    made = bond.Bond(node, 0.5)
-    made.close()
-    assert [message.active for message in sent] == [True, False, False, False]
+
+    def status(**values):
+        return SimpleNamespace(header=SimpleNamespace(), **values)
+
+    monkeypatch.setattr(bond, "message_class", lambda _: status)
+    made = bond.Bond(node)
+    made.stop()
+    assert not sent
+    for _ in range(2):
+        made.start(0.5)
+        made.stop()
+    assert [message.active for message in sent] == [True, False, False, False] * 2
+    assert len({message.instance_id for message in sent}) == 2
     assert {message.heartbeat_period for message in sent} == {0.5}

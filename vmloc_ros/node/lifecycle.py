@@ -20,7 +20,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from vmloc_ros.core.errors import ConfigError, VmlocError
 from vmloc_ros.node.resources import Resources, load_configured_model
 from vmloc_ros.node.session import Session
-from vmloc_ros.ros.bond import Bond, open_bond
+from vmloc_ros.ros.bond import bond_of
 from vmloc_ros.ros.diagnostics import Diagnostics
 from vmloc_ros.ros.environment import leave_a_core, let_idle_threads_sleep, use_fastdds_profile
 from vmloc_ros.ros.packages import missing_packages
@@ -48,7 +48,7 @@ class VmlocNode(LifecycleNode):
         self._state = "unconfigured"
         self._resources: Resources | None = None
         self._session: Session | None = None
-        self._bond: Bond | None = None
+        self._bond = bond_of(self)
         declare_parameters(self, self)
         self._is_loading = False
         self._diagnostics = Diagnostics(self)
@@ -133,12 +133,13 @@ class VmlocNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._resources is not None, "activate follows configure"
         self._session = Session(self._resources)
-        self._bond = open_bond(self, self._resources.config.bond_heartbeat_period_s)
+        period_s = self._resources.config.bond_heartbeat_period_s
+        if self._bond is not None and period_s:
+            self._bond.start(period_s)
 
     def _stop(self) -> None:
         if self._bond is not None:
-            self._bond.close()
-            self._bond = None
+            self._bond.stop()
         if self._session is not None:
             self._session.close()
             self._session = None

@@ -24,33 +24,39 @@ _FAREWELLS = 3  # of which one may be lost
 
 
 class Bond:
-    """Publishes heartbeats from its construction until :meth:`close`, which tells the other end that this one is gone.
+    """Publishes heartbeats from :meth:`start` until :meth:`stop`, which tells the other end that this one is gone.
+
+    The publisher stays: one that is destroyed at once would take its last messages with it.
 
     Args:
         node: its name is the bond's id.
-        period_s: between heartbeats.
 
     Raises:
         MissingPackageError: package ``bond`` is not installed; Nav2 installs it.
     """
 
-    def __init__(self, node: Node, period_s: float) -> None:
+    def __init__(self, node: Node) -> None:
         self._type: Any = message_class(TYPE)
-        self._node, self._period_s = node, period_s
-        self._instance = str(uuid.uuid4())
+        self._node, self._instance, self._period_s = node, "", 0.0
         self._publisher = node.create_publisher(self._type, TOPIC, 10)
-        self._timer = node.create_timer(period_s, self._beat, clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self._beat()
+        self._timer: Any = None
 
-    def close(self) -> None:
-        """Break the bond."""
+    def start(self, period_s: float) -> None:
+        """Begin a bond, as a new instance."""
+        self.stop()
+        self._instance, self._period_s = str(uuid.uuid4()), period_s
+        clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self._node.create_timer(period_s, lambda: self._publish(active=True), clock=clock)
+        self._publish(active=True)
+
+    def stop(self) -> None:
+        """Break the bond, if there is one."""
+        if self._timer is None:
+            return
         self._node.destroy_timer(self._timer)
+        self._timer = None
         for _ in range(_FAREWELLS):
             self._publish(active=False)
-        self._node.destroy_publisher(self._publisher)
-
-    def _beat(self) -> None:
-        self._publish(active=True)
 
     def _publish(self, active: bool) -> None:
         message = self._type(id=self._node.get_name(), instance_id=self._instance, active=active)
@@ -59,11 +65,9 @@ class Bond:
         self._publisher.publish(message)
 
 
-def open_bond(node: Node, period_s: float) -> Bond | None:
-    """A bond with heartbeats of this period; None for a period of 0, or without package ``bond``, which Nav2 has."""
-    if not period_s:
-        return None
+def bond_of(node: Node) -> Bond | None:
+    """The node's bond; None without package ``bond``, which Nav2 has."""
     try:
-        return Bond(node, period_s)
+        return Bond(node)
     except MissingPackageError:
         return None
