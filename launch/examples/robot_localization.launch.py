@@ -3,7 +3,8 @@
 
 ``ros2 launch vmloc_ros robot_localization.launch.py checkpoint:=model.safetensors``
 Needs ``apt install ros-$ROS_DISTRO-robot-localization``, and a base that publishes ``odom`` (nav_msgs/Odometry) and
-odom -> base_link. The arguments of vmloc.launch.py can be given too.
+odom -> base_link. The arguments of vmloc.launch.py can be given too. Until the second pose the filter may be off by the
+way that the robot made during the first one's latency: see config/examples/robot_localization.yaml.
 """
 
 import os

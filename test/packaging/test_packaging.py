@@ -154,3 +154,35 @@ def test_tf_message_has_the_type_hash_of_other_ros_2_machines() -> None:
     expected = typesys.get_typestore(typesys.Stores.ROS2_JAZZY).hash_rihs01("tf2_msgs/msg/TFMessage")
     hashes = {entry["type_name"]: entry["hash_string"] for entry in json.loads(description.read_text())["type_hashes"]}
     assert hashes["tf2_msgs/msg/TFMessage"] == expected
+
+
+def test_the_changelog_that_bloom_reads_is_that_of_the_project() -> None:
+    changelog = pytest.importorskip("catkin_pkg.changelog")
+    script = runpy.run_path(str(ROOT / "scripts" / "changelog.py"))
+    assert (ROOT / "CHANGELOG.rst").read_text() == script["to_rst"]((ROOT / "CHANGELOG.md").read_text()), (
+        "run scripts/changelog.py"
+    )
+    # As released, and after another release: docutils takes the title of an only section for a subtitle.
+    text = (ROOT / "CHANGELOG.md").read_text().replace("[Unreleased]", "[99.0.0] - 2026-01-02")
+    text += "\n## [0.0.1] - 2026-01-01\n\n### Added\n\n- All.\n"
+    found = changelog.populate_changelog_from_rst(changelog.Changelog(), script["to_rst"](text))
+    items = sum(len(part.bullets) for _, _, content in found.foreach_version() for part in content)
+    assert items == text.count("\n- ") > 1
+
+
+def test_a_changelog_becomes_restructured_text() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "changelog.py"))
+    text = "# Changelog\n\n## [Unreleased]\n\n### Added\n\n- `a_b`, **c**\n  d* ([e](f.md))\n"
+    text += "\n## [0.1.0] - 2026-01-02\n\n### Fixed\n\n- g_\n"
+    assert script["to_rst"](text).splitlines()[5:] == [
+        "",
+        "Forthcoming",
+        "-----------",
+        r"* Added: ``a_b``, c d\* (e)",
+        "",
+        "0.1.0 (2026-01-02)",
+        "------------------",
+        r"* Fixed: g\_",
+    ]
+    with pytest.raises(ValueError, match="expected '## "):
+        script["to_rst"]("# C\n## 0.1.0\n")
