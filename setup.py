@@ -80,6 +80,7 @@ setup(
             "mypy~=2.4.1",  # newer versions of mypy and ruff report new errors
             "pytest>=7",
             "pytest-timeout",
+            "pytest-xdist",
             "ruff~=0.17.6",
             "scipy",
             "setuptools",

@@ -125,7 +125,7 @@ import tf2_msgs.msg
 import training
 import vmloc_ros
 
-needed = "cv2 importlinter matplotlib mypy numpy pytest rosbags safetensors tabulate torch torchvision trimesh yaml".split()
+needed = "cv2 importlinter matplotlib mypy numpy pytest rosbags safetensors tabulate torch torchvision trimesh xdist yaml".split()
 assert all(importlib.util.find_spec(name) for name in needed)
 PY
 }

@@ -15,6 +15,18 @@ from ros_graph import private_domain
 logging.setLoggerClass(logging.Logger)  # see ordinary_loggers; here for the modules that tests import at their head
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks over DDS: tests of nodes, and those that are in a ROS domain of their own or start the demo."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if (
+            folder in ("node", "ros", "replay")
+            or "ros_domain" in getattr(item, "fixturenames", ())
+            or item.path.stem == "test_demo"
+        ):
+            item.add_marker(pytest.mark.dds)
+
+
 @pytest.fixture(autouse=True)
 def ordinary_loggers() -> None:
     """Loggers made from here on pass their records on to the root logger, where ``caplog`` listens.
