@@ -155,7 +155,7 @@ class RosbagSource:
         return self._samples(self._labels)
 
     def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
-        """Those of the samples that have one of these stamps; no others are decoded, and reading stops after the last."""
+        """Those of the samples that have one of these stamps; no others are decoded, reading stops after the last."""
         return self._samples({stamp: pose for stamp, pose in self._labels.items() if stamp in stamps_ns})
 
     def _samples(self, labels: Mapping[int, Pose]) -> Iterator[Sample]:
@@ -332,23 +332,28 @@ class RosbagSource:
         return f"{self._path}: {self._index.streams[name]} at {bundle.messages[name][0]} ns"
 
     def _picture_camera(self) -> PictureCamera:
-        topic = self._index.streams.get(IMAGE, "")
         return PictureCamera(
-            topic,
+            self._picture_topic,
             self._options.image_kind,
             lambda text: logger.info("%s: %s", self._path, text),
             lambda text: logger.warning("%s: %s", self._path, text),
         )
 
+    @property
+    def _picture_topic(self) -> str:
+        """The topic whose camera it is: that of images, of depth images where there are no others; or empty."""
+        streams = self._index.streams
+        return streams.get(IMAGE) or streams.get(DEPTH, "")
+
     def _find_camera(self, reader: BagReader) -> str | None:
         """Take in the first valid CameraInfo, which holds for the frames before it, too.
 
         Returns:
-            The topic; None without images, and in bags without CameraInfo.
+            The topic; None without images and depth images, and in bags without CameraInfo.
         """
-        if IMAGE not in self._index.streams:
+        if not self._picture_topic:
             return None
-        topic = choose_camera_topic(reader, self._options, self._index.streams[IMAGE])
+        topic = choose_camera_topic(reader, self._options, self._picture_topic)
         if topic is None:
             self._camera.reject("the recording has no camera info")
             return None
