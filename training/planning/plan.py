@@ -154,7 +154,9 @@ def schedule(plan: Plan, costs: Costs, minutes: float) -> tuple[Plan, list[Stage
     usual = _usual_epochs(plan, config)
     config = with_length(config, usual, max(1, usual // 2) if config.validation.crosses else 0)
     fixed = "optimizer.epochs" in given
-    keep = fixed or "source.stride" in given
+    # Where trunks are trained, steps take the time and not frames; leaving some out would only lose views.
+    is_trained = hasattr(config.model, "frozen") and not config.model.frozen
+    keep = fixed or is_trained or "source.stride" in given
     length = (
         Length(1, config.optimizer.epochs, config.validation.fold_epochs, 1.0, 0.0, True)
         if fixed
