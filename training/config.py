@@ -157,13 +157,13 @@ def load_config(paths: Sequence[Path], overrides: list[str] | None = None) -> Tr
     layers = [_read_yaml(path) for path in paths]
     for path, layer in zip(paths, layers, strict=True):
         _check_layer(layer, str(path))
-    last = _with_overrides(functools.reduce(_merged, layers, {}), overrides)
+    last = _with_overrides(functools.reduce(merged, layers, {}), overrides)
     system = _system_of(last)
     values: dict[str, Any] = {}
     for path, layer in zip(paths, layers, strict=True):
         layer = _for_system(layer, system)
         _parse(_named(layer, system), str(path))  # errors name the file that contains them
-        values = _merged(values, layer)
+        values = merged(values, layer)
     return _parse(_with_overrides(values, overrides), " + ".join(map(str, paths)) or "config")
 
 
@@ -206,7 +206,7 @@ def _system_of(values: Any) -> str:
 
 def _named(layer: Any, system: str) -> Any:
     """The layer, with the name of the system, which may come from another layer or an override."""
-    return _merged(layer, {"model": {"name": system}}) if isinstance(layer, Mapping) else layer
+    return merged(layer, {"model": {"name": system}}) if isinstance(layer, Mapping) else layer
 
 
 def _for_system(layer: Any, system: str) -> Any:
@@ -263,9 +263,9 @@ def _read_yaml(path: Path) -> Any:
     return {} if values is None else values
 
 
-def _merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+def merged(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     """Merge two layers: sections key by key, everything else is replaced by the upper layer."""
-    both = {key: _merged(lower[key], value) for key, value in upper.items() if isinstance(value, dict) and key in lower}
+    both = {key: merged(lower[key], value) for key, value in upper.items() if isinstance(value, dict) and key in lower}
     return {**lower, **upper, **both}
 
 

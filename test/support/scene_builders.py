@@ -31,6 +31,6 @@ def write_scene(root: Path, name: str, frames: int = 8) -> Path:
 
 
 def scene_of(kind: str = "7scenes", **changes: Any) -> TableScene:
-    files = {"7scenes": "seven_scenes.yaml", "robotcar": "robotcar.yaml", "bags": "robot_bag.yaml"}
+    files = {"7scenes": "seven_scenes.yaml", "robotcar": "robotcar.yaml", "bags": "bags.yaml"}
     scene = TableScene("somewhere", kind, files[kind], (), (), ("train", "test"), {"somewhere": None})
     return dataclasses.replace(scene, **changes)

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.commands import add_command
 from training.commands.options import (
@@ -17,6 +18,10 @@ from training.commands.options import (
     add_overwrite,
     add_split,
 )
+from vmloc_ros.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.trainer.timetable import Timetable
 
 
 def add_train(commands: Any) -> None:
@@ -27,13 +32,23 @@ def add_train(commands: Any) -> None:
         type=Path,
         action="append",
         default=[],
-        help="YAML file, see config/train; can be repeated, later ones win",
+        help="YAML file, see config/train; can be repeated, later ones win (default: a plan, made for the recordings; "
+        "the paper's settings are config/train/paper.yaml)",
     )
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="bags, folders of bags or datasets")
     add_split(parser, "train")
     parser.add_argument("--val-data", type=Path, nargs="+", help="validate on these instead of held-out blocks")
     add_checkpoint_out(parser)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="override, such as optimizer.epochs=20")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=15.0,
+        help="without --config: time for the whole training, that the plan keeps to",
+    )
+    parser.add_argument(
+        "--plan-only", action="store_true", help="without --config: survey the data, write OUT.plan.yaml and stop"
+    )
     add_allow_truncated(parser)
     add_device(parser)
     add_cache(parser)
@@ -50,9 +65,12 @@ def _train(options: argparse.Namespace) -> None:
     from training.trainer.run_files import RunFiles
     from training.trainer.train import train
 
+    config, timetable = _settings(options)
+    if options.plan_only:
+        return
     try:
         metrics = train(
-            config_files=options.config,
+            config_files=config,
             overrides=options.set,
             data=options.data,
             split=options.split,
@@ -63,6 +81,7 @@ def _train(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
             cache=None if options.no_cache else options.cache or default_cache(),
             tensorboard=options.tensorboard,
+            timetable=timetable,
         )
     except KeyboardInterrupt:
         if RunFiles(options.out).state.exists():
@@ -73,3 +92,32 @@ def _train(options: argparse.Namespace) -> None:
     name = "validation" if metrics.pop("held_out") else "training data"
     print(errors_table({name: Row(metrics, {})}))
     print(f"wrote {options.out}")
+
+
+def _settings(options: argparse.Namespace) -> tuple[list[Path], Timetable | None]:
+    """Configuration files: those given, of a training that is resumed its own, otherwise a new plan."""
+    from training.trainer.planned import plan_training
+    from training.trainer.run_files import RunFiles
+
+    if options.config:
+        if options.plan_only:
+            raise ConfigError("--plan-only plans, and --config gives a plan: leave one of them out")
+        return options.config, None
+    if options.resume:
+        return [own] if (own := RunFiles(options.out).config).is_file() else [], None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("plan once, with --plan-only and without torchrun; then give OUT.plan.yaml by --config")
+    file, timetable = plan_training(
+        options.data,
+        options.out,
+        split=options.split,
+        validation_data=options.val_data,
+        overrides=options.set or [],
+        minutes=options.minutes,
+        device=options.device,
+        overwrite=options.overwrite,
+        say=functools.partial(print, flush=True),
+    )
+    if options.plan_only:
+        print(f"wrote {file}")
+    return [file], timetable

@@ -189,7 +189,7 @@ def _bags(folder: Path) -> TableScene:
     simulated = all(_is_simulated(bag) for bag in bags)
     train, test = (folder / "train",), (folder / "test",)
     # The folders are the split: options must not split the bags again.
-    return TableScene(name, "bags", "robot_bag.yaml", train, test, ("all", "all"), {name: None}, simulated=simulated)
+    return TableScene(name, "bags", "bags.yaml", train, test, ("all", "all"), {name: None}, simulated=simulated)
 
 
 def _has_bags(folder: Path) -> bool:

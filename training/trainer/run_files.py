@@ -49,6 +49,11 @@ class RunFiles:
         return self._beside(".yaml")
 
     @property
+    def plan(self) -> Path:
+        """YAML file of the settings that a survey of the data suggested, with the reasons."""
+        return self._beside(".plan.yaml")
+
+    @property
     def events(self) -> Path:
         """Folder of TensorBoard's event files."""
         return self._beside(".tensorboard")

@@ -17,11 +17,13 @@ from training.trainer.distributed import join_processes
 from training.trainer.logbook import check_tensorboard
 from training.trainer.record import data_record
 from training.trainer.run_files import RunFiles
+from training.trainer.timetable import Timetable
 from training.trainer.trainer import Trainer
 from vmloc_ros.core.errors import DataError, OutputError
 from vmloc_ros.core.localizer import select_device
 from vmloc_ros.core.models import select_modalities
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import overall_progress
 
 
 def train(
@@ -38,6 +40,7 @@ def train(
     cache: Path | None = None,
     tensorboard: bool = False,
     progress: bool = True,
+    timetable: Timetable | None = None,
 ) -> dict[str, float]:
     """Train a model and write its checkpoint; return its validation metrics.
 
@@ -47,16 +50,17 @@ def train(
         out: path of the checkpoint, ``*.safetensors``.
         cache: folder of prepared frames that are kept from run to run; None holds them in memory.
         tensorboard: whether to write event files.
+        timetable: estimates the time left of all stages, which progress then shows.
 
     Raises:
         VmlocError: an error in configuration, data, model or output.
     """
-    _check_output(out, may_exist=resume or overwrite)
+    check_output(out, may_exist=resume or overwrite)
     if tensorboard:
         check_tensorboard()
     config = _for_system(load_config(config_files, overrides))
     RunFiles(out).check_config(config, config_files)
-    with join_processes(select_device(device)) as (processes, own_device):
+    with overall_progress(timetable), join_processes(select_device(device)) as (processes, own_device):
         progress = progress and processes.first
         inputs = _read(config, data, validation_data or [], split, cache, progress)
         trainer = Trainer(config, out=out, device=own_device, processes=processes, tensorboard=tensorboard, **inputs)
@@ -65,7 +69,7 @@ def train(
         return trainer.run(progress)
 
 
-def _check_output(out: Path, may_exist: bool) -> None:
+def check_output(out: Path, may_exist: bool) -> None:
     """Raise OutputError unless the checkpoint can be written; called before hours of reading and training."""
     if out.suffix != ".safetensors":
         raise OutputError(f"a checkpoint is named *.safetensors, got {out}")

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,37 @@ class ProgressBar(Protocol):
 
     def set_postfix(self, values: Mapping[str, Any], /) -> Any:
         """Show these values after the progress from now on."""
+
+
+class Overall(Protocol):
+    """The work that a progress bar's is a part of."""
+
+    def left_s(self, description: str, done: float) -> float | None:
+        """Seconds left of all the work, while this bar has a share of its own done; None: unknown."""
+
+
+_OVERALL: ContextVar[Overall | None] = ContextVar("overall", default=None)
+_HIDDEN: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextmanager
+def overall_progress(overall: Overall | None) -> Iterator[None]:
+    """Until the context ends, every progress bar also shows the time left of all the work; None: none does."""
+    token = _OVERALL.set(overall)
+    try:
+        yield
+    finally:
+        _OVERALL.reset(token)
+
+
+@contextmanager
+def no_progress() -> Iterator[None]:
+    """Until the context ends, no progress bar shows anything."""
+    token = _HIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
 
 
 @contextmanager
@@ -51,12 +84,13 @@ def progress_bar(
         unit_scale: shorten the numbers of the bar (12.3k); lines always hold whole numbers.
         clock: seconds, for the lines; tests have one of their own.
     """
+    disable = disable or _HIDDEN.get()
     tqdm = None if disable or not _on_terminal() else _import_tqdm()
     if disable:
         yield _NoBar()
     elif tqdm is not None:
         with tqdm(total=total, desc=description, unit=unit, initial=initial, unit_scale=unit_scale) as bar:
-            yield bar
+            yield bar if _OVERALL.get() is None else _WithOverall(bar, total, description, initial, clock)
     else:
         lines = _Lines(total, description, unit, initial, clock)
         try:
@@ -83,6 +117,26 @@ class _NoBar:
         pass
 
 
+class _WithOverall:
+    """A tqdm bar whose description also names the time left of all the work."""
+
+    def __init__(self, bar: Any, total: float, description: str, initial: float, clock: Callable[[], float]) -> None:
+        self._bar, self._total, self._description, self._done = bar, total, description, initial
+        self._clock, self._shown_s = clock, -math.inf
+
+    def update(self, n: float = 1, /) -> None:
+        self._done += n
+        self._bar.update(n)
+        now_s = self._clock()
+        if now_s - self._shown_s >= 1.0:
+            self._shown_s = now_s
+            text = _overall_left(self._description, self._done, self._total)
+            self._bar.set_description_str(f"{self._description}{text}", refresh=False)
+
+    def set_postfix(self, values: Mapping[str, Any], /) -> None:
+        self._bar.set_postfix(values)
+
+
 class _Lines:
     """Progress as log lines."""
 
@@ -92,6 +146,7 @@ class _Lines:
         self._clock = clock
         self._started_s = self._logged_s = clock()
         self._values: Mapping[str, Any] = {}
+        _overall_left(description, initial, total)  # the stage begins now
 
     def update(self, n: float = 1, /) -> None:
         self._done = round(self._done + n, 6)  # sums of tenths are not exact
@@ -118,7 +173,15 @@ class _Lines:
         elif worked > 0:
             facts.append(f"about {_duration(elapsed_s * (self._total - self._done) / worked)} left")
         values = "".join(f", {name} {_value(value)}" for name, value in self._values.items())
+        values += _overall_left(self._description, self._done, self._total)
         logger.info("%s: %d %% (%s)%s", self._description, int(percent), ", ".join(facts), values)
+
+
+def _overall_left(description: str, done: float, total: float) -> str:
+    """The time left of all the work, as text; empty where it is not known."""
+    overall = _OVERALL.get()
+    left_s = None if overall is None else overall.left_s(description, 1.0 if total <= 0 else min(1.0, done / total))
+    return "" if left_s is None else f"; of everything about {_duration(left_s)} left"
 
 
 def _on_terminal() -> bool:
