@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from training.output import write_figure
 from training.sources.base import Source
-from training.sources.factory import announce, open_sources
+from training.sources.factory import announce, open_with_every_modality
 from training.sources.options import SourceOptions
 from vmloc_ros.core.cameras import undistorted
-from vmloc_ros.core.errors import DataError
-from vmloc_ros.core.frame import IMAGE, MODALITIES, Frame, Sample
+from vmloc_ros.core.frame import IMAGE, Frame, Sample
 from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.projection import RANGE, VALIDITY, CylindricalConfig, cylindrical_projection
 
@@ -65,21 +64,10 @@ def show(data: Sequence[Path], out: Path, *, split: str, options: SourceOptions,
 
 def _open(path: Path, split: str, options: SourceOptions) -> list[Source]:
     """Sources with every modality that they have."""
-    problems: list[DataError] = []
-
-    def has(name: str) -> bool:
-        try:
-            return any(name in source.modalities for source in open_sources(path, split, options, (name,)))
-        except DataError as error:
-            problems.append(error)
-            return False
-
-    found = tuple(name for name in MODALITIES if has(name))
-    if not found:
-        raise problems[0] if problems else DataError(f"{path} holds neither images nor depth nor clouds")
+    sources, problems = open_with_every_modality(path, split, options)
     for problem in problems:
         logger.info("not shown: %s", problem)
-    return open_sources(path, split, options, found)
+    return sources
 
 
 def _choose(sources: Sequence[Source], count: int) -> list[Sample]:

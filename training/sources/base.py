@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Collection, Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 from vmloc_ros.core.frame import Sample
 from vmloc_ros.core.geometry import Pose
@@ -43,6 +43,22 @@ class Source(Protocol):
     def fingerprint(self) -> str:
         """A text that changes whenever the frames may have changed; part of the cache's key."""
         ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A source that reads some of its frames without decoding the others."""
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of its samples that have one of these stamps, in time order."""
+        ...
+
+
+def samples_at(source: Source, stamps_ns: Collection[int]) -> Iterator[Sample]:
+    """Samples of a source that have one of these stamps, in time order; see :class:`Selective`."""
+    if isinstance(source, Selective):
+        return source.samples_at(stamps_ns)
+    return (sample for sample in source if sample.frame.stamp_ns in stamps_ns)
 
 
 def report_text(report: Mapping[str, int]) -> str:

@@ -11,6 +11,7 @@ from training.sources.base import Source, report_text
 from training.sources.caching import default_cache
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError
+from vmloc_ros.core.frame import MODALITIES
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,27 @@ def open_sources(path: Path, split: str, options: SourceOptions, modalities: tup
     if not bags:
         raise DataError(f"{path} is {_NO_KNOWN_KIND}")
     return _open_bags(path, bags, split, options, modalities)
+
+
+def open_with_every_modality(path: Path, split: str, options: SourceOptions) -> tuple[list[Source], list[DataError]]:
+    """Sources at ``path`` with every modality that can be read there, and why others cannot.
+
+    Raises:
+        DataError: none can be read; see :func:`open_sources`.
+    """
+    problems: list[DataError] = []
+
+    def can_be_read(name: str) -> bool:
+        try:
+            return any(name in source.modalities for source in open_sources(path, split, options, (name,)))
+        except DataError as error:
+            problems.append(error)
+            return False
+
+    found = tuple(name for name in MODALITIES if can_be_read(name))
+    if not found:
+        raise problems[0] if problems else DataError(f"{path} holds neither images nor depth nor clouds")
+    return open_sources(path, split, options, found), problems
 
 
 def _open_bags(

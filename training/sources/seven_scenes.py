@@ -12,7 +12,7 @@ extrinsics`` estimates it; the poses are the depth camera's.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,14 @@ class SevenScenesSource:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Sample]:
+        return self.samples_at(self.stamps_ns())
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of the samples that have one of these stamps; no others are read."""
+        chosen = set(stamps_ns)
         for index, entry in enumerate(self._entries):
+            if entry.stamp_ns not in chosen:
+                continue
             image, depth_mm = self.read(index)
             camera = camera_of(image, self._focal_length)
             frame = Frame(entry.stamp_ns, image, depth_metres(depth_mm), camera=camera)

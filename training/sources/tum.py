@@ -14,7 +14,7 @@ freiburg1 and freiburg2, as it is in the depth registered to them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,14 @@ class TumSource:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Sample]:
+        return self.samples_at(self.stamps_ns())
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of the samples that have one of these stamps; no others are read."""
+        chosen = set(stamps_ns)
         for entry in self._entries:
+            if entry.stamp_ns not in chosen:
+                continue
             image = read_rgb(entry.files[IMAGE]) if IMAGE in entry.files else None
             depth = read_depth(entry.files[DEPTH]) if DEPTH in entry.files else None
             frame = Frame(

@@ -15,7 +15,7 @@ where it is missing of the grey one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,8 +127,14 @@ class KittiSource:
         return len(self._entries)
 
     def __iter__(self) -> Iterator[Sample]:
+        return self.samples_at(self.stamps_ns())
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of the samples that have one of these stamps; no others are read."""
+        chosen = set(stamps_ns)
         for entry in self._entries:
-            yield Sample(self._read(entry), entry.map_from_base)
+            if entry.stamp_ns in chosen:
+                yield Sample(self._read(entry), entry.map_from_base)
 
     def poses(self) -> list[Pose]:
         return [entry.map_from_base for entry in self._entries]

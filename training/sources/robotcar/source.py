@@ -8,7 +8,7 @@ A sequence is a folder named by date and time, as the dataset's archives unpack:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -141,8 +141,14 @@ class RobotCarSource:
         return len(self._stamps)
 
     def __iter__(self) -> Iterator[Sample]:
-        for index, pose in enumerate(self._labels.values()):
-            yield Sample(self.frame(index), pose)
+        return self.samples_at(self._labels)
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of the samples that have one of these stamps; no others are read."""
+        chosen = set(stamps_ns)
+        for index, (stamp, pose) in enumerate(self._labels.items()):
+            if stamp in chosen:
+                yield Sample(self.frame(index), pose)
 
     def poses(self) -> list[Pose]:
         return list(self._labels.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from logging import INFO, WARNING
@@ -137,6 +137,11 @@ class RosbagSource:
             **index.counts,
         }
 
+    @property
+    def path(self) -> Path:
+        """Of the bag."""
+        return self._path
+
     def __len__(self) -> int:
         return len(self._labels)
 
@@ -147,11 +152,18 @@ class RosbagSource:
         return list(self._labels)
 
     def __iter__(self) -> Iterator[Sample]:
+        return self._samples(self._labels)
+
+    def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
+        """Those of the samples that have one of these stamps; no others are decoded, and reading stops after the last."""
+        return self._samples({stamp: pose for stamp, pose in self._labels.items() if stamp in stamps_ns})
+
+    def _samples(self, labels: Mapping[int, Pose]) -> Iterator[Sample]:
         sizes: dict[str, tuple[int, ...]] = {}
         decoding = self._new_decoding()
         with open_bag(self._path, self._options.allow_truncated) as reader:
             camera_topic = self._find_camera(reader)
-            for bundle, pose in self._labelled(reader, camera_topic):
+            for bundle, pose in self._labelled(reader, labels, camera_topic):
                 frame = self._frame(reader, bundle, sizes, decoding)
                 if frame.modalities:
                     yield Sample(frame, pose)
@@ -177,7 +189,7 @@ class RosbagSource:
         """
         clouds, decoding = [np.empty((0, 3))], self._new_decoding()
         with open_bag(self._path, self._options.allow_truncated) as reader:
-            for number, (bundle, pose) in enumerate(self._labelled(reader)):
+            for number, (bundle, pose) in enumerate(self._labelled(reader, self._labels)):
                 if number % every or LIDAR not in self._present(bundle):
                     continue
                 if (decoded := self._decode(reader, bundle, LIDAR, decoding)) is None:
@@ -188,11 +200,12 @@ class RosbagSource:
         return np.concatenate(clouds)
 
     def _labelled(
-        self, reader: BagReader, camera_topic: str | None = None
+        self, reader: BagReader, labels: Mapping[int, Pose], camera_topic: str | None = None
     ) -> Iterator[tuple[Bundle[Serialized | None], Pose]]:
-        """Frames that have a pose, still serialized; reading stops after the last one.
+        """Frames with the stamps of labels, still serialized; reading stops after the last one.
 
         Args:
+            labels: poses by stamp.
             camera_topic: of CameraInfo messages, which are taken in as they come, as the node does; not where messages
                 are read by their stamps.
         """
@@ -207,7 +220,7 @@ class RosbagSource:
         else:
             camera_topics = [] if camera_topic is None else [camera_topic]
             messages = reader.messages(connections_of(reader, [*index.streams.values(), *camera_topics]))
-        left = dict(self._labels)
+        left = dict(labels)
         for message in messages:
             if not left:
                 return
