@@ -57,4 +57,4 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, l
 def text_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table for terminals; cells may have several lines."""
     cells = [[str(cell) for cell in row] for row in rows]
-    return tabulate(cells, titles, "simple_grid", disable_numparse=True)
+    return tabulate(cells, titles, "simple", disable_numparse=True)

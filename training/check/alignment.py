@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.check.findings import NOTICEABLE, SIGNIFICANT, Finding, Loss, level_of
+from training.check.findings import SIGNIFICANT, Finding, Loss, level_of
 from training.check.pose_curve import PoseCurve
 from training.extrinsics.estimate import Correction, estimate_correction
 from training.extrinsics.report import edges_of, instructions
@@ -33,12 +33,14 @@ class Alignment:
         finding: what it found.
         sensor: ``lidar`` or ``depth``.
         frame: one to show.
+        edges_m: ``(N, 3)`` its edges of range in the optical frame, by the present mounts.
         correction: None where it cannot be determined.
     """
 
     finding: Finding
     sensor: str
     frame: Frame | None = None
+    edges_m: NDArray[np.float64] | None = None
     correction: Correction | None = None
 
 
@@ -91,7 +93,9 @@ def _alignment(
         text = f"cannot be determined: {error}"
         remedy = f"vmloc extrinsics looks at more frames: vmloc extrinsics DATA --sensor {sensor}"
         return Alignment(Finding("note", topic, text, remedy, {}, source.name), sensor)
-    return Alignment(_finding(source, sensor, len(edges), correction, presents[0]), sensor, frames[len(frames) // 2], correction)
+    shown = max(range(len(edges)), key=lambda number: len(edges[number].points_m))
+    finding = _finding(source, sensor, len(edges), correction, presents[0])
+    return Alignment(finding, sensor, frames[shown], edges[shown].points_m, correction)
 
 
 def _finding(source: Source, sensor: str, count: int, correction: Correction, present: Pose) -> Finding:
@@ -113,9 +117,8 @@ def _finding(source: Source, sensor: str, count: int, correction: Correction, pr
     }
     level = level_of(loss) if correction.better else "ok"
     if level == "ok":
-        text = f"edges meet in {count} frames: the mount is right within {std}"
-        if std.exceeds(Loss(2 * NOTICEABLE.metres, 2 * NOTICEABLE.radians)):
-            text = f"nothing speaks against the mount in {count} frames, which leave {std} open"
+        precise = f"{std.metres:.3f} m and {np.degrees(std.radians):.2f} deg"
+        text = f"edges meet in {count} frames: nothing speaks against the mount, whose estimate has deviations of {precise}"
         return Finding("ok", topic, text, "", values, source.name)
     text = (
         f"the {sensor} is {np.linalg.norm(shift):.3f} m and {np.degrees(np.linalg.norm(turn)):.2f} deg (+- {std.metres:.3f} m, "

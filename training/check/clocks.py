@@ -17,6 +17,7 @@ from vmloc_ros.core.frame import IMAGE
 Array = NDArray[np.float64]
 
 _UNEXPLAINED = 0.5  # of a sensor's motion: with less the poses are not of this robot, or not in these axes
+_MOVING = 5.0  # standard deviations of a measurement: less is hardly a motion
 _QUICK = 90  # percentile of speeds by which losses are judged
 _TURNING = "record some seconds in which the robot turns quickly to the left and to the right, then check again"
 
@@ -76,7 +77,7 @@ def _clock_finding(sensor: str, found: Explanation | None, pace: Pace, recording
         return Finding("note", topic, text, _TURNING, {}, recording)
     lag_ms, std_ms = 1e3 * float(found.values[LAG]), 1e3 * float(found.std[LAG])
     values = {"late_ms": -lag_ms, "std_ms": std_ms, "explained": found.explained}
-    if found.explained < _UNEXPLAINED:
+    if found.explained < _UNEXPLAINED and found.motion > _MOVING:
         text = (
             f"the {sensor} moves otherwise than the poses say: at the best of all delays up to {LONGEST_LAG_S:g} s they "
             f"explain {max(found.explained, 0):.0%} of its motion"
@@ -86,7 +87,7 @@ def _clock_finding(sensor: str, found: Explanation | None, pace: Pace, recording
             "of the sensor's frame (a camera's: x right, y down, z forward)"
         )
         return Finding("error" if found.explained < _UNEXPLAINED / 2 else "warning", topic, text, remedy, values, recording)
-    if not _determined(found, pace):
+    if found.explained < _UNEXPLAINED or not _determined(found, pace):
         text = f"cannot be determined: the motion leaves +- {std_ms:.0f} ms open, as the robot hardly speeds up or turns"
         return Finding("note", topic, text, _TURNING, values, recording)
     loss = pace.loss(lag_ms * 1e-3)
@@ -222,25 +223,3 @@ def _pose_findings(sensor: str, found: Explanation, ranges_m: float, recording: 
     remedy = "" if level == "ok" else "the poses are that noisy: smooth them (a batch optimization of SLAM), or take better ones"
     findings.append(Finding(level, f"poses against {sensor}", text, remedy, values, recording))
     return findings
-
-
-def summarized(findings: Sequence[Finding]) -> list[Finding]:
-    """Findings with those that are in order alike in several recordings told once, with the widest values."""
-    merged: dict[tuple[str, str], list[Finding]] = {}
-    order: list[tuple[str, str] | Finding] = []
-    for finding in findings:
-        if finding.level != "ok" or not finding.recording:
-            order.append(finding)
-            continue
-        key = finding.topic, finding.level
-        if key not in merged:
-            order.append(key)
-        merged.setdefault(key, []).append(finding)
-    return [one if isinstance(one, Finding) else _together(merged[one]) for one in order]
-
-
-def _together(findings: Sequence[Finding]) -> Finding:
-    first = findings[0]
-    if len(findings) == 1:
-        return first
-    return Finding("ok", first.topic, f"{first.text} (likewise in {len(findings) - 1} more)", "", first.values, first.recording)

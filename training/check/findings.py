@@ -2,9 +2,9 @@
 """What a check says, and how serious it is.
 
 Both limits are in terms of what the localizer would lose, so that one scale serves clocks, poses and mounts: a clock
-that is off by 8 ms costs 5 cm at 6 m/s and nothing at a walk. What costs less than :data:`NOTICEABLE` drowns in the
-errors of a good map (centimetres, docs/dense.md); what costs more than :data:`HARMFUL` makes a frame wrong by the finest
-of the usual limits of localization (0.25 m, 2 deg). And nothing is reported that is not significant: three standard
+that is off by 5 ms costs 3 cm at 6 m/s and nothing at a walk. :data:`NOTICEABLE` is twice the 95th percentile of a good
+map's errors (0.015 m and 0.15 deg in the demo): what costs less drowns in them. What costs more than :data:`HARMFUL`
+makes a frame wrong by the finest of the usual limits of localization (0.25 m, 2 deg). And nothing is reported that is not significant: three standard
 deviations of its own estimate.
 """
 
@@ -34,10 +34,12 @@ class Loss:
         return self.metres > other.metres or self.radians > other.radians
 
     def __str__(self) -> str:
-        return f"{self.metres:.2f} m and {np.degrees(self.radians):.1f} deg"
+        metres = f"{self.metres:.2f}" if self.metres >= 0.1 else f"{self.metres:.3f}"
+        degrees = np.degrees(self.radians)
+        return f"{metres} m and {degrees:.1f} deg" if degrees >= 1 else f"{metres} m and {degrees:.2f} deg"
 
 
-NOTICEABLE = Loss(0.05, float(np.radians(0.5)))
+NOTICEABLE = Loss(0.03, float(np.radians(0.3)))
 HARMFUL = Loss(0.25, float(np.radians(2.0)))
 
 

@@ -34,6 +34,8 @@ Array = NDArray[np.float64]
 _WIDTHS = (1, 2, 3, 5, 8)  # frames over which a jump may be spread: poses of a low rate are interpolated
 _LONGEST_S = 0.25
 _OUTLYING = 8.0  # robust standard deviations of the differences between neighbouring steps
+_USUAL_M_S2, _USUAL_RAD_S2 = 3.0, 3.0  # what robots do when they start and brake
+_WIDER = 0.9  # the same jump is found with several widths; the narrowest says the most
 _MOST = 6
 _IMPOSSIBLE_M_S2 = 30.0  # three times gravity
 _IMPOSSIBLE_RAD_S2 = 100.0
@@ -67,13 +69,18 @@ def suspects(curve: PoseCurve) -> list[Suspect]:
     found: list[Suspect] = []
     for width in _WIDTHS:
         found += _suspects_of(curve, width)
-    found.sort(key=lambda s: s.loss.metres / NOTICEABLE.metres + s.loss.radians / NOTICEABLE.radians, reverse=True)
+    found.sort(key=_badness, reverse=True)
     kept: list[Suspect] = []
     for suspect in found:
         apart = [suspect.row > other.row + 2 * other.width or other.row > suspect.row + 2 * suspect.width for other in kept]
         if all(apart) and len(kept) < _MOST:
             kept.append(suspect)
     return sorted(kept, key=lambda s: s.row)
+
+
+def _badness(suspect: Suspect) -> float:
+    loss = suspect.loss.metres / NOTICEABLE.metres + suspect.loss.radians / NOTICEABLE.radians
+    return loss * _WIDER ** _WIDTHS.index(suspect.width)
 
 
 def _suspects_of(curve: PoseCurve, width: int) -> list[Suspect]:
@@ -95,8 +102,10 @@ def _suspects_of(curve: PoseCurve, width: int) -> list[Suspect]:
     metres, radians = np.linalg.norm(apart[..., :3], axis=2), np.linalg.norm(apart[..., 3:], axis=2)
     nearer = np.argmin(metres / NOTICEABLE.metres + radians / NOTICEABLE.radians, axis=0)
     metres, radians = metres.min(axis=0), radians.min(axis=0)
-    far = metres > max(_OUTLYING * 1.4826 * float(np.median(metres)), NOTICEABLE.metres)
-    turned = radians > max(_OUTLYING * 1.4826 * float(np.median(radians)), 2 * NOTICEABLE.radians)
+    square = seconds[rows] ** 2
+    far = metres > np.maximum(_OUTLYING * 1.4826 * np.median(metres), NOTICEABLE.metres).clip(_USUAL_M_S2 * square)
+    least_turn = np.maximum(_OUTLYING * 1.4826 * np.median(radians), 2 * NOTICEABLE.radians)
+    turned = radians > least_turn.clip(_USUAL_RAD_S2 * square)
     for place in np.flatnonzero(far | turned):
         row = int(rows[place])
         expected = rates[row - width if nearer[place] == 0 else row + width] * seconds[row]

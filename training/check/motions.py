@@ -26,13 +26,14 @@ Array = NDArray[np.float64]
 
 LONGEST_LAG_S = 1.0
 _GRID_S = 0.04  # robots and hands shake more slowly than 4 Hz
+_NEAR_S = 0.25  # lags around the best that are tried again with the right scale of errors
 _FEWEST = 12  # motions
 _BLOCK = 6  # motions in a row whose errors may be correlated
 _CAUCHY = 2.4
 _ROUNDS = 6
 _FLOOR = np.repeat([0.002, 2e-4], 3) ** 2  # m and rad: no measurement is better, whatever its covariance says
 _CHI2_MEDIAN = 2.366  # of three degrees of freedom
-_DIFFERENCE = np.array([2e-3, *[1e-4] * 3, *[1e-3] * 3, 1e-4, 1e-4])
+_DIFFERENCE = np.array([5e-4, *[1e-5] * 3, *[1e-4] * 3, 1e-5, 1e-5])
 # Of clock, rotation, position, scale of metres and of angles: what may be expected before looking.
 _PRIOR_STD = np.array([10.0, *[0.1] * 3, *[0.2] * 3, 0.2, 0.2])
 LAG, TURN, SHIFT, METRES, ANGLES = 0, slice(1, 4), slice(4, 7), 7, 8
@@ -68,6 +69,7 @@ class Explanation:
             per metre of the poses, and angles likewise.
         covariance: ``(9, 9)``.
         explained: share of the motions' (weighted) square that the poses explain: 1 is all, 0 none.
+        motion: how large the motions are, measured or by the poses, in standard deviations of a measurement.
         shift_errors_m: ``(M, 3)`` measured minus expected shifts.
         turn_errors_rad: ``(M, 3)``.
         lags_s: ``(K,)`` lags tried.
@@ -77,6 +79,7 @@ class Explanation:
     values: Array
     covariance: Array
     explained: float
+    motion: float
     shift_errors_m: Array
     turn_errors_rad: Array
     lags_s: Array
@@ -133,12 +136,11 @@ class _Fit:
 
     def solve(self) -> Explanation:
         lags = np.arange(-LONGEST_LAG_S, LONGEST_LAG_S + _GRID_S / 2, _GRID_S)
-        x = _start(0.0)
-        for _ in range(2):  # the scale of the errors is known once the lag is
-            found = [self._at_lag(lag) for lag in lags]
-            costs = np.array([cost for cost, _ in found])
-            x = found[int(costs.argmin())][1]
-            self._rescale(x)
+        x, costs = self._best_of(lags)
+        share = costs / self._cost_of(self._whitened_motion())
+        self._rescale(x)  # the scale of the errors is known once the lag is
+        x, _ = self._best_of(lags[np.abs(lags - x[LAG]) < _NEAR_S])
+        self._rescale(x)
         for _ in range(_ROUNDS):
             x = self._step(x, free=np.ones(9, bool))
             x[LAG] = np.clip(x[LAG], -LONGEST_LAG_S, LONGEST_LAG_S)
@@ -148,8 +150,9 @@ class _Fit:
         still = self._whitened_motion()
         left = float((weights[:, None] * residuals**2).sum() / (weights[:, None] * still**2).sum().clip(1e-12))
         shift, turn = self._predict(x, self._sensor_at(x[LAG]))
+        motion = max(self._size(self._shifts, self._turns), self._size(shift, turn))
         return Explanation(
-            x, covariance, 1 - left, self._shifts - shift, self._turns - turn, lags, costs / self._cost_of(still)
+            x, covariance, 1 - left, motion, self._shifts - shift, self._turns - turn, lags, share
         )
 
     def aligned(self) -> Pose:
@@ -161,6 +164,12 @@ class _Fit:
             found.append((loss, rotation))
         body_from_sensor = min(found, key=lambda one: one[0])[1]
         return Pose(np.zeros(3), body_from_sensor.as_quat()[[3, 0, 1, 2]])
+
+    def _best_of(self, lags: Array) -> tuple[Array, Array]:
+        """The best parameters at any of the lags, and the cost at each ``(K,)``."""
+        found = [self._at_lag(lag) for lag in lags]
+        costs = np.array([cost for cost, _ in found])
+        return found[int(costs.argmin())][1], costs
 
     def _at_lag(self, lag: float) -> tuple[float, Array]:
         x = _start(lag)
@@ -181,15 +190,12 @@ class _Fit:
     def _jacobian(self, x: Array, free: NDArray[np.bool_]) -> Array:
         """Of the whitened residuals ``(M, R, F)``."""
         here = self._sensor_at(x[LAG])
-        columns = []
+        start, columns = self._residuals(x, here), []
         for number in np.flatnonzero(free):
-            sides = []
-            for sign in (1.0, -1.0):
-                moved = x.copy()
-                moved[number] += sign * _DIFFERENCE[number]
-                there = self._sensor_at(moved[LAG]) if number == LAG else here
-                sides.append(self._residuals(moved, there))
-            columns.append((sides[0] - sides[1]) / (2 * _DIFFERENCE[number]))
+            moved = x.copy()
+            moved[number] += _DIFFERENCE[number]
+            there = self._sensor_at(moved[LAG]) if number == LAG else here
+            columns.append((self._residuals(moved, there) - start) / _DIFFERENCE[number])
         return np.stack(columns, axis=2)
 
     def _sensor_at(self, lag: float) -> tuple[Array, Array, Array, Array]:
@@ -229,6 +235,13 @@ class _Fit:
 
     def _whitened_motion(self) -> Array:
         return self._whiten(self._shifts, self._turns)
+
+    def _size(self, shifts: Array, turns: Array) -> float:
+        """Root mean square of motions by the measurements' own covariances."""
+        return float(np.sqrt((self._whiten(shifts, turns) ** 2 * self._scale_squares()).mean()))
+
+    def _scale_squares(self) -> Array:
+        return np.repeat(self._scales**2, 3)[-6 if self._has_shift else -3 :]
 
     def _cost_of(self, residuals: Array) -> float:
         return float(np.log1p((residuals**2).mean(axis=1) / _CAUCHY**2).sum())

@@ -15,6 +15,7 @@ from training.check.findings import Finding
 # A model sees pictures of this shortest side (the default of preprocess.shortest_side): finer detail is lost anyway.
 _MODEL_SIDE = 256
 _REBLUR_PX = 1.0  # of the second picture whose edges are compared
+_DIFFERENCE_PX2 = 1 / 3  # the difference between a pixel's two neighbours is that of a picture blurred so much
 _STRONGEST = 0.02  # share of the pixels whose edges are measured
 _LEAST_GRADIENT = 4.0  # levels a pixel
 _LIGHT = 64  # levels: a picture is dark when hardly a pixel is brighter
@@ -81,11 +82,14 @@ def blur_of(grey: NDArray[np.uint8]) -> float:
     ahead = 0.7
     plain, again = (cv2.GaussianBlur(grey.astype(np.float32), (0, 0), s) for s in (ahead, np.hypot(ahead, _REBLUR_PX)))
     first, second = (np.hypot(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1)) / 8 for x in (plain, again))
-    chosen = first >= max(float(np.quantile(first, 1 - _STRONGEST)), _LEAST_GRADIENT)
+    strong = max(float(np.quantile(first, 1 - _STRONGEST)), float(first.max()) / 2, _LEAST_GRADIENT)
+    # Beside its middle an edge loses less by blurring: only middles count.
+    middle = first >= 0.98 * cv2.dilate(first, np.ones((5, 5), np.uint8))
+    chosen = middle & (first >= strong)
     if chosen.sum() < 20:
         return float("nan")
     ratio = float(np.median(first[chosen] / second[chosen].clip(1e-6)))
-    square = _REBLUR_PX**2 / max(ratio**2 - 1, 1e-3) - ahead**2
+    square = _REBLUR_PX**2 / max(ratio**2 - 1, 1e-3) - ahead**2 - _DIFFERENCE_PX2
     return float(np.sqrt(max(square, 0.0)))
 
 

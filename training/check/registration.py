@@ -23,7 +23,10 @@ _MOST_MATCHED = 1500
 _NEIGHBOURS = 10
 _FLAT = 0.1  # a neighbourhood is a plane when its smallest extent is at most this share of the middle one, squared
 _FEWEST = 50
-_GATES = (8, 8, 6, 6, 4, 4, 3, 3, 2, 2, 2, 2)  # in spacings of the surface's points
+# In spacings of the surface's points. While gates close all points within count: most walls may lie well already where
+# few show that it is the wrong place. Then those of the others' precision do.
+_GATES = (8, 8, 6, 6, 4, 4, 3, 3, 2, 2)
+_ROBUST_ROUNDS = 3
 _PRIOR_STD = np.repeat([1.0, 0.2], 3)  # of the start: only what the planes leave open is held by it
 _LEAST_ERROR_M = 0.002
 
@@ -120,7 +123,7 @@ def register(first: Surface, second: Surface, start: Pose) -> Registered | None:
     points = second.points_m[::step]
     R, t = start.rotation, start.position_m
     prior = np.diag(1 / _PRIOR_STD**2)
-    for gate in _GATES:
+    for number, gate in enumerate(_GATES + _GATES[-1:] * _ROBUST_ROUNDS):
         reach = gate * first.spacing_m
         levers = points @ R.T
         places = levers + t
@@ -131,7 +134,8 @@ def register(first: Surface, second: Surface, start: Pose) -> Registered | None:
         normals, levers = first.normals[rows[found]], levers[found]
         apart = ((places[found] - first.points_m[rows[found]]) * normals).sum(1)
         error = max(1.4826 * float(np.median(np.abs(apart))), _LEAST_ERROR_M)
-        weight = (1 - (apart / min(reach, 4.7 * error)) ** 2).clip(0) ** 2  # Tukey's
+        width = reach if number < len(_GATES) else min(reach, 4.7 * error)
+        weight = (1 - (apart / width) ** 2).clip(0) ** 2  # Tukey's
         jacobian = np.concatenate([normals, np.cross(levers, normals)], axis=1)
         variance = max(float((weight * apart**2).sum() / weight.sum().clip(1e-9)), _LEAST_ERROR_M**2)
         hessian = (jacobian * weight[:, None]).T @ jacobian / variance

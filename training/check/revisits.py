@@ -21,7 +21,7 @@ PAIRS = 16  # of scans of one place that are compared
 _REACH_SHARE = 0.25  # of what is typically seen: from farther away the view is another
 _LEAST_REACH_M, _USUAL_RANGE_M = 0.25, 4.0
 _ENOUGH, _HALF = 0.8, 0.5
-_SAME_PLACE_SHARE = 0.4  # of a scan's points that must lie on the other scan's surfaces
+_FARTHEST = Loss(1.0, 0.2)  # from where the poses put it, a scan that is registered is registered by chance
 _FEWEST_PAIRS = 4
 
 
@@ -103,19 +103,23 @@ def agreement_finding(
         (first, first_pose), (second, second_pose) = found
         start = first_pose.inverse() @ second_pose
         matched = register(first.surface, second.surface, start)
-        if matched is None or matched.share < _SAME_PLACE_SHARE:
+        difference = None if matched is None else _difference(start, matched)
+        if difference is None or difference[0] > _FARTHEST.metres or difference[1] > _FARTHEST.radians:
             unmatched += 1
-            continue
-        apart.append(_difference(start, matched))
+        else:
+            apart.append(difference)
     count = len(apart) + unmatched
     if count < _FEWEST_PAIRS:
         return None
     values = {"pairs": count, "unmatched": unmatched}
     if unmatched > count / 2:
-        text = f"scans of {unmatched} of {count} places that the poses call the same do not match at all"
+        text = (
+            f"scans of {unmatched} of {count} places that the poses call the same do not match within {_FARTHEST.metres:g} m and "
+            f"{np.degrees(_FARTHEST.radians):.0f} deg"
+        )
         remedy = (
             "are the recordings' poses in one map? A SLAM that starts anew begins a new one: localize later drives in the "
-            "first one's map, or join the maps"
+            "first one's map, or join the maps. Or do the poses drift by metres? Close loops"
         )
         return Finding("error", "poses at revisits", text, remedy, values)
     losses = np.array(apart)
