@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from training.check.findings import HARMFUL, NOTICEABLE, SIGNIFICANT, Finding, Loss, level_of
 from training.check.motions import ANGLES, LAG, LONGEST_LAG_S, METRES, TURN, Explanation
 from training.check.pose_curve import PoseCurve
-from vmloc_ros.core.frame import IMAGE
+from vmloc_ros.core.frame import DEPTH, IMAGE
 
 Array = NDArray[np.float64]
 
 _UNEXPLAINED = 0.5  # of a sensor's motion: with less the poses are not of this robot, or not in these axes
 _MOVING = 5.0  # standard deviations of a measurement: less is hardly a motion
 _QUICK = 90  # percentile of speeds by which losses are judged
+_DRIVING = "record more metres of driving, at places with walls or things in all directions"
 _TURNING = "record some seconds in which the robot turns quickly to the left and to the right, then check again"
 
 
@@ -121,13 +122,12 @@ def _pair_finding(first: str, second: str, apart_s: float, std_s: float, pace: P
     return Finding(level, topic, text, remedy, values, recording)
 
 
-def motion_findings(
-    found: Mapping[str, Explanation | None], ranges_m: float | None, tangent: float | None, recording: str
+def mount_by_motion_findings(
+    found: Mapping[str, Explanation | None], tangent: float | None, recording: str
 ) -> list[Finding]:
-    """Mounts, scale and focal length by motion.
+    """Rotations of mounts, and the camera's focal length, by motion.
 
     Args:
-        ranges_m: typical distance of what is seen.
         tangent: of the angle from the picture's middle to its corner; None without a camera.
     """
     findings: list[Finding] = []
@@ -137,8 +137,29 @@ def motion_findings(
         findings.append(_mount_finding(sensor, known, recording))
         if sensor == IMAGE and tangent is not None:
             findings.append(_focal_finding(known, tangent, recording))
-        if sensor != IMAGE and ranges_m is not None:
-            findings += _pose_findings(sensor, known, ranges_m, recording)
+    return findings
+
+
+def pose_findings(
+    steps: Mapping[str, Explanation | None],
+    strides: Mapping[str, Explanation | None],
+    ranges_m: float | None,
+    recording: str,
+) -> list[Finding]:
+    """Noise and scale of the poses, by what ranging sensors measured.
+
+    Args:
+        steps: by sensor, of its motions from scan to scan, in which noise shows.
+        strides: of those over half a second and more, in which scale shows: from scan to scan noise would pass for it.
+        ranges_m: typical distance of what is seen.
+    """
+    findings: list[Finding] = []
+    for sensor, known in strides.items():
+        if known is not None and known.explained > _UNEXPLAINED and ranges_m is not None:
+            findings.append(_scale_finding(sensor, known, ranges_m, recording))
+    for sensor, known in steps.items():
+        if sensor != IMAGE and known is not None and known.explained > _UNEXPLAINED:
+            findings.append(_noise_finding(sensor, known, recording))
     return findings
 
 
@@ -191,35 +212,32 @@ def _focal_finding(found: Explanation, tangent: float, recording: str) -> Findin
     return Finding(level, "focal length", text, remedy, values, recording)
 
 
-def _pose_findings(sensor: str, found: Explanation, ranges_m: float, recording: str) -> list[Finding]:
+def _scale_finding(sensor: str, found: Explanation, ranges_m: float, recording: str) -> Finding:
+    topic = f"scale of poses by {sensor}"
     ratio, std = float(found.values[METRES]), float(found.std[METRES])
     values = {"ratio": ratio, "std": std, "range_m": ranges_m}
     loss = Loss(abs(ratio - 1) * ranges_m, 0.0)
     level = level_of(loss) if abs(ratio - 1) > SIGNIFICANT * std else "ok"
-    topic = "scale of poses"
-    findings = []
     if level != "ok":
         text = (
             f"the {sensor} moves {ratio:.3f} +- {std:.3f} times as far as the poses say: over its typical {ranges_m:.1f} m that "
             f"is {loss.metres:.2f} m"
         )
         remedy = "calibrate what gives the poses (wheel radius, stereo baseline, scale of visual SLAM)"
-        if sensor == "depth":
+        if sensor == DEPTH:
             remedy += ", or set the depth's unit: --set source.depth_unit_m=METRES"
-        findings.append(Finding(level, topic, text, remedy, values, recording))
-    elif std * ranges_m > NOTICEABLE.metres:
+        return Finding(level, topic, text, remedy, values, recording)
+    if std * ranges_m > NOTICEABLE.metres:
         text = f"cannot be determined: the motion leaves +- {std:.1%} open"
-        findings.append(Finding("note", topic, text, "", values, recording))
-    else:
-        text = f"the {sensor}'s and the poses' metres agree within {max(abs(ratio - 1), std):.2%}"
-        findings.append(Finding("ok", topic, text, "", values, recording))
-    apart = Loss(
-        float(np.median(np.linalg.norm(found.shift_errors_m, axis=1))),
-        float(np.median(np.linalg.norm(found.turn_errors_rad, axis=1))),
-    )
+        return Finding("note", topic, text, _DRIVING, values, recording)
+    text = f"the {sensor}'s and the poses' metres agree within {max(abs(ratio - 1), std):.2%}"
+    return Finding("ok", topic, text, "", values, recording)
+
+
+def _noise_finding(sensor: str, found: Explanation, recording: str) -> Finding:
+    apart = found.typical_error
     values = {"median_m": apart.metres, "median_deg": float(np.degrees(apart.radians))}
     text = f"from scan to scan poses and {sensor} differ by {1e3 * apart.metres:.0f} mm and {np.degrees(apart.radians):.2f} deg (median)"
     level = level_of(apart)
     remedy = "" if level == "ok" else "the poses are that noisy: smooth them (a batch optimization of SLAM), or take better ones"
-    findings.append(Finding(level, f"poses against {sensor}", text, remedy, values, recording))
-    return findings
+    return Finding(level, f"poses against {sensor}", text, remedy, values, recording)

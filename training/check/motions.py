@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from training.check.findings import Loss
 from training.check.pose_curve import PoseCurve
 from vmloc_ros.core.geometry import Pose
 
@@ -84,6 +85,12 @@ class Explanation:
     turn_errors_rad: Array
     lags_s: Array
     costs: Array
+
+    @property
+    def typical_error(self) -> Loss:
+        """Median distance between measured and expected motions."""
+        shift, turn = (np.linalg.norm(x, axis=1) for x in (self.shift_errors_m, self.turn_errors_rad))
+        return Loss(float(np.median(shift)), float(np.median(turn)))
 
     @property
     def std(self) -> Array:

@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 
 _KEPT_FRAMES = 48  # to compare sensors by
 _SWEEP_PARTS = 40  # of a sweep: the sensor moves on from one to the next
+_STRIDE_S = 0.55
+_FAR_FROM_PLACE_NS = 300_000_000  # a frame this much later does not stand for the frame of a place
 _LONGEST_PAIR_S = 0.6  # between measurements that are compared
 
 
@@ -54,12 +56,15 @@ class Observed:
     """What was observed in a recording.
 
     Attributes:
-        motions: by sensor, in the stretches.
+        motions: by sensor, in the stretches, from each measurement to the next.
+        strides: by ranging sensor, in the stretches, over longer times: what registration errs by is the same for a step
+            of centimetres and for one of decimetres.
         probes: by sensor, where poses jump.
         looks: of pictures.
         scans: by row, at places that are seen twice.
         frames: some with two sensors, undistorted, pictures no larger than needed.
         ranges_m: median range of each scan.
+        shares: of each scan's points that lie on the planes of the scan before.
         samples: a few pictures, to show.
         seen: frames that were read.
         corner_tangent: of the angle from the picture's middle to its corner; None without a camera.
@@ -68,11 +73,13 @@ class Observed:
     """
 
     motions: dict[str, list[Motion]] = field(default_factory=lambda: defaultdict(list))
+    strides: dict[str, list[Motion]] = field(default_factory=lambda: defaultdict(list))
     probes: dict[str, list[Motion]] = field(default_factory=lambda: defaultdict(list))
     looks: list[Look] = field(default_factory=list)
     scans: dict[int, Scan] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     ranges_m: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
     samples: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     seen: int = 0
     corner_tangent: float | None = None
@@ -113,6 +120,7 @@ class _Run:
     is_jump: bool
     grey: tuple[float, NDArray[np.uint8]] | None = None
     scans: dict[str, Scan] = field(default_factory=dict)
+    stride_from: dict[str, Scan] = field(default_factory=dict)
 
     @property
     def step_s(self) -> float:
@@ -134,7 +142,7 @@ class _Pass:
         self._runs = [_Run(rows, n, False) for n, rows in enumerate(stretches)]
         self._runs += [_Run(rows, n, True) for n, rows in enumerate(jumps, start=len(stretches))]
         # A scan may be missing in a frame: one of its neighbours will do.
-        self._places = {row + side: row for row in places for side in (-1, 1, 0)}
+        self._places = {row + side: row for side in (-1, 1, 0) for row in places}
         self._mounts = source.mounts
         in_stretches = sum(rows.end - rows.first for rows in stretches)
         self._keep_every = max(1, in_stretches // _KEPT_FRAMES)
@@ -197,7 +205,7 @@ class _Pass:
 
     def _take_scan(self, sensor: str, row: int, frame: Frame, time_s: float, runs: Sequence[_Run]) -> None:
         waiting = [run for run in runs if sensor not in run.scans or time_s - run.scans[sensor].time_s >= run.step_s]
-        place = self._places.get(row)
+        place = self._place_of(row)
         is_new_place = place is not None and place not in self.observed.scans
         if not waiting and not is_new_place:
             return
@@ -208,19 +216,40 @@ class _Pass:
             self.observed.scans[place] = scan
         self.observed.ranges_m.append(float(np.median(np.linalg.norm(scan.surface.points_m, axis=1))))
         for run in waiting:
-            before = run.scans.get(sensor)
-            if before is not None and scan.time_s - before.time_s < _LONGEST_PAIR_S:
-                self._compare(sensor, run, before, scan)
-            run.scans[sensor] = scan
+            self._add_motions(sensor, run, scan)
 
-    def _compare(self, sensor: str, run: _Run, before: Scan, scan: Scan) -> None:
+    def _place_of(self, row: int) -> int | None:
+        """The place for whose scan a frame will do."""
+        place = self._places.get(row)
+        if place is None or abs(self._stamps[row] - self._stamps[place]) > _FAR_FROM_PLACE_NS:
+            return None
+        return place
+
+    def _add_motions(self, sensor: str, run: _Run, scan: Scan) -> None:
+        observed, before = self.observed, run.scans.get(sensor)
+        run.scans[sensor] = scan
+        if before is None or scan.time_s - before.time_s >= _LONGEST_PAIR_S:
+            run.stride_from[sensor] = scan
+            return
+        found = self._motion(run, before, scan)
+        if run.is_jump:
+            observed.probes[sensor] += found
+            return
+        observed.motions[sensor] += found
+        if scan.time_s - run.stride_from[sensor].time_s >= _STRIDE_S:
+            observed.strides[sensor] += self._motion(run, run.stride_from[sensor], scan)
+            run.stride_from[sensor] = scan
+
+    def _motion(self, run: _Run, before: Scan, scan: Scan) -> list[Motion]:
+        """The motion from one scan to another; empty where they cannot be registered."""
         start = before.map_from_sensor.inverse() @ scan.map_from_sensor
         found = register(before.surface, scan.surface, start)
-        if found is not None:
-            pose = found.first_from_second
-            turn = rotation_vector_from_quaternion(pose.quaternion_wxyz)
-            motion = Motion(before.time_s, scan.time_s, pose.position_m, turn, found.covariance, run.number)
-            (self.observed.probes if run.is_jump else self.observed.motions)[sensor].append(motion)
+        if found is None:
+            return []
+        self.observed.shares.append(found.share)
+        pose = found.first_from_second
+        turn = rotation_vector_from_quaternion(pose.quaternion_wxyz)
+        return [Motion(before.time_s, scan.time_s, pose.position_m, turn, found.covariance, run.number)]
 
     def _scan(self, sensor: str, frame: Frame, time_s: float) -> Scan | None:
         mount = self._mounts.get(sensor, Pose.identity())

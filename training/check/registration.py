@@ -27,6 +27,7 @@ _FEWEST = 50
 # few show that it is the wrong place. Then those of the others' precision do.
 _GATES = (8, 8, 6, 6, 4, 4, 3, 3, 2, 2)
 _ROBUST_ROUNDS = 3
+_NEAR, _ON_PLANE = 3.0, 0.25  # along and across a plane, in spacings
 _PRIOR_STD = np.repeat([1.0, 0.2], 3)  # of the start: only what the planes leave open is held by it
 _LEAST_ERROR_M = 0.002
 
@@ -55,7 +56,7 @@ class Registered:
     Attributes:
         first_from_second: where the second sensor was in the first one's frame.
         covariance: ``(6, 6)`` of position and rotation vector, in the first one's axes; large where planes leave it open.
-        share: of the second scan's points that lie on the first scan's planes.
+        share: of the second scan's points that lie on the first scan's planes, see :func:`share_on`.
         error_m: standard deviation of their distances from the planes.
     """
 
@@ -144,6 +145,15 @@ def register(first: Surface, second: Surface, start: Pose) -> Registered | None:
         change = np.linalg.solve(hessian + prior, right)
         R = matrix_from_quaternion(quaternion_exp(change[3:] / 2)) @ R
         t = t + change[:3]
-    share = float((np.abs(apart) < 3 * np.sqrt(variance)).sum() / len(points))
     pose = Pose(t, quaternion_from_matrix(R))
+    share = share_on(first, second, pose)
     return Registered(pose, np.linalg.inv(hessian + prior), share, float(np.sqrt(variance)))
+
+
+def share_on(first: Surface, second: Surface, first_from_second: Pose) -> float:
+    """Share of the second scan's points that lie on the first one's planes: within a quarter of the points' spacing."""
+    places = first_from_second.transform(second.points_m[:: max(1, len(second.points_m) // _MOST_MATCHED)])
+    distance, rows = first.tree.query(places, distance_upper_bound=_NEAR * first.spacing_m)
+    found = np.isfinite(distance)
+    apart = ((places[found] - first.points_m[rows[found]]) * first.normals[rows[found]]).sum(axis=1)
+    return float((np.abs(apart) < _ON_PLANE * first.spacing_m).sum() / len(places))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from training.check.findings import NOTICEABLE, SIGNIFICANT, Finding, Loss, level_of
 from training.check.observing import Scan
 from training.check.pose_curve import PoseCurve
-from training.check.registration import Registered, register
+from training.check.registration import Registered, register, share_on
 from training.check.sampling import Places
 from vmloc_ros.core.geometry import Pose, quaternion_from_matrix, rotation_vector_from_quaternion
 
@@ -22,6 +22,7 @@ _REACH_SHARE = 0.25  # of what is typically seen: from farther away the view is 
 _LEAST_REACH_M, _USUAL_RANGE_M = 0.25, 4.0
 _ENOUGH, _HALF = 0.8, 0.5
 _FARTHEST = Loss(1.0, 0.2)  # from where the poses put it, a scan that is registered is registered by chance
+_LEAST_SHARE = 0.4  # of the share of points that lie on planes from one scan to the next
 _FEWEST_PAIRS = 4
 
 
@@ -30,11 +31,15 @@ def reach_of(range_m: float | None) -> float:
     return max(_LEAST_REACH_M, _REACH_SHARE * (range_m or _USUAL_RANGE_M))
 
 
-def spread(pairs: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """So many of the pairs, evenly spread, none twice the other way round."""
-    unique = list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))
-    chosen = np.unique(np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int))
-    return [unique[number] for number in chosen]
+def spread(pairs: Sequence[tuple[int, int, float]], count: int) -> list[tuple[int, int]]:
+    """So many pairs of places: the most alike of each equal part, none twice the other way round.
+
+    Args:
+        pairs: see :meth:`Places.seen_again`.
+    """
+    unique = list({(min(i, j), max(i, j)): apart for i, j, apart in pairs}.items())
+    parts = [part for part in np.array_split(np.arange(len(unique)), count) if len(part)]
+    return [min((unique[number] for number in part), key=lambda one: one[1])[0] for part in parts]
 
 
 def coverage_finding(places: Places, again: NDArray[np.bool_], names: Sequence[str], reach_m: float) -> Finding:
@@ -86,6 +91,8 @@ def agreement_finding(
     scans: Sequence[Mapping[int, Scan]],
     curves: Sequence[PoseCurve],
     mounts: Sequence[Pose],
+    usual_share: float,
+    usual: Loss,
 ) -> Finding | None:
     """Whether scans of one place at two times lie on each other by their poses; None without scans of such places.
 
@@ -94,6 +101,8 @@ def agreement_finding(
         scans: by recording and row.
         curves: of the body, by recording.
         mounts: of the sensor that took the scans, by recording.
+        usual_share: of a scan's points that lie on the planes of the one before it.
+        usual: by how much poses and registered scans differ where poses do not drift.
     """
     apart, unmatched = [], 0
     for one, other in pairs:
@@ -103,8 +112,13 @@ def agreement_finding(
         (first, first_pose), (second, second_pose) = found
         start = first_pose.inverse() @ second_pose
         matched = register(first.surface, second.surface, start)
-        difference = None if matched is None else _difference(start, matched)
-        if difference is None or difference[0] > _FARTHEST.metres or difference[1] > _FARTHEST.radians:
+        before = share_on(first.surface, second.surface, start)
+        if matched is None or matched.share <= before:
+            # No place is better than where the poses put it.
+            difference, share = (0.0, 0.0, 0.0), before
+        else:
+            difference, share = _difference(start, matched, usual), matched.share
+        if share < _LEAST_SHARE * usual_share or Loss(*difference[:2]).exceeds(_FARTHEST):
             unmatched += 1
         else:
             apart.append(difference)
@@ -161,12 +175,13 @@ def _scan(
     return scan, Pose(p[0], quaternion_from_matrix(R[0])) @ mounts[recording]
 
 
-def _difference(start: Pose, matched: Registered) -> tuple[float, float, float]:
+def _difference(start: Pose, matched: Registered, usual: Loss) -> tuple[float, float, float]:
     """Metres and radians between two poses, and how many standard deviations that is, in the directions seen."""
     # What the planes leave open stays where it was: only directions that they determine count.
     shift = matched.first_from_second.position_m - start.position_m
     turn = rotation_vector_from_quaternion((matched.first_from_second @ start.inverse()).quaternion_wxyz)
     vector = np.concatenate([shift, turn])
-    covariance = matched.covariance + np.diag(np.repeat([NOTICEABLE.metres / 10, NOTICEABLE.radians / 10], 3) ** 2)
-    size = float(np.sqrt(vector @ np.linalg.solve(covariance, vector) / 6))
+    least = Loss(max(usual.metres, NOTICEABLE.metres / 10), max(usual.radians, NOTICEABLE.radians / 10))
+    covariance = matched.covariance + np.diag(np.repeat([least.metres, least.radians], 3) ** 2)
+    size = float(np.sqrt(vector @ np.linalg.solve(covariance, vector) / 2))  # of shift and turn
     return float(np.linalg.norm(shift)), float(np.linalg.norm(turn)), size

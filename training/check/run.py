@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.check.alignment import Alignment, alignments
-from training.check.clocks import Pace, clock_findings, motion_findings
-from training.check.findings import LEVELS, SIGNIFICANT, Finding
+from training.check.clocks import Pace, clock_findings, mount_by_motion_findings, pose_findings
+from training.check.findings import LEVELS, SIGNIFICANT, Finding, Loss
 from training.check.jumps import Suspect, jump_findings, suspects, without_jumps
 from training.check.motions import LAG, Explanation, explain
 from training.check.observing import Observed, observe
@@ -42,6 +42,7 @@ class Checked:
         jumps: the suspects.
         observed: what the sensors measured.
         explanations: by sensor, what explains its motions.
+        strides: by ranging sensor, what explains those over longer times.
         alignments: of ranging sensors with the camera.
     """
 
@@ -52,6 +53,7 @@ class Checked:
     stretches: list[Stretch]
     observed: Observed = field(default_factory=Observed)
     explanations: dict[str, Explanation | None] = field(default_factory=dict)
+    strides: dict[str, Explanation | None] = field(default_factory=dict)
     alignments: list[Alignment] = field(default_factory=list)
 
 
@@ -114,7 +116,7 @@ def _check(recordings: Sequence[Checked], findings: list[Finding], options: Sour
     ranges = [r for recording in recordings for r in recording.observed.ranges_m]
     reach_m = reach_of(float(np.median(ranges)) if ranges else None)
     again = np.zeros(len(places.rows), bool)
-    again[[i for i, _ in places.seen_again(reach_m, any_heading)]] = True
+    again[[i for i, _, _ in places.seen_again(reach_m, any_heading)]] = True
     findings.append(coverage_finding(places, again, [recording.source.name for recording in recordings], reach_m))
     agreement = agreement_finding(
         pairs,
@@ -122,10 +124,18 @@ def _check(recordings: Sequence[Checked], findings: list[Finding], options: Sour
         [recording.observed.scans for recording in recordings],
         [recording.curve for recording in recordings],
         [recording.source.mounts.get(_ranging(recording.source) or "", Pose.identity()) for recording in recordings],
+        float(np.median([share for recording in recordings for share in recording.observed.shares] or [0.0])),
+        _usual_difference(recordings),
     )
     if agreement is not None:
         findings.append(agreement)
     return [places.spread_out(again, number, len(r.curve.times_s)) for number, r in enumerate(recordings)]
+
+
+def _usual_difference(recordings: Sequence[Checked]) -> Loss:
+    """By how much poses and scans differ over short times, where poses hardly drift: what registration errs by."""
+    found = [e.typical_error for r in recordings for e in r.strides.values() if e is not None]
+    return Loss(max((e.metres for e in found), default=0.0), max((e.radians for e in found), default=0.0))
 
 
 def _ranging(source: Source) -> str | None:
@@ -140,6 +150,8 @@ def _observe(recording: Checked, rows: Sequence[int]) -> None:
         mount = recording.source.mounts.get(sensor)
         motions = observed.motions.get(sensor, [])
         recording.explanations[sensor] = explain(motions, recording.smooth, mount, sensor != IMAGE)
+        if sensor != IMAGE and mount is not None:
+            recording.strides[sensor] = explain(observed.strides.get(sensor, []), recording.smooth, mount, True)
 
 
 def _findings_of(recording: Checked, options: SourceOptions) -> list[Finding]:
@@ -153,7 +165,8 @@ def _findings_of(recording: Checked, options: SourceOptions) -> list[Finding]:
         findings.append(Finding("warning", "camera info", text, remedy, {}, source.name))
     pace = Pace.of(recording.smooth)
     findings += clock_findings(recording.explanations, pace, source.name)
-    findings += motion_findings(recording.explanations, observed.typical_range_m, observed.corner_tangent, source.name)
+    findings += mount_by_motion_findings(recording.explanations, observed.corner_tangent, source.name)
+    findings += pose_findings(recording.explanations, recording.strides, observed.typical_range_m, source.name)
     findings += jump_findings(recording.jumps, observed.probes, len(recording.stretches), source, late_s(recording))
     findings += picture_findings(observed.looks, source.name)
     recording.alignments = alignments(source, observed.frames, recording.smooth, late_s(recording), options)

@@ -103,25 +103,25 @@ class Places:
             np.concatenate([c.quaternions_wxyz for c in curves]),
         )
 
-    def seen_again(self, reach_m: float, any_heading: bool) -> Iterator[tuple[int, int]]:
-        """Each place ``i`` that has been passed at another time, and the nearest such ``j``.
+    def seen_again(self, reach_m: float, any_heading: bool) -> Iterator[tuple[int, int, float]]:
+        """Each place ``i`` that has been passed at another time, the most alike ``j``, and how alike: 0 is the same view.
 
         Args:
             reach_m: farther apart is another view.
             any_heading: the sensors see all around.
         """
         tree = cKDTree(self.positions_m)
-        cosine = -1.0 if any_heading else float(np.cos(_SAME_VIEW_RAD / 2))
         for i, position in enumerate(self.positions_m):
             near = np.asarray(tree.query_ball_point(position, reach_m))
-            alike = np.abs(self.quaternions_wxyz[near] @ self.quaternions_wxyz[i]) >= cosine
+            cosines = np.abs(self.quaternions_wxyz[near] @ self.quaternions_wxyz[i]).clip(max=1.0)
+            turned = np.zeros(len(near)) if any_heading else 2 * np.arccos(cosines) / _SAME_VIEW_RAD
             other = self.recordings[near] != self.recordings[i]
             later = np.abs(self.times_s[near] - self.times_s[i]) > _ROUND_TRIP_S
             moved = np.abs(self.travelled_m[near] - self.travelled_m[i]) > _ROUND_TRIP_M
-            fitting = near[alike & (other | (later & moved))]
+            (fitting,) = np.nonzero((turned <= 1) & (other | (later & moved)))
             if len(fitting):
-                apart = np.linalg.norm(self.positions_m[fitting] - position, axis=1)
-                yield i, int(fitting[apart.argmin()])
+                apart = np.linalg.norm(self.positions_m[near[fitting]] - position, axis=1) / reach_m + turned[fitting]
+                yield i, int(near[fitting[apart.argmin()]]), float(apart.min())
 
     def thinned(self, most: int) -> Places:
         """At most so many of the places, evenly spread."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from training.check.clocks import Pace, clock_findings, motion_findings
+from training.check.clocks import Pace, clock_findings, mount_by_motion_findings
 from training.check.motions import ANGLES, LAG, METRES, TURN, Motion, explain
 from training.check.pose_curve import PoseCurve
 from vmloc_ros.core.geometry import Pose, rotation_vector_from_quaternion
@@ -100,7 +100,7 @@ def test_driving_straight_ahead_does_not_show_the_clock() -> None:
     assert finding.level == "note"
     assert "cannot be determined" in finding.text
     assert "turns quickly" in finding.remedy
-    assert motion_findings(found, 5.0, 0.8, "drive") == []
+    assert mount_by_motion_findings(found, 0.8, "drive") == []
 
 
 def test_motion_of_another_robot_is_an_error() -> None:

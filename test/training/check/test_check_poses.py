@@ -8,6 +8,7 @@ import pytest
 
 from helpers import ListSource
 from test_check_measurements import room_scan
+from training.check.findings import Loss
 from training.check.jumps import jump_findings, suspects, without_jumps
 from training.check.motions import Motion
 from training.check.observing import Scan
@@ -114,7 +115,7 @@ def test_smooth_walks_starts_and_noise_are_no_jumps() -> None:
 
 def again_of(places: Places, reach_m: float = 0.5) -> np.ndarray:
     again = np.zeros(len(places.rows), bool)
-    again[[i for i, _ in places.seen_again(reach_m, False)]] = True
+    again[[i for i, _, _ in places.seen_again(reach_m, False)]] = True
     return again
 
 
@@ -134,7 +135,7 @@ def test_two_recordings_of_one_way_show_it_twice_but_not_when_driven_backwards()
     assert again_of(same).all()
     other = Places.of([curve_of(poses), curve_of(backwards)])
     assert not again_of(other).any()
-    assert len(dict(other.seen_again(0.5, any_heading=True))) == 500
+    assert len(list(other.seen_again(0.5, any_heading=True))) == 500
 
 
 def test_standing_still_is_not_coming_back() -> None:
@@ -167,18 +168,18 @@ def _scan(pose: Pose, seed: int, elsewhere: bool) -> np.ndarray:
 def test_places_that_poses_put_elsewhere_the_second_time_show_drift(offset_m: float, level: str) -> None:
     offset = Pose.from_xyz_rpy([offset_m, 0, 0], [0, 0, 0])
     pairs, places, scans, curves = rooms_seen(offset)
-    finding = agreement_finding(pairs, places, scans, curves, [Pose.identity()] * 2)
+    finding = agreement_finding(pairs, places, scans, curves, [Pose.identity()] * 2, 0.9, Loss(0.002, 0.001))
     assert finding.level == level
     assert finding.values["median_m"] == pytest.approx(offset_m, abs=0.01)
 
 
 def test_recordings_in_different_maps_do_not_match() -> None:
     pairs, places, scans, curves = rooms_seen(Pose.identity(), shuffled=True)
-    finding = agreement_finding(pairs, places, scans, curves, [Pose.identity()] * 2)
+    finding = agreement_finding(pairs, places, scans, curves, [Pose.identity()] * 2, 0.9, Loss(0.002, 0.001))
     assert finding.level == "error"
     assert "do not match" in finding.text
     assert "in one map" in finding.remedy
-    assert agreement_finding(pairs[:2], places, scans, curves, [Pose.identity()] * 2) is None
+    assert agreement_finding(pairs[:2], places, scans, curves, [Pose.identity()] * 2, 0.9, Loss(0.002, 0.001)) is None
 
 
 def test_stretches_are_spread_over_the_recording_where_it_turns() -> None:
@@ -195,9 +196,8 @@ def test_stretches_are_spread_over_the_recording_where_it_turns() -> None:
     assert sum(s.end - s.first for s in stretches_of(curve_of(walk(60)), 240)) == 60
 
 
-def test_pairs_are_spread_and_none_is_taken_twice() -> None:
-    pairs = [(i, 100 + i) for i in range(50)] + [(100 + i, i) for i in range(50)]
-    assert len(chosen := spread(pairs, 5)) == 5
-    assert chosen[0] == (0, 100)
-    assert chosen[-1] == (49, 149)
+def test_pairs_are_spread_and_the_most_alike_are_taken_once() -> None:
+    pairs = [(i, 100 + i, abs(i % 10 - 3) / 10) for i in range(50)]
+    pairs += [(j, i, apart) for i, j, apart in pairs]
+    assert spread(pairs, 5) == [(10 * i + 3, 10 * i + 103) for i in range(5)]
     assert len(spread(pairs[:3], 5)) == 3
