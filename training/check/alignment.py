@@ -18,8 +18,13 @@ from training.sources.options import SourceOptions
 from training.sources.seven_scenes import SevenScenesSource
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import DEPTH, IMAGE, LIDAR, Frame
-from vmloc_ros.core.geometry import Pose, quaternion_conjugate, quaternion_from_matrix, quaternion_multiply
-from vmloc_ros.core.geometry import rotation_vector_from_quaternion
+from vmloc_ros.core.geometry import (
+    Pose,
+    quaternion_conjugate,
+    quaternion_from_matrix,
+    quaternion_multiply,
+    rotation_vector_from_quaternion,
+)
 
 _HALF_STEP_S = 0.05  # to either side of a frame, for the body's velocity
 _TOPIC = "{} on picture"
@@ -118,11 +123,16 @@ def _finding(source: Source, sensor: str, count: int, correction: Correction, pr
     level = level_of(loss) if correction.better else "ok"
     if level == "ok":
         precise = f"{std.metres:.3f} m and {np.degrees(std.radians):.2f} deg"
-        text = f"edges meet in {count} frames: nothing speaks against the mount, whose estimate has deviations of {precise}"
+        text = (
+            f"edges meet in {count} frames: nothing speaks against the mount, whose estimate has deviations of "
+            f"{precise}"
+        )
         return Finding("ok", topic, text, "", values, source.name)
     text = (
-        f"the {sensor} is {np.linalg.norm(shift):.3f} m and {np.degrees(np.linalg.norm(turn)):.2f} deg (+- {std.metres:.3f} m, "
-        f"{np.degrees(std.radians):.2f} deg) from where the transforms put it: edges meet with {correction.score_after:.2f} "
+        f"the {sensor} is {np.linalg.norm(shift):.3f} m and {np.degrees(np.linalg.norm(turn)):.2f} deg (+- "
+        f"{std.metres:.3f} m, "
+        f"{np.degrees(std.radians):.2f} deg) from where the transforms put it: edges meet with "
+        f"{correction.score_after:.2f} "
         f"instead of {correction.score_before:.2f} there"
     )
     remedy = " ".join(line.strip() for line in instructions(source, sensor, correction.true_from_present @ present))

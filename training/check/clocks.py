@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,11 @@ class Pace:
         return Loss(self.metres_s * abs(seconds), self.radians_s * abs(seconds))
 
 
+def _word(sensor: str) -> str:
+    """What the sensor of a modality is called."""
+    return {IMAGE: "camera", DEPTH: "depth camera"}.get(sensor, sensor)
+
+
 def clock_findings(found: Mapping[str, Explanation | None], pace: Pace, recording: str) -> list[Finding]:
     """Sensors' clocks against that of the poses, and against each other.
 
@@ -55,7 +60,9 @@ def clock_findings(found: Mapping[str, Explanation | None], pace: Pace, recordin
     """
     findings = [_clock_finding(sensor, known, pace, recording) for sensor, known in found.items()]
     known = {
-        sensor: e for sensor, e in found.items() if e is not None and e.explained > _UNEXPLAINED and _determined(e, pace)
+        sensor: e
+        for sensor, e in found.items()
+        if e is not None and e.explained > _UNEXPLAINED and _determined(e, pace)
     }
     sensors = list(known)
     for number, first in enumerate(sensors):
@@ -68,43 +75,56 @@ def clock_findings(found: Mapping[str, Explanation | None], pace: Pace, recordin
 
 
 def _determined(found: Explanation, pace: Pace) -> bool:
-    return SIGNIFICANT * found.std[LAG] < LONGEST_LAG_S / 4 and not pace.loss(SIGNIFICANT * found.std[LAG]).exceeds(HARMFUL)
+    return SIGNIFICANT * found.std[LAG] < LONGEST_LAG_S / 4 and not pace.loss(SIGNIFICANT * found.std[LAG]).exceeds(
+        HARMFUL
+    )
 
 
 def _clock_finding(sensor: str, found: Explanation | None, pace: Pace, recording: str) -> Finding:
     topic = f"clock of {sensor}"
     if found is None:
-        text = f"cannot be determined: too few motions of the {sensor} were measured"
+        text = f"cannot be determined: too few motions of the {_word(sensor)} were measured"
         return Finding("note", topic, text, _TURNING, {}, recording)
     lag_ms, std_ms = 1e3 * float(found.values[LAG]), 1e3 * float(found.std[LAG])
     values = {"late_ms": -lag_ms, "std_ms": std_ms, "explained": found.explained}
     if found.explained < _UNEXPLAINED and found.motion > _MOVING:
         text = (
-            f"the {sensor} moves otherwise than the poses say: at the best of all delays up to {LONGEST_LAG_S:g} s they "
+            f"the {_word(sensor)} moves otherwise than the poses say: at the best of all delays up to "
+            f"{LONGEST_LAG_S:g} s they "
             f"explain {max(found.explained, 0):.0%} of its motion"
         )
         remedy = (
-            "check that the poses are those of this robot (source.pose_topic), that its clock is the sensors', and the axes "
+            "check that the poses are those of this robot (source.pose_topic), that its clock is the sensors', "
+            "and the axes "
             "of the sensor's frame (a camera's: x right, y down, z forward)"
         )
-        return Finding("error" if found.explained < _UNEXPLAINED / 2 else "warning", topic, text, remedy, values, recording)
+        return Finding(
+            "error" if found.explained < _UNEXPLAINED / 2 else "warning", topic, text, remedy, values, recording
+        )
     if found.explained < _UNEXPLAINED or not _determined(found, pace):
-        text = f"cannot be determined: the motion leaves +- {std_ms:.0f} ms open, as the robot hardly speeds up or turns"
+        text = (
+            f"cannot be determined: the motion leaves +- {std_ms:.0f} ms open, as the robot hardly speeds up or turns"
+        )
         return Finding("note", topic, text, _TURNING, values, recording)
     loss = pace.loss(lag_ms * 1e-3)
     what = f"{abs(lag_ms):.1f} +- {std_ms:.1f} ms {'late' if lag_ms < 0 else 'early'} against the poses"
     level = level_of(loss) if abs(lag_ms) > SIGNIFICANT * std_ms else "ok"
     if level == "ok":
         return Finding("ok", topic, f"stamps are {what}, which costs nothing", "", values, recording)
-    text = f"its stamps are {what}: at this drive's {pace.metres_s:.1f} m/s and {np.degrees(pace.radians_s):.0f} deg/s that is {loss}"
+    text = (
+        f"its stamps are {what}: at this drive's {pace.metres_s:.1f} m/s and {np.degrees(pace.radians_s):.0f} deg/s "
+        f"that is {loss}"
+    )
     return Finding(level, topic, text, _clock_remedy(sensor, lag_ms), values, recording)
 
 
 def _clock_remedy(sensor: str, lag_ms: float) -> str:
     sense = "earlier" if lag_ms < 0 else "later"
     return (
-        f"let the {sensor}'s driver stamp {abs(lag_ms):.0f} ms {sense} (its time offset; stamp the middle of the exposure or "
-        "sweep, not the arrival), or synchronize the clocks (PTP, chrony); if all sensors are off alike, the poses' stamps are"
+        f"let the {_word(sensor)}'s driver stamp {abs(lag_ms):.0f} ms {sense} (its time offset; stamp the middle "
+        "of the exposure or "
+        "sweep, not the arrival), or synchronize the clocks (PTP, chrony); if all sensors are off alike, the "
+        "poses' stamps are"
     )
 
 
@@ -117,7 +137,10 @@ def _pair_finding(first: str, second: str, apart_s: float, std_s: float, pace: P
     if level == "ok":
         return Finding("ok", topic, text, "", values, recording)
     late, other = (first, second) if apart_s < 0 else (second, first)
-    text = f"stamps of the {late} are {1e3 * abs(apart_s):.0f} +- {1e3 * std_s:.0f} ms later than those of the {other}: {loss}"
+    text = (
+        f"stamps of the {late} are {1e3 * abs(apart_s):.0f} +- {1e3 * std_s:.0f} ms later than those of the {other}: "
+        f"{loss}"
+    )
     remedy = "what one sees is not where the other sees it: correct the clock that is off against the poses, too"
     return Finding(level, topic, text, remedy, values, recording)
 
@@ -171,7 +194,10 @@ def _mount_finding(sensor: str, found: Explanation, recording: str) -> Finding:
     stds = np.sqrt(variances)
     shown = stds < NOTICEABLE.radians  # directions in which the motion shows the rotation
     if not shown.any():
-        text = f"its rotation on the body cannot be determined from the motion, which leaves {np.degrees(stds[0]):.1f} deg open"
+        text = (
+            f"its rotation on the body cannot be determined from the motion, which leaves {np.degrees(stds[0]):.1f} "
+            "deg open"
+        )
         return Finding("note", topic, text, _TURNING, {"std_deg": float(np.degrees(stds[0]))}, recording)
     parts = axes.T @ turn
     significant = shown & (np.abs(parts) > SIGNIFICANT * stds)
@@ -186,10 +212,14 @@ def _mount_finding(sensor: str, found: Explanation, recording: str) -> Finding:
         return Finding("ok", topic, text, "", values, recording)
     x, y, z = np.degrees(axes[:, significant] @ parts[significant])
     text = (
-        f"the {sensor} is turned by {np.degrees(angle):.2f} +- {np.degrees(std):.2f} deg from where its transform says, about its "
+        f"the {_word(sensor)} is turned by {np.degrees(angle):.2f} +- {np.degrees(std):.2f} deg from where its "
+        "transform says, about its "
         f"own x, y, z by {x:+.2f}, {y:+.2f}, {z:+.2f} deg{seen}"
     )
-    remedy = f"calibrate the {sensor}'s rotation on the body, and correct what leads there on /tf_static, or source.mounts.{sensor}"
+    remedy = (
+        f"calibrate the {_word(sensor)}'s rotation on the body, and correct what leads there on /tf_static, or "
+        f"source.mounts.{sensor}"
+    )
     return Finding(level, topic, text, remedy, values, recording)
 
 
@@ -205,7 +235,8 @@ def _focal_finding(found: Explanation, tangent: float, recording: str) -> Findin
         text = f"fits the motion within {max(abs(ratio - 1), std):.1%}"
         return Finding("ok", "focal length", text, "", values, recording)
     text = (
-        f"pictures turn {ratio:.3f} +- {std:.3f} times as far as the poses: the focal length is {ratio:.3f} times the true one, "
+        f"pictures turn {ratio:.3f} +- {std:.3f} times as far as the poses: the focal length is {ratio:.3f} "
+        "times the true one, "
         "or the calibration is another picture's"
     )
     remedy = "calibrate the camera (camera_calibration's cameracalibrator) in the video mode that is recorded"
@@ -220,7 +251,8 @@ def _scale_finding(sensor: str, found: Explanation, ranges_m: float, recording: 
     level = level_of(loss) if abs(ratio - 1) > SIGNIFICANT * std else "ok"
     if level != "ok":
         text = (
-            f"the {sensor} moves {ratio:.3f} +- {std:.3f} times as far as the poses say: over its typical {ranges_m:.1f} m that "
+            f"the {sensor} moves {ratio:.3f} +- {std:.3f} times as far as the poses say: over its typical "
+            f"{ranges_m:.1f} m that "
             f"is {loss.metres:.2f} m"
         )
         remedy = "calibrate what gives the poses (wheel radius, stereo baseline, scale of visual SLAM)"
@@ -237,7 +269,14 @@ def _scale_finding(sensor: str, found: Explanation, ranges_m: float, recording: 
 def _noise_finding(sensor: str, found: Explanation, recording: str) -> Finding:
     apart = found.typical_error
     values = {"median_m": apart.metres, "median_deg": float(np.degrees(apart.radians))}
-    text = f"from scan to scan poses and {sensor} differ by {1e3 * apart.metres:.0f} mm and {np.degrees(apart.radians):.2f} deg (median)"
+    text = (
+        f"from scan to scan poses and {sensor} differ by {1e3 * apart.metres:.0f} mm and "
+        f"{np.degrees(apart.radians):.2f} deg (median)"
+    )
     level = level_of(apart)
-    remedy = "" if level == "ok" else "the poses are that noisy: smooth them (a batch optimization of SLAM), or take better ones"
+    remedy = (
+        ""
+        if level == "ok"
+        else "the poses are that noisy: smooth them (a batch optimization of SLAM), or take better ones"
+    )
     return Finding(level, f"poses against {sensor}", text, remedy, values, recording)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a camera turned between two pictures, from the pictures alone.
 
-Corners are tracked from one picture to the next (Shi and Tomasi 1994; Lucas and Kanade 1981), the five-point method with
-RANSAC (Nister 2004) gives a first essential matrix, and Gauss-Newton on the epipolar angles of all tracks, with Cauchy's
+Corners are tracked from one picture to the next (Shi and Tomasi 1994; Lucas and Kanade 1981), the five-point method
+with
+RANSAC (Nister 2004) gives a first essential matrix, and Gauss-Newton on the epipolar angles of all tracks, with
+Cauchy's
 weights, gives rotation and direction of translation. Of these only the rotation is used: pictures do not know how far
 the camera moved.
 """

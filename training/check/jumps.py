@@ -22,10 +22,10 @@ from vmloc_ros.core.frame import IMAGE
 from vmloc_ros.core.geometry import (
     Pose,
     interpolate_poses,
+    matrix_from_quaternion,
+    quaternion_conjugate,
     quaternion_exp,
     quaternion_multiply,
-    quaternion_conjugate,
-    matrix_from_quaternion,
     rotation_vector_from_quaternion,
 )
 
@@ -72,7 +72,9 @@ def suspects(curve: PoseCurve) -> list[Suspect]:
     found.sort(key=_badness, reverse=True)
     kept: list[Suspect] = []
     for suspect in found:
-        apart = [suspect.row > other.row + 2 * other.width or other.row > suspect.row + 2 * suspect.width for other in kept]
+        apart = [
+            suspect.row > other.row + 2 * other.width or other.row > suspect.row + 2 * suspect.width for other in kept
+        ]
         if all(apart) and len(kept) < _MOST:
             kept.append(suspect)
     return sorted(kept, key=lambda s: s.row)
@@ -165,7 +167,10 @@ def jump_findings(
         level, witness = verdict
         time_s = (stamps_ns[jump.row] - stamps_ns[0]) * 1e-9
         position = poses[jump.row].position_m
-        text = f"the poses jump by {jump.loss} within {jump.seconds:.2f} s, {time_s:.2f} s after the first frame; {witness}"
+        text = (
+            f"the poses jump by {jump.loss} within {jump.seconds:.2f} s, {time_s:.2f} s after the first frame; "
+            f"{witness}"
+        )
         remedy = (
             "take poses of a finished map (SLAM after loop closure and optimization, played back), not those that SLAM "
             "corrects while it runs; or cut the recording there"
@@ -206,7 +211,8 @@ def _verdict(
             return None
         return level_of(jump.loss), f"the {sensor} saw no such motion (poses and {sensor} differ by {missed})"
     possible = (
-        jump.loss.metres < _IMPOSSIBLE_M_S2 * jump.seconds**2 and jump.loss.radians < _IMPOSSIBLE_RAD_S2 * jump.seconds**2
+        jump.loss.metres < _IMPOSSIBLE_M_S2 * jump.seconds**2
+        and jump.loss.radians < _IMPOSSIBLE_RAD_S2 * jump.seconds**2
     )
     if possible:
         return None

@@ -31,6 +31,7 @@ _NEAR_S = 0.25  # lags around the best that are tried again with the right scale
 _FEWEST = 12  # motions
 _BLOCK = 6  # motions in a row whose errors may be correlated
 _CAUCHY = 2.4
+_LEAST_LAG_STD_S = 0.5e-3  # poses between two others are not known better
 _ROUNDS = 6
 _FLOOR = np.repeat([0.002, 2e-4], 3) ** 2  # m and rad: no measurement is better, whatever its covariance says
 _CHI2_MEDIAN = 2.366  # of three degrees of freedom
@@ -99,7 +100,7 @@ class Explanation:
 
 
 def explain(
-    motions: Sequence[Motion], curve: PoseCurve, body_from_sensor: Pose | None, has_shift: bool
+    motions: Sequence[Motion], curve: PoseCurve, body_from_sensor: Pose | None, has_shift: bool, bias_rad: float = 0.0
 ) -> Explanation | None:
     """What of clock, mount and scale explains the motions; None where they are too few.
 
@@ -109,16 +110,19 @@ def explain(
         body_from_sensor: mount to begin from; None: not known. Then turns alone are compared, after the rotation that
             aligns them best, and the mount's corrections mean nothing.
         has_shift: whether shifts are measured.
+        bias_rad: by how much turns may be wrong that more of them do not average out.
     """
     if body_from_sensor is not None:
-        fit = _Fit(motions, curve, body_from_sensor, has_shift)
+        fit = _Fit(motions, curve, body_from_sensor, has_shift, bias_rad)
         return fit.solve() if fit.count >= _FEWEST else None
     fit = _Fit(motions, curve, Pose.identity(), has_shift=False)
-    return _Fit(motions, curve, fit.aligned(), has_shift=False).solve() if fit.count >= _FEWEST else None
+    return _Fit(motions, curve, fit.aligned(), False, bias_rad).solve() if fit.count >= _FEWEST else None
 
 
 class _Fit:
-    def __init__(self, motions: Sequence[Motion], curve: PoseCurve, mount: Pose, has_shift: bool) -> None:
+    def __init__(
+        self, motions: Sequence[Motion], curve: PoseCurve, mount: Pose, has_shift: bool, bias_rad: float = 0.0
+    ) -> None:
         first, second = (np.array([getattr(m, name) for m in motions]) for name in ("first_s", "second_s"))
         known = np.ones(len(motions), bool)
         for lag in (-LONGEST_LAG_S, LONGEST_LAG_S):
@@ -128,7 +132,7 @@ class _Fit:
         self.count = int(known.sum())
         self._first, self._second, self._known = first[known], second[known], known
         chosen = [m for m, here in zip(motions, known, strict=True) if here]
-        self._curve, self._mount, self._has_shift = curve, mount, has_shift
+        self._curve, self._mount, self._has_shift, self._bias_rad = curve, mount, has_shift, bias_rad
         self._shifts = np.array([m.shift_m for m in chosen]).reshape(-1, 3)
         self._turns = np.array([m.turn_rad for m in chosen]).reshape(-1, 3)
         covariances = np.array([m.covariance for m in chosen]).reshape(-1, 6, 6) + np.diag(_FLOOR)
@@ -158,12 +162,10 @@ class _Fit:
         left = float((weights[:, None] * residuals**2).sum() / (weights[:, None] * still**2).sum().clip(1e-12))
         shift, turn = self._predict(x, self._sensor_at(x[LAG]))
         motion = max(self._size(self._shifts, self._turns), self._size(shift, turn))
-        return Explanation(
-            x, covariance, 1 - left, motion, self._shifts - shift, self._turns - turn, lags, share
-        )
+        return Explanation(x, covariance, 1 - left, motion, self._shifts - shift, self._turns - turn, lags, share)
 
     def aligned(self) -> Pose:
-        """The mount whose rotation brings the body's turns onto the sensor's (Kabsch), at the lag where that fits best."""
+        """The mount whose rotation brings the body's turns onto the sensor's (Kabsch), at the lag that fits best."""
         found = []
         for lag in np.arange(-LONGEST_LAG_S, LONGEST_LAG_S + _GRID_S / 2, _GRID_S):
             _, turns = self._predict(_start(lag), self._sensor_at(lag))
@@ -270,7 +272,15 @@ class _Fit:
         count = len(sums)
         sandwich = inverse @ (sums.T @ sums) @ inverse * count / max(count - 1, 1)
         grown = np.sqrt(np.maximum(np.diag(sandwich) / np.diag(inverse), 1.0))
-        return inverse * np.outer(grown, grown)
+        return inverse * np.outer(grown, grown) + np.diag(self._systematic())
+
+    def _systematic(self) -> Array:
+        """Variances ``(9,)`` of what does not average out: a bias of turns passes for a turned mount and a scale."""
+        variances = np.zeros(9)
+        variances[LAG] = _LEAST_LAG_STD_S**2
+        usual = float(np.sqrt((self._turns**2).sum(axis=1).mean()))
+        variances[TURN] = variances[ANGLES] = (self._bias_rad / max(usual, 1e-6)) ** 2
+        return variances
 
 
 def _start(lag: float) -> Array:

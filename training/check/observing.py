@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass through the chosen frames of a recording: what each sensor measured of its own motion, and how pictures look.
+"""One pass through the chosen frames of a recording: what each sensor measured of its own motion, and how pictures
+look.
 
 Holds pictures and scans only as long as the next one is compared with them, but for a few frames to compare sensors by
 and the scans of places that are seen twice.
@@ -57,7 +58,8 @@ class Observed:
 
     Attributes:
         motions: by sensor, in the stretches, from each measurement to the next.
-        strides: by ranging sensor, in the stretches, over longer times: what registration errs by is the same for a step
+        strides: by ranging sensor, in the stretches, over longer times: what registration errs by is the same for a
+            step
             of centimetres and for one of decimetres.
         probes: by sensor, where poses jump.
         looks: of pictures.
@@ -68,6 +70,7 @@ class Observed:
         samples: a few pictures, to show.
         seen: frames that were read.
         corner_tangent: of the angle from the picture's middle to its corner; None without a camera.
+        pixel_rad: angle that a pixel of the tracked pictures sees.
         without_camera: pictures whose camera is not known.
         problem: why reading ended early; empty where it did not.
     """
@@ -83,6 +86,7 @@ class Observed:
     samples: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     seen: int = 0
     corner_tangent: float | None = None
+    pixel_rad: float = 0.0
     without_camera: int = 0
     problem: str = ""
 
@@ -192,6 +196,7 @@ class _Pass:
             return
         camera = frame.camera
         self.observed.corner_tangent = float(np.hypot(camera.width / camera.fx, camera.height / camera.fy) / 2)
+        self.observed.pixel_rad = camera.width / camera.fx / grey.shape[1]
         for run in waiting:
             if run.grey is not None and time_s - run.grey[0] < _LONGEST_PAIR_S and run.grey[1].shape == grey.shape:
                 turn = turn_between(run.grey[1], grey, frame.camera)

@@ -81,7 +81,9 @@ def blur_of(grey: NDArray[np.uint8]) -> float:
     # Reduced noise: the gradient itself is that of a slightly blurred picture, which is taken off again.
     ahead = 0.7
     plain, again = (cv2.GaussianBlur(grey.astype(np.float32), (0, 0), s) for s in (ahead, np.hypot(ahead, _REBLUR_PX)))
-    first, second = (np.hypot(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1)) / 8 for x in (plain, again))
+    first, second = (
+        np.hypot(cv2.Sobel(x, cv2.CV_32F, 1, 0), cv2.Sobel(x, cv2.CV_32F, 0, 1)) / 8 for x in (plain, again)
+    )
     strong = max(float(np.quantile(first, 1 - _STRONGEST)), float(first.max()) / 2, _LEAST_GRADIENT)
     # Beside its middle an edge loses less by blurring: only middles count.
     middle = first >= 0.98 * cv2.dilate(first, np.ones((5, 5), np.uint8))
@@ -128,7 +130,8 @@ def picture_findings(looks: Sequence[Look], recording: str) -> list[Finding]:
         (
             "blurred",
             [look.is_blurred for look in looks],
-            f"their sharpest edges are smeared over {values['median_blur_px']:.1f} pixels (standard deviation, median, of "
+            f"their sharpest edges are smeared over {values['median_blur_px']:.1f} pixels (standard deviation, "
+            "median, of "
             f"a picture {_MODEL_SIDE} pixels high)",
             "focus the lens, shorten the exposure, or drive more slowly",
         ),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,7 +32,7 @@ class PoseCurve:
         self.positions_m = np.array([pose.position_m for pose in poses]).reshape(-1, 3)
         self.quaternions_wxyz = np.array([pose.quaternion_wxyz for pose in poses]).reshape(-1, 4)
         ends = [0, *(np.flatnonzero(np.diff(times) > GAP_S) + 1).tolist(), len(times)]
-        self.parts = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True) if b - a > 2]
+        self.parts = [slice(a, b) for a, b in pairwise(ends) if b - a > 2]
         self._curves = [
             (
                 times[part][0],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading a recording already tells: what cannot be read, what is assumed, what is lost, how sensors are mounted."""
+"""What reading a recording tells: what cannot be read, what is assumed, what is lost, how sensors are mounted."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def warnings_of_readers() -> Iterator[list[str]]:
         texts += found
 
 
-def open_recordings(
-    data: Sequence[Path], split: str, options: SourceOptions
-) -> tuple[list[Source], list[Finding]]:
+def open_recordings(data: Sequence[Path], split: str, options: SourceOptions) -> tuple[list[Source], list[Finding]]:
     """Sources at several paths with every modality that they have, and what cannot be read."""
     sources: list[Source] = []
     findings: list[Finding] = []
@@ -84,10 +82,13 @@ def reading_findings(source: Source) -> list[Finding]:
     """What a source says of itself: what it reads, what it assumed, what it lost."""
     findings = [Finding("ok", "reading", text, "", {}, source.name) for text in getattr(source, "choices", ())]
     if not findings:
-        text = f"{len(source)} frames of {', '.join(source.modalities)}; poses of {source.body_frame} in {source.map_frame}"
+        text = (
+            f"{len(source)} frames of {', '.join(source.modalities)}; poses of {source.body_frame} in "
+            f"{source.map_frame}"
+        )
         findings = [Finding("ok", "reading", text, "", {}, source.name)]
     findings += [Finding("warning", "reading", text, "", {}, source.name) for text in getattr(source, "doubts", ())]
-    return findings + [_losses(source)]
+    return [*findings, _losses(source)]
 
 
 def _losses(source: Source) -> Finding:
@@ -129,7 +130,8 @@ def _place(pose: Pose) -> str:
 
 def _moving_finding(name: str, edge: Edge, metres: float, degrees: float, source: Source) -> Finding:
     text = (
-        f"the {name} moves on {source.body_frame}: {' -> '.join(edge)} changes by up to {metres:.2f} m and {degrees:.1f} deg in "
+        f"the {name} moves on {source.body_frame}: {' -> '.join(edge)} changes by up to {metres:.2f} m and "
+        f"{degrees:.1f} deg in "
         "the recording; mounts are taken as fixed"
     )
     remedy = (

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a lidar or depth camera moved between two scans, from the scans alone: point-to-plane ICP.
 
-Chen and Medioni, "Object modelling by registration of multiple range images" (1992), with Tukey's weights and gates that
+Chen and Medioni, "Object modelling by registration of multiple range images" (1992), with Tukey's weights and gates
+that
 close from coarse to fine.
 """
 
@@ -55,7 +56,8 @@ class Registered:
 
     Attributes:
         first_from_second: where the second sensor was in the first one's frame.
-        covariance: ``(6, 6)`` of position and rotation vector, in the first one's axes; large where planes leave it open.
+        covariance: ``(6, 6)`` of position and rotation vector, in the first one's axes; large where planes leave
+            it open.
         share: of the second scan's points that lie on the first scan's planes, see :func:`share_on`.
         error_m: standard deviation of their distances from the planes.
     """

@@ -60,10 +60,15 @@ def coverage_finding(places: Places, again: NDArray[np.bool_], names: Sequence[s
     first, end = _longest(~again, places.recordings)
     start, stop = places.positions_m[first], places.positions_m[end - 1]
     text += (
-        f"; {once_m:.0f} of {steps.sum():.0f} m are driven once, the longest from x y z = {_text(start)} to {_text(stop)} m "
+        f"; {once_m:.0f} of {steps.sum():.0f} m are driven once, the longest from x y z = {_text(start)} to "
+        f"{_text(stop)} m "
         f"in {names[int(places.recordings[first])]}"
     )
-    values |= {f"longest_{name}_{axis}_m": float(x) for name, p in (("from", start), ("to", stop)) for axis, x in zip("xyz", p, strict=True)}
+    values |= {
+        f"longest_{name}_{axis}_m": float(x)
+        for name, p in (("from", start), ("to", stop))
+        for axis, x in zip("xyz", p, strict=True)
+    }
     remedy = (
         "drive there once more, at another time and with the same headings: what is seen once can be trained on, but "
         "neither held out to measure errors nor used to learn when to be unsure"
@@ -128,11 +133,13 @@ def agreement_finding(
     values = {"pairs": count, "unmatched": unmatched}
     if unmatched > count / 2:
         text = (
-            f"scans of {unmatched} of {count} places that the poses call the same do not match within {_FARTHEST.metres:g} m and "
+            f"scans of {unmatched} of {count} places that the poses call the same do not match within "
+            f"{_FARTHEST.metres:g} m and "
             f"{np.degrees(_FARTHEST.radians):.0f} deg"
         )
         remedy = (
-            "are the recordings' poses in one map? A SLAM that starts anew begins a new one: localize later drives in the "
+            "are the recordings' poses in one map? A SLAM that starts anew begins a new one: localize later "
+            "drives in the "
             "first one's map, or join the maps. Or do the poses drift by metres? Close loops"
         )
         return Finding("error", "poses at revisits", text, remedy, values)
@@ -151,7 +158,8 @@ def agreement_finding(
     if level == "ok":
         return Finding("ok", "poses at revisits", text, "", values)
     remedy = (
-        "the poses drift: close loops and optimize (SLAM offline over all recordings at once), or take poses that do not "
+        "the poses drift: close loops and optimize (SLAM offline over all recordings at once), or take poses "
+        "that do not "
         "drift (motion capture, RTK); the model averages what the map contradicts"
     )
     return Finding(level, "poses at revisits", text, remedy, values)

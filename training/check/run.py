@@ -28,6 +28,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.progress import progress_bar
 
 _FEWEST_FRAMES = 48  # of a recording, however many there are
+_BIAS_PX = 0.05  # of tracked corners: what moves by itself, and edges that hide what is behind them
 _MOST_PLACES = 20_000  # poses that are compared with each other
 
 
@@ -149,7 +150,9 @@ def _observe(recording: Checked, rows: Sequence[int]) -> None:
     for sensor in recording.source.modalities:
         mount = recording.source.mounts.get(sensor)
         motions = observed.motions.get(sensor, [])
-        recording.explanations[sensor] = explain(motions, recording.smooth, mount, sensor != IMAGE)
+        recording.explanations[sensor] = explain(
+            motions, recording.smooth, mount, sensor != IMAGE, _BIAS_PX * observed.pixel_rad if sensor == IMAGE else 0.0
+        )
         if sensor != IMAGE and mount is not None:
             recording.strides[sensor] = explain(observed.strides.get(sensor, []), recording.smooth, mount, True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ def stretches_of(curve: PoseCurve, frames: int) -> list[Stretch]:
     else:
         ends = np.linspace(0, len(times), count + 1).astype(int)
     restlessness = _restlessness(curve)
-    return [_best(times, restlessness, first, end) for first, end in zip(ends[:-1], ends[1:], strict=True) if end > first]
+    return [_best(times, restlessness, first, end) for first, end in pairwise(ends) if end > first]
 
 
 def _restlessness(curve: PoseCurve) -> Array:
@@ -104,7 +105,8 @@ class Places:
         )
 
     def seen_again(self, reach_m: float, any_heading: bool) -> Iterator[tuple[int, int, float]]:
-        """Each place ``i`` that has been passed at another time, the most alike ``j``, and how alike: 0 is the same view.
+        """Each place ``i`` that has been passed at another time, the most alike ``j``, and how alike: 0 is the same
+        view.
 
         Args:
             reach_m: farther apart is another view.
@@ -129,7 +131,7 @@ class Places:
         return Places(*(getattr(self, column.name)[::step] for column in fields(self)))
 
     def spread_out(self, values: NDArray[np.bool_], recording: int, count: int) -> NDArray[np.bool_]:
-        """Values ``(N,)`` of places as those ``(count,)`` of all of a recording's rows: each has that of the place before."""
+        """Values ``(N,)`` of places as ``(count,)`` of all rows of a recording: each has that of the place before."""
         own = self.recordings == recording
         if not own.any():
             return np.zeros(count, bool)

@@ -14,7 +14,7 @@ from training.check.findings import Finding
 from training.check.motions import LAG, Explanation, Motion
 from training.check.pose_curve import PoseCurve
 from training.check.run import Checked, Report
-from vmloc_ros.core.frame import IMAGE, LIDAR, Frame, PinholeCamera
+from vmloc_ros.core.frame import PinholeCamera
 from vmloc_ros.core.geometry import Pose
 
 Draw = Callable[[Axes], None]
@@ -119,7 +119,13 @@ def _draw_delays(axes: Axes, recordings: Sequence[Checked]) -> None:
     for recording in recordings:
         for sensor, found in recording.explanations.items():
             if found is not None:
-                axes.plot(1e3 * found.lags_s, 100 * found.costs, ".-", ms=3, label=_delay_label(recording, sensor, found, recordings))
+                axes.plot(
+                    1e3 * found.lags_s,
+                    100 * found.costs,
+                    ".-",
+                    ms=3,
+                    label=_delay_label(recording, sensor, found, recordings),
+                )
     axes.axvline(0, color="0.7", lw=1, zorder=0)
     axes.set(xlabel="delay between sensor and poses (ms)", ylabel="motion unexplained by poses (%)", title="clocks")
     if len(recordings) <= 4:

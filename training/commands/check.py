@@ -47,4 +47,6 @@ def _check(options: argparse.Namespace) -> None:
         print(f"wrote {options.out}")
     if report.failed:
         errors = sum(finding.level == "error" for finding in report.findings)
-        raise DataError(f"{errors} errors: a model that is trained on these data will be wrong")
+        raise DataError(
+            f"{errors} error{'s' if errors != 1 else ''}: a model that is trained on these data will be wrong"
+        )

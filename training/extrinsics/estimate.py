@@ -134,11 +134,12 @@ def _restarted(score: _Score, estimates: Array, kept: Sequence[NDArray[np.bool_]
 
 
 def _check_better_than_chance(held_out: Array) -> None:
-    """Raises DataError: edges do not meet on frames that the estimates do not know, mean scores of stretches ``(S,)``."""
+    """Raises DataError: edges do not meet on held-out frames, whose mean scores by stretch are ``(S,)``."""
     mean, error = float(held_out.mean()), float(held_out.std(ddof=1) / np.sqrt(len(held_out)))
     if mean < _SIGNIFICANT * error:
         raise DataError(
-            f"the edges do not determine the mount: on held-out frames they meet no better than by chance ({mean:.3f} +- "
+            "the edges do not determine the mount: on held-out frames they meet no better than by chance "
+            f"({mean:.3f} +- "
             f"{error:.3f}); are picture and range of the same moment, and is the first guess of the mount near?"
         )
 

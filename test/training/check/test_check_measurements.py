@@ -34,7 +34,9 @@ def test_the_turn_between_two_pictures_is_measured(rpy_deg: tuple[float, float, 
     truth = Pose.from_xyz_rpy([0, 0, 0], np.radians(rpy_deg))
     first = texture()
     found = turn_between(first, turned(first, truth), CAMERA)
-    error = rotation_vector_from_quaternion(Pose.from_matrix(_matrix(found.rotation @ truth.rotation.T)).quaternion_wxyz)
+    error = rotation_vector_from_quaternion(
+        Pose.from_matrix(_matrix(found.rotation @ truth.rotation.T)).quaternion_wxyz
+    )
     assert np.linalg.norm(error) < 1e-3  # a quarter of a pixel
     assert np.sqrt(np.diag(found.covariance)).max() < 2e-3
 
@@ -88,7 +90,9 @@ def room_scan(pose: Pose, seed: int) -> np.ndarray:
 
 
 def test_the_motion_between_two_scans_is_measured() -> None:
-    first, second = (Pose.from_xyz_rpy(xyz, rpy) for xyz, rpy in (([1, 2, 0], [0, 0, 0.3]), ([1.5, 1.8, 0], [0, 0, 0.4])))
+    first, second = (
+        Pose.from_xyz_rpy(xyz, rpy) for xyz, rpy in (([1, 2, 0], [0, 0, 0.3]), ([1.5, 1.8, 0], [0, 0, 0.4]))
+    )
     surfaces = [surface_of(room_scan(pose, seed)) for seed, pose in enumerate((first, second))]
     truth = first.inverse() @ second
     start = truth @ Pose.from_xyz_rpy([0.3, -0.2, 0.1], [0.01, 0.02, 0.04])

@@ -48,7 +48,7 @@ def motions(at=body_at, late_s: float = 0.0, turned: Pose | None = None, angles:
     return found
 
 
-@pytest.mark.parametrize("late_s", [0.0, 0.03, -0.08, 0.6])
+@pytest.mark.parametrize("late_s", [0.03, -0.6])
 @pytest.mark.parametrize("has_shift", [True, False])
 def test_late_stamps_are_measured_within_their_uncertainty(late_s: float, has_shift: bool) -> None:
     found = explain(motions(late_s=late_s), recorded(), MOUNT, has_shift)
@@ -117,7 +117,10 @@ def test_motion_of_another_robot_is_an_error() -> None:
 def test_how_serious_a_late_stamp_is_depends_on_the_speed() -> None:
     """3 cm and 0.3 deg are noticed, 0.25 m and 2 deg make poses wrong."""
     found = {"lidar": explain(motions(late_s=0.03), recorded(), MOUNT, has_shift=True)}
-    levels = [clock_findings(found, pace, "")[0].level for pace in (Pace(0.1, 0.01), Pace(2, 0.1), Pace(0.1, 1.5), Pace(10, 0))]
+    levels = [
+        clock_findings(found, pace, "")[0].level
+        for pace in (Pace(0.1, 0.01), Pace(2, 0.1), Pace(0.1, 1.5), Pace(10, 0))
+    ]
     assert levels == ["ok", "warning", "error", "error"]
     late = clock_findings(found, Pace(2, 0.1), "")[0]
     assert "late against the poses" in late.text

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from test_check_measurements import room_scan
 
 from helpers import ListSource
-from test_check_measurements import room_scan
 from training.check.findings import Loss
 from training.check.jumps import jump_findings, suspects, without_jumps
 from training.check.motions import Motion
