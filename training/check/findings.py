@@ -4,8 +4,8 @@
 Both limits are in terms of what the localizer would lose, so that one scale serves clocks, poses and mounts: a clock
 that is off by 5 ms costs 3 cm at 6 m/s and nothing at a walk. :data:`NOTICEABLE` is twice the 95th percentile of a good
 map's errors (0.015 m and 0.15 deg in the demo): what costs less drowns in them. What costs more than :data:`HARMFUL`
-makes a frame wrong by the finest of the usual limits of localization (0.25 m, 2 deg). And nothing is reported that is not
-significant: three standard deviations of its own estimate.
+makes a frame wrong by the finest of the usual limits of localization (0.25 m, 2 deg). And nothing is reported that is
+not significant: three standard deviations of its own estimate.
 """
 
 from __future__ import annotations
