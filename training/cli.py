@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from training.commands.calibrate import add_calibrate
+from training.commands.check import add_check
 from training.commands.confidence import add_confidence
 from training.commands.convert import add_convert
 from training.commands.demo import add_demo
@@ -29,6 +30,7 @@ from vmloc_ros.core.errors import VmlocError
 _COMMANDS = (
     add_simulate,
     add_convert,
+    add_check,
     add_show,
     add_extrinsics,
     add_train,

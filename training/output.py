@@ -52,3 +52,9 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, l
     alignment = ["left"] * split + ["right"] * (len(titles) - split)
     # Without rows, older versions of tabulate know no columns to align.
     return tabulate(cells, titles, "pipe", disable_numparse=True, colalign=alignment if cells else None)
+
+
+def text_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table for terminals; cells may have several lines."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    return tabulate(cells, titles, "simple", disable_numparse=True)

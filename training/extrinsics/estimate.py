@@ -36,6 +36,7 @@ _SEARCHED = 0.1
 _LARGEST_STD = 0.01
 _APART = 0.015
 _SIGNIFICANT = 3.0  # standard errors
+_CAUGHT = 0.9  # of the first estimate's score: a maximum below this share of it is another one
 _AXES = ("x", "y", "z", "rotation about x", "rotation about y", "rotation about z")
 
 
@@ -87,7 +88,7 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
         frames: in the order of time, with images of one size.
 
     Raises:
-        DataError: there are too few edges, or they leave a direction open.
+        DataError: there are too few edges, they leave a direction open, or they meet by chance.
     """
     score = _Score(frames)
     stretch = np.arange(len(frames)) * _STRETCHES // len(frames)
@@ -98,12 +99,15 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
     for blur in _BLURS:
         score.smooth(blur)
         estimates = np.array([score.maximise(x, frames) for x, frames in zip(estimates, kept, strict=True)])
+    estimates = _restarted(score, estimates, kept)
     x, without = estimates[0], estimates[1:]
     std = np.sqrt((_STRETCHES - 1) * without.var(axis=0))
     scale = np.repeat([score.distance_m, 1.0], 3)
     _check_determined(x, std, scale)
     before, after = score.by_frame(np.zeros(6)), score.by_frame(x)
-    gains = np.array([(score.by_frame(y) - before)[stretch == number].mean() for number, y in enumerate(without)])
+    held_out = np.array([score.by_frame(y)[stretch == number].mean() for number, y in enumerate(without)])
+    _check_better_than_chance(held_out)
+    gains = held_out - np.array([before[stretch == number].mean() for number in range(_STRETCHES)])
     return Correction(
         _pose(x * scale),
         std * scale,
@@ -112,6 +116,32 @@ def estimate_correction(frames: Sequence[EdgeFrame]) -> Correction:
         float(gains.mean()),
         float(gains.std(ddof=1) / np.sqrt(_STRETCHES)),
     )
+
+
+def _restarted(score: _Score, estimates: Array, kept: Sequence[NDArray[np.bool_]]) -> Array:
+    """The estimates, those that were caught by a maximum far below the first one's sought again from there.
+
+    Where the score is flat none is far below, and estimates stay as different as they are. Where all maxima are chance,
+    what is found is no better than chance on the frames that were left out, which the caller checks.
+    """
+    first = score.by_frame(estimates[0])
+    found = estimates.copy()
+    for number, frames in enumerate(kept[1:], start=1):
+        own = float(score.by_frame(estimates[number])[frames].mean())
+        if own < _CAUGHT * float(first[frames].mean()):
+            found[number] = score.maximise(estimates[0], frames)
+    return found
+
+
+def _check_better_than_chance(held_out: Array) -> None:
+    """Raises DataError: edges do not meet on held-out frames, whose mean scores by stretch are ``(S,)``."""
+    mean, error = float(held_out.mean()), float(held_out.std(ddof=1) / np.sqrt(len(held_out)))
+    if mean < _SIGNIFICANT * error:
+        raise DataError(
+            "the edges do not determine the mount: on held-out frames they meet no better than by chance "
+            f"({mean:.3f} +- "
+            f"{error:.3f}); are picture and range of the same moment, and is the first guess of the mount near?"
+        )
 
 
 def _check_determined(x: Array, std: Array, scale: Array) -> None:

@@ -155,7 +155,7 @@ class RosbagSource:
         return self._samples(self._labels)
 
     def samples_at(self, stamps_ns: Collection[int]) -> Iterator[Sample]:
-        """Those of the samples that have one of these stamps; no others are decoded, reading stops after the last."""
+        """Those of the samples that have one of these stamps; no others are decoded; reading stops after the last."""
         return self._samples({stamp: pose for stamp, pose in self._labels.items() if stamp in stamps_ns})
 
     def _samples(self, labels: Mapping[int, Pose]) -> Iterator[Sample]:
