@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from helpers import ListSource, random_frame, yaw_pose
 from training import show as show_module
 from training.show import show
+from training.sources import factory
 from training.sources.options import SourceOptions
 from vmloc_ros.core.errors import DataError
 from vmloc_ros.core.frame import Frame, PinholeCamera, PointCloud, Sample
@@ -27,7 +28,7 @@ def test_the_picture_has_a_row_for_everything_that_the_data_have(
         samples = [Sample(random_frame(i, names=names), yaw_pose(float(i))) for i in range(5)]
         source = ListSource(samples)
         source.modalities = names
-        monkeypatch.setattr(show_module, "open_sources", lambda *_, source=source: [source])
+        monkeypatch.setattr(factory, "open_sources", lambda *_, source=source: [source])
         assert show([tmp_path], tmp_path / "show.png", split="all", options=OPTIONS, frames=3) == {"list": 5}
         picture = cv2.imread(str(tmp_path / "show.png"))
         assert picture.std() > 10
