@@ -214,7 +214,7 @@ def test_depth_of_an_implausible_unit_is_warned_of_with_the_option(
         (topic, image_message(stamp, "camera", np.full((6, 8), 2500, np.float32), "32FC1"), stamp)
         for topic, _, stamp in depths()
     ]
-    list(source(write_bag(tmp_path / "bag", made, poses()), ("depth",)))
+    list(source(write_bag(tmp_path / "bag", made, poses(), calibration()), ("depth",)))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert "the median depth is 2500 m in units of 1 m" in warning
     assert "set source.depth_unit_m" in warning

@@ -608,3 +608,8 @@ def test_a_scan_without_coordinates_is_a_missing_one_and_a_recording_of_them_an_
     path = write_bag(tmp_path / "every", images(), every, poses(), calibration())
     with pytest.raises(DataError, match=r"10 of 10 messages of /lidar/points .* lacks field z; its fields: x, y"):
         list(source(path))
+
+
+def test_depth_alone_has_the_camera_of_its_camera_info(tmp_path: Path) -> None:
+    opened = source(write_bag(tmp_path / "bag", depths(), poses(), calibration()), ("depth",))
+    assert next(iter(opened)).frame.camera == CAMERA
