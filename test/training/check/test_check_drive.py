@@ -28,10 +28,10 @@ IMAGE_LATE_S, LIDAR_LATE_S = 0.03, -0.05
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[Traversal, list[tuple[float, np.ndarray, PointCloud]]]:
-    """Five seconds around a corner: pictures, and the scans taken at the same times."""
-    drive = Traversal(3, image_size=(160, 120), rates=Rates(), beams=16)
+    """Seven seconds around a corner: pictures, and the scans taken at the same times."""
+    drive = Traversal(3, image_size=(200, 150), rates=Rates(), beams=16)
     rng = np.random.default_rng(0)
-    times = 4.0 + 0.1 * np.arange(50)
+    times = 4.0 + 0.1 * np.arange(70)
     return drive, [(t, drive.image(t, rng), drive.scan(t, rng)[0]) for t in times.tolist()]
 
 
@@ -54,9 +54,10 @@ def checked(
     ]
     source = ListSource(samples, "drive", mounts=mounts)
     monkeypatch.setattr(reading, "open_with_every_modality", lambda *_: ([source], []))
-    return run_checks([Path("drive")], split="all", options=SourceOptions(), frames=50)
+    return run_checks([Path("drive")], split="all", options=SourceOptions(), frames=60)
 
 
+@pytest.mark.slow
 def test_undisturbed_driving_raises_no_warning_but_that_it_is_seen_once(
     measured: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +79,7 @@ def test_faults_that_come_together_are_each_found_with_their_size(
     def pose_at(time_s: float) -> Pose:
         # A picture of time t is stamped t: it is late by what the poses are early.
         pose = drive.trajectory.pose(time_s + IMAGE_LATE_S)
-        return Pose(pose.position_m + np.array([0.6, 0.8, 0.0]) * (time_s > 6.95), pose.quaternion_wxyz)
+        return Pose(pose.position_m + np.array([0.6, 0.8, 0.0]) * (time_s > 7.95), pose.quaternion_wxyz)
 
     def change(_: float, frame: Frame) -> Frame:
         dark = (frame.image * 0.15).astype(np.uint8)

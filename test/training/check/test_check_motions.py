@@ -57,6 +57,7 @@ def test_late_stamps_are_measured_within_their_uncertainty(late_s: float, has_sh
     assert found.explained > 0.98
 
 
+@pytest.mark.slow
 def test_the_uncertainty_is_that_of_repeated_estimates() -> None:
     curve, lags, stds = recorded(), [], []
     plain = motions()
