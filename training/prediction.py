@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from training.data.dataset import PreparedDataset
 from training.data.model_input import batches
 from training.data.sampler import segments
 from vmloc_ros.core.geometry import Pose
-from vmloc_ros.core.models import PoseModel, Prediction
+from vmloc_ros.core.models import ModelInput, PoseModel, Prediction
 from vmloc_ros.core.pose_codec import PoseCodec
 from vmloc_ros.core.preprocessing import Preprocessor
 
@@ -29,12 +29,14 @@ def predict(
     device: torch.device,
     samples: int = 0,
     kept: Collection[str] | None = None,
+    count: Callable[[int], object] | None = None,
 ) -> Prediction:
     """Predict the rows in evaluation mode; systems that read clips look back within each run of successive rows.
 
     Args:
         samples: alternative poses per row, as in :meth:`PoseModel.locate`.
         kept: the modalities that the system gets, as if the other sensors were missing; None gives it all.
+        count: called with the number of rows of each batch that is done, to show the progress.
 
     Raises:
         ModelError: a prediction is not finite, or a row has none of the modalities.
@@ -43,7 +45,15 @@ def predict(
     inputs = batches(data, rows, preprocessor, device, model.needs_geometry)
     if kept is not None:
         inputs = (batch.only(kept) for batch in inputs)
+    if count is not None:
+        inputs = _counted(inputs, count)
     return model.locate_frames(inputs, [len(run) for run in segments(data.sequences, rows)], codec, samples)
+
+
+def _counted(inputs: Iterable[ModelInput], count: Callable[[int], object]) -> Iterator[ModelInput]:
+    for batch in inputs:
+        yield batch
+        count(len(next(iter(batch.present.values()))))
 
 
 @torch.no_grad()

@@ -94,7 +94,9 @@ def recalibrate(
     references = _stored_features(checkpoint)
     if training_data is not None:
         references = fit_reference_features(header, model, training_data, train_rows, torch_device)
-    estimates = predict_held_out(header, model, held_out, rows, torch_device, references)
+    estimates = predict_held_out(
+        header, model, held_out, rows, torch_device, references, "predictions" if progress else ""
+    )
     return save_calibrated(out, header, model, held_out, estimates, references)
 
 

@@ -22,6 +22,7 @@ from vmloc_ros.core.geometry import Pose
 from vmloc_ros.core.localizer import prediction_covariance
 from vmloc_ros.core.models import PoseModel, Prediction
 from vmloc_ros.core.preprocessing import Preprocessor
+from vmloc_ros.core.progress import progress_bar
 from vmloc_ros.core.reference_features import ReferenceFeatures
 
 _GROSS = 5.0  # times the median error; fewer than one in a billion normally distributed errors are that large
@@ -78,11 +79,13 @@ def predict_held_out(
     rows: Tensor,
     device: torch.device,
     references: Mapping[str, ReferenceFeatures] | None = None,
+    name: str = "",
 ) -> EstimatesBySensors:
     """Estimates for the rows, and for every smaller set of sensors, with the others withheld, for those that have it.
 
     Args:
         references: by modality, the features that those of a frame are compared with.
+        name: of the progress bar; empty: none is shown.
 
     Raises:
         ModelError: an estimate is not finite.
@@ -91,18 +94,19 @@ def predict_held_out(
     modalities, references = header.preprocess.modalities, references or {}
     complete = sensor_sets(data, rows, modalities)
 
-    def estimate(rows: Tensor, names: tuple[str, ...]) -> HeldOutEstimates:
-        prediction = predict(model, data, rows, preprocessor, header.pose_codec, device, samples, names)
-        has_all = torch.isin(rows, complete.get(names, rows[:0])).numpy()
-        return HeldOutEstimates.from_prediction(
-            rows, prediction, _outlier_scores(references, names, prediction, has_all)
-        )
-
     fewer = {names: having for names, having in complete.items() if names != modalities}
-    return {
-        modalities: estimate(rows, modalities),
-        **{names: estimate(having, names) for names, having in fewer.items()},
-    }
+    wanted = {modalities: rows, **fewer}
+    with progress_bar(sum(map(len, wanted.values())), name, "img", disable=not name) as bar:
+
+        def estimate(names: tuple[str, ...], rows: Tensor) -> HeldOutEstimates:
+            codec = header.pose_codec
+            prediction = predict(model, data, rows, preprocessor, codec, device, samples, names, bar.update)
+            has_all = torch.isin(rows, complete.get(names, rows[:0])).numpy()
+            return HeldOutEstimates.from_prediction(
+                rows, prediction, _outlier_scores(references, names, prediction, has_all)
+            )
+
+        return {names: estimate(names, having) for names, having in wanted.items()}
 
 
 def _outlier_scores(

@@ -108,8 +108,8 @@ def stages(config: TrainConfig, costs: Costs, sizes: Sizes) -> list[Stage]:
     for number in range(1, count + 1):
         share = 1 - 1 / count
         fold_s = share * (map_s + (validation.fold_epochs or epochs) * epoch_s + references)
-        fold_s += sizes.held_out / count * costs.predict_s
         folds.append(Stage(f"fold {number} of {count}", fold_s))
+        folds.append(Stage(f"predictions of fold {number} of {count}", sizes.held_out / count * costs.predict_s))
     end = Stage("calibration", references + (0.0 if count else held_out * costs.predict_s))
     start = Stage("start", costs.start_s)
     return [stage for stage in (start, *read, *own, *folds, end) if stage.seconds > 0]

@@ -72,7 +72,7 @@ class Folds:
         frames = replace(frames, rows=rows)
         return ModelTraining(model, codec, frames, self._training_data, epochs, self._processes)
 
-    def end(self, training: ModelTraining) -> None:
+    def end(self, training: ModelTraining, progress: bool = False) -> None:
         """Predict the current fold's held-out rows with its model. Raises DataError: an estimate is not finite."""
         model = training.optimizer.best_model
         self._processes.broadcast_buffers(model)
@@ -82,8 +82,9 @@ class Folds:
         header, (rows, held_out) = replace(self._header, pose_codec=training.codec), self._parts[self.number - 1]
         data, device = self._frames.data, self._frames.device
         references = fit_reference_features(header, model, data, rows, device)
+        name = f"predictions of fold {self.number} of {len(self)}" if progress else ""
         try:
-            self.estimates.append(predict_held_out(header, model, data, held_out, device, references))
+            self.estimates.append(predict_held_out(header, model, data, held_out, device, references, name))
         except ModelError as error:
             raise DataError(f"fold {self.number}: {error}; reduce optimizer.learning_rate") from error
 

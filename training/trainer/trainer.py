@@ -118,12 +118,12 @@ class Trainer:
         if not self._lifecycle.by_gradients:
             self._lifecycle.store(self.model, self._frames, progress)
             save_checkpoint(self._files.best, self._header, self.model.state_dict())
-            return self._finish()
+            return self._finish(progress)
         # Several processes would stop at different steps and block each other: they resume from the last saved state.
         interruption = Interruption()
         with arithmetic(self._config.deterministic), interruption if self._processes.count == 1 else nullcontext():
             self._train(interruption, progress)
-            return self._finish()
+            return self._finish(progress)
 
     def resume(self) -> None:
         """Load the saved state; a system that is not trained by gradients has none and starts anew.
@@ -164,7 +164,7 @@ class Trainer:
                 self._training = self._folds.begin(number)
                 self._training.prepare()
             self._train_model(f"fold {number} of {len(self._folds)}", None, interruption, progress)
-            self._folds.end(self._training)
+            self._folds.end(self._training, progress)
 
     def _train_model(self, name: str, logbook: Logbook | None, interruption: Interruption, progress: bool) -> None:
         """Train to the last epoch; without a logbook, neither validate nor save weights."""
@@ -250,12 +250,12 @@ class Trainer:
             identity = {"identity": self._identity()}
             self._files.save_state({**identity, **self._folds.state_dict(), **self._training.state_dict()})
 
-    def _finish(self) -> dict[str, float]:
+    def _finish(self, progress: bool) -> dict[str, float]:
         """Calibrate the best checkpoint in the first process; every process returns the metrics."""
-        metrics = self._calibrate() if self._processes.first else {}
+        metrics = self._calibrate(progress) if self._processes.first else {}
         return self._processes.gather(metrics)[0]
 
-    def _calibrate(self) -> dict[str, float]:
+    def _calibrate(self, progress: bool) -> dict[str, float]:
         """Metrics of the best checkpoint, calibrated on held-out frames, or on training frames if there are none."""
         torch.manual_seed(self._config.seed)
         model = load_checkpoint(self._files.best, self._device)[1].to(memory_format=torch.channels_last)
@@ -269,7 +269,9 @@ class Trainer:
             estimates = (
                 join(self._folds.estimates)
                 if self._split.folds
-                else predict_held_out(self._header, model, data, rows, self._device, references)
+                else predict_held_out(
+                    self._header, model, data, rows, self._device, references, "calibration" if progress else ""
+                )
             )
         except ModelError as error:
             raise DataError(f"the best weights: {error}; reduce optimizer.learning_rate") from error

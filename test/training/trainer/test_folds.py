@@ -76,8 +76,8 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen: Seen = []
     end = Folds.end
 
-    def watch(self: Folds, training: ModelTraining) -> None:
-        end(self, training)
+    def watch(self: Folds, training: ModelTraining, *arguments: Any) -> None:
+        end(self, training, *arguments)
         seen.append(({name: x.clone() for name, x in training.model.state_dict().items()}, self.estimates[-1]))
 
     monkeypatch.setattr(Folds, "end", watch)
