@@ -6,9 +6,17 @@ The arguments of vmloc.launch.py can be given too.
 """
 
 import os
+import time
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, ExecuteProcess, IncludeLaunchDescription, OpaqueFunction, TimerAction
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    TimerAction,
+)
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.ros_adapters import get_ros_node
@@ -17,7 +25,7 @@ from lifecycle_msgs.srv import GetState
 
 from launch import LaunchDescription
 
-POLL_S = 0.2
+POLL_S, ANSWER_S, REMIND_S = 0.2, 5.0, 30.0
 
 
 def generate_launch_description():
@@ -47,18 +55,37 @@ def _play_when_active(context):
     namespace = LaunchConfiguration("namespace").perform(context).strip("/")
     name = "/".join(["", *filter(None, [namespace]), "vmloc_node", "get_state"])
     client = get_ros_node(context).create_client(GetState, name)
-    return [OpaqueFunction(function=_wait, args=[client, None, player])]
+    return [OpaqueFunction(function=_wait, args=[client, player, _Waiting()])]
 
 
-def _wait(context, client, answer, player):
+class _Waiting:
+    """What is known of a node that is not active yet."""
+
+    def __init__(self):
+        self.answer = None  # a future
+        self.asked_s = self.told_s = time.monotonic()
+
+
+def _wait(context, client, player, waiting):
     """Ask for the node's state until it is active. An event would be lost if it came before discovery."""
-    if answer is not None and answer.done():
-        if answer.result().current_state.id == State.PRIMARY_STATE_ACTIVE:
+    now_s = time.monotonic()
+    if waiting.answer is not None and waiting.answer.done():
+        if waiting.answer.result().current_state.id == State.PRIMARY_STATE_ACTIVE:
             return [player]
-        answer = None
-    if answer is None and client.service_is_ready():
-        answer = client.call_async(GetState.Request())
-    return [TimerAction(period=POLL_S, actions=[OpaqueFunction(function=_wait, args=[client, answer, player])])]
+        waiting.answer = None
+    if waiting.answer is not None and now_s - waiting.asked_s > ANSWER_S:  # the node that was asked may have ended
+        client.remove_pending_request(waiting.answer)
+        waiting.answer = None
+    if waiting.answer is None and client.service_is_ready():
+        waiting.answer, waiting.asked_s = client.call_async(GetState.Request()), now_s
+    actions = []
+    if now_s - waiting.told_s > REMIND_S:
+        waiting.told_s = now_s
+        actions.append(
+            LogInfo(msg=f"the bag is not played yet: {client.srv_name} does not say that the node is active")
+        )
+    again = OpaqueFunction(function=_wait, args=[client, player, waiting])
+    return [*actions, TimerAction(period=POLL_S, actions=[again])]
 
 
 def _command(context):

@@ -120,22 +120,34 @@ def check_params_file(path, namespace):
         raise RuntimeError(f"params_file {path} does not exist")
     node = "/".join(["", *filter(None, namespace.split("/")), NODE_NAME])
     with open(path) as file:
-        names = list(_node_names(yaml.safe_load(file)))
-    if not any(_matches(name, node) for name in names):
-        raise RuntimeError(
-            f"params_file {path} has no parameters for {node}, only for {', '.join(names) or 'nothing'}. If another "
-            "launch file's params_file was taken over, include vmloc.launch.py with params_file in its launch_arguments"
-        )
+        found = dict(_nodes(yaml.safe_load(file)))
+    taken_over = (
+        "If another launch file's params_file was taken over, include vmloc.launch.py with params_file in its "
+        "launch_arguments"
+    )
+    given = [name for nodes, names in found.items() if _matches(nodes, node) for name in names]
+    if not given:
+        others = ", ".join(found) or "nothing"
+        raise RuntimeError(f"params_file {path} has no parameters for {node}, only for {others}. {taken_over}")
+    # Those of another program may be for all nodes, too.
+    if not set(given) & _own_parameters():
+        raise RuntimeError(f"params_file {path} has only {', '.join(given)}, none of {NODE_NAME}'s. {taken_over}")
 
 
-def _node_names(tree, prefix=""):
-    """Names of nodes in a parameter file; namespaces may be nested or written with slashes."""
+def _own_parameters():
+    """The names in config/node.yaml."""
+    with open(os.path.join(get_package_share_directory("vmloc_ros"), "config", "node.yaml")) as file:
+        return {name for _, names in _nodes(yaml.safe_load(file)) for name in names}
+
+
+def _nodes(tree, prefix=""):
+    """Names of nodes in a parameter file, and those of their parameters; namespaces may be nested or have slashes."""
     for key, value in (tree or {}).items() if isinstance(tree, dict) else ():
         name = f"{prefix}/{str(key).strip('/')}"
         if isinstance(value, dict) and "ros__parameters" in value:
-            yield name
+            yield name, list(value["ros__parameters"] or {})
         elif isinstance(value, dict):
-            yield from _node_names(value, name)
+            yield from _nodes(value, name)
 
 
 def _matches(name, node):

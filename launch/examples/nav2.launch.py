@@ -48,6 +48,8 @@ def _nav2(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     if not os.path.isfile(given["map"]):
         raise RuntimeError(f"map {given['map']!r} does not exist; give Nav2's map: map:=/path/to/map.yaml")
+    if LaunchConfiguration("frame_prefix", default="").perform(context):
+        raise RuntimeError("frame_prefix: Nav2's nodes have none; give each robot a namespace instead")
     use_sim_time = given["use_sim_time"].lower() == "true"
     tf = [("/tf", "tf"), ("/tf_static", "tf_static")]
     actions = [

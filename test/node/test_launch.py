@@ -134,14 +134,15 @@ def test_a_missing_parameter_file_is_an_error(recorder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "namespace", "fits"),
     [
-        ("/**: {ros__parameters: {a: 1}}", "robot1", True),
-        ("vmloc_node: {ros__parameters: {a: 1}}", "", True),
-        ("/vmloc_node: {ros__parameters: {a: 1}}", "robot1", False),
-        ("robot1: {vmloc_node: {ros__parameters: {a: 1}}}", "/robot1", True),
-        ("/robot1/vmloc_node: {ros__parameters: {a: 1}}", "robot1", True),
-        ("/*/vmloc_node: {ros__parameters: {a: 1}}", "robot1", True),
-        ("/**/vmloc_node: {ros__parameters: {a: 1}}", "fleet/robot1", True),
+        ("/**: {ros__parameters: {device: cpu}}", "robot1", True),
+        ("vmloc_node: {ros__parameters: {device: cpu}}", "", True),
+        ("/vmloc_node: {ros__parameters: {device: cpu}}", "robot1", False),
+        ("robot1: {vmloc_node: {ros__parameters: {device: cpu}}}", "/robot1", True),
+        ("/robot1/vmloc_node: {ros__parameters: {device: cpu}}", "robot1", True),
+        ("/*/vmloc_node: {ros__parameters: {device: cpu}}", "robot1", True),
+        ("/**/vmloc_node: {ros__parameters: {device: cpu}}", "fleet/robot1", True),
         ("amcl: {ros__parameters: {a: 1}}\ncontroller_server: {ros__parameters: {b: 2}}", "", False),
+        ("/**: {ros__parameters: {use_sim_time: true, robot_radius: 0.2}}", "robot1", False),
         ("", "", False),
     ],
 )
@@ -152,7 +153,7 @@ def test_a_parameter_file_of_other_nodes_is_an_error(recorder, tmp_path, text, n
     if fits:
         module.check_params_file(str(file), namespace)
         return
-    with pytest.raises(RuntimeError, match=r"has no parameters for /(robot1/)?vmloc_node, only for"):
+    with pytest.raises(RuntimeError, match=r"has (no parameters for /(robot1/)?vmloc_node, only for|only use_sim)"):
         module.check_params_file(str(file), namespace)
 
 
@@ -258,10 +259,14 @@ def test_nav2_manages_the_node_in_the_place_of_amcl(recorder, tmp_path, navigati
     assert included(module) == {"tf_mode": "map_to_odom", "autostart": "false"}
     given = {name: default for name, (default, _) in module.ARGUMENTS.items()}
     given |= {"map": str(tmp_path / "floor.yaml"), "navigation": navigation, "namespace": "robot1"}
-    module.LaunchConfiguration = lambda name: MagicMock(perform=lambda context: given[name])
+    module.LaunchConfiguration = lambda name, default="": MagicMock(perform=lambda context: given.get(name, default))
     with pytest.raises(RuntimeError, match=r"floor\.yaml' does not exist"):
         module._nav2(None)
     (tmp_path / "floor.yaml").write_text("image: floor.pgm\n")
+    given["frame_prefix"] = "robot1/"
+    with pytest.raises(RuntimeError, match="give each robot a namespace"):
+        module._nav2(None)
+    del given["frame_prefix"]
     module.IncludeLaunchDescription.reset_mock()
     module._nav2(None)
     server, manager = (call.kwargs for call in module.Node.call_args_list)
@@ -299,7 +304,7 @@ def test_the_parameter_file_lists_declared_parameters_with_their_defaults():
     rows = {row.name: row.default for row in fields(NodeConfig)}
     defaults = {name: list(default) if isinstance(default, tuple) else default for name, default in rows.items()}
     assert parameters == {name: defaults.get(name, "not a parameter of the node") for name in parameters}
-    assert {"checkpoint", "image_topic", "cloud_topic", "map_frame", "base_frame"} <= set(parameters)
+    assert set(parameters) == set(rows)  # by which the launch file knows a parameter file for the node
 
 
 def test_rviz_shows_every_output_and_input_by_names_that_follow_its_namespace():
