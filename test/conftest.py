@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ros_graph import private_domain
 
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 logging.setLoggerClass(logging.Logger)  # see ordinary_loggers; here for the modules that tests import at their head
 
 

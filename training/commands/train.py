@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from vmloc_ros.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from training.trainer.timetable import Timetable
+
+logger = logging.getLogger(__name__)
 
 
 def add_train(commands: Any) -> None:
@@ -105,6 +108,11 @@ def _settings(options: argparse.Namespace) -> tuple[list[Path], Timetable | None
         return options.config, None
     if options.resume:
         return [own] if (own := RunFiles(options.out).config).is_file() else [], None
+    if any(text.startswith("model.name=") for text in options.set or []):
+        if options.plan_only:
+            raise ConfigError("--plan-only chooses the system: leave out --set model.name=...")
+        logger.info("--set model.name chooses the system: no plan is made, settings that are not given are defaults")
+        return [], None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("plan once, with --plan-only and without torchrun; then give OUT.plan.yaml by --config")
     file, timetable = plan_training(

@@ -108,3 +108,14 @@ def test_several_processes_need_a_plan_that_was_made_before(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(tmp_path, tmp_path / "m.safetensors") == 1
     assert "plan once, with --plan-only" in capsys.readouterr().err
+
+
+def test_a_system_that_is_chosen_is_trained_by_its_defaults_and_not_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "m.safetensors"
+    assert run(tmp_path / "bag", out, "--plan-only", "--set", "model.name=vmloc") == 1
+    assert "--plan-only chooses the system" in capsys.readouterr().err
+    assert run(tmp_path / "bag", out, "--set", "model.name=vmloc") == 1  # there is no such bag
+    assert not (tmp_path / "m.plan.yaml").exists()
+    assert "does not exist" in capsys.readouterr().err
