@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A colcon workspace with a copy of this package, built once."""
-    for name in ("colcon_core", "colcon_ros"):
+    for name in ("colcon_core", "colcon_ros", "colcon_package_selection"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name.replace('_', '-')} is not installed (no ROS distribution)")
     folder = tmp_path_factory.mktemp("workspace")
