@@ -148,7 +148,9 @@ def test_what_is_read_of_a_cut_off_file_is_its_beginning(
         assert found == ROWS[: len(found)]
     assert set(found) <= set(ROWS)
     assert found == sorted(found, key=lambda row: row[1])
-    assert len(found) >= share * COUNT - 8
+    # Zeros may give a compressed chunk its length; by its checksum it is then left out whole.
+    if name != "mcap_zstd" or not zeros:
+        assert len(found) >= share * COUNT - 8
     with pytest.raises(DataError, match=r"repair it with `(mcap recover|sqlite3 .*\.recover)"):
         read(path)
 
